@@ -1,0 +1,80 @@
+"""What all networks share: how one names its prunable convolutions, and how it is initialised."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Prunable:
+    """A convolution whose filters can go, by module names within the network.
+
+    ``bn`` normalises its output, ``readers`` take that output as their input (a following convolution, or
+    a linear layer with one input a channel), ``width`` is its place among the numbers of ``cfg``
+    (pools not counted). Two convolutions with the same ``width`` keep the same number of filters.
+    """
+
+    conv: str
+    bn: str
+    readers: tuple[str, ...]
+    width: int
+
+
+class Network(nn.Module):
+    """A classifier that can be rebuilt from ``arch``, ``num_classes`` and ``cfg`` alone.
+
+    Input: float (N, 3, H, W). Output: logits (N, num_classes).
+    """
+
+    arch: str
+    num_classes: int
+    cfg: list
+    min_image_size = 8
+
+    def prunable(self) -> list[Prunable]:
+        """Every convolution whose filters may be removed, in the order of the forward pass."""
+        raise TypeError(f"{type(self).__name__} does not say what can be pruned")
+
+    def conv_bn_pairs(self) -> list[tuple[str, str]]:
+        """(convolution, batch norm) names where the norm alone reads the convolution, so that they fold."""
+        raise TypeError(f"{type(self).__name__} does not say which norms follow a convolution")
+
+
+def conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Conv2d:
+    """A convolution without bias, padded so that stride 1 keeps the size."""
+    return nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=kernel // 2, bias=False)
+
+
+def initialise(network: nn.Module, bn_weight: float = 1.0, linear_std: float | None = None,
+               linear_bias: bool = False) -> None:
+    """Draw the weights as the paper does (section 2 of its supplement lists them for each network).
+
+    Convolutions: normal, std sqrt(2 / (kh * kw * out_channels)) (He et al. 2015, fan out). Batch norms:
+    ``bn_weight`` and 0. Linear layers: torch's own draw, or normal with ``linear_std``; their bias is set
+    to 0 where ``linear_std`` is given or ``linear_bias`` asks for it.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels
+            nn.init.normal_(module.weight, 0.0, (2.0 / fan_out) ** 0.5)
+        elif isinstance(module, (nn.BatchNorm2d, nn.BatchNorm1d)):
+            nn.init.constant_(module.weight, bn_weight)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear):
+            if linear_std is not None:
+                nn.init.normal_(module.weight, 0.0, linear_std)
+            if linear_std is not None or linear_bias:
+                nn.init.zeros_(module.bias)
+
+
+def global_pool(x: torch.Tensor) -> torch.Tensor:
+    """(N, C, H, W) -> (N, C): the mean over all positions."""
+    return x.mean((2, 3))
+
+
+def blocks_of(cfg: Sequence[int], stages: int) -> list[list[int]]:
+    """Split a flat ``cfg`` into equally long stages."""
+    each = len(cfg) // stages
+    return [list(cfg[stage * each:(stage + 1) * each]) for stage in range(stages)]

@@ -1,0 +1,51 @@
+"""VGG with batch norm for small images (Simonyan and Zisserman 2015): 11, 13, 16 and 19 layers."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from models.base import Network, Prunable, conv, global_pool, initialise
+
+CONFIGS = {
+    11: (64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512),
+    13: (64, 64, "M", 128, 128, "M", 256, 256, "M", 512, 512, "M", 512, 512),
+    16: (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512),
+    19: (64, 64, "M", 128, 128, "M", 256, 256, 256, 256, "M", 512, 512, 512, 512, "M", 512, 512, 512, 512),
+}
+
+
+class VGG(Network):
+    """``cfg``: the filters of every convolution in order, ``"M"`` for each 2x2 max-pool."""
+
+    min_image_size = 16  # four max-pools halve the image four times
+
+    def __init__(self, num_classes: int, cfg: list):
+        super().__init__()
+        layers: list[nn.Module] = []
+        self._convs = []  # indices within `feature`
+        channels = 3
+        for width in cfg:
+            if width == "M":
+                layers.append(nn.MaxPool2d(2))
+                continue
+            self._convs.append(len(layers))
+            layers += [conv(channels, width), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+            channels = width
+        self.feature = nn.Sequential(*layers)
+        self.classifier = nn.Sequential(nn.Linear(channels, 512), nn.BatchNorm1d(512), nn.ReLU(inplace=True),
+                                        nn.Linear(512, num_classes))
+        initialise(self, bn_weight=0.5, linear_std=0.01)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.feature(x)
+        if x.shape[-1] > 1 and x.shape[-2] > 1:
+            x = F.avg_pool2d(x, 2)  # the paper's last pool, 2x2 to 1x1 at 32 px
+        return self.classifier(global_pool(x))
+
+    def prunable(self) -> list[Prunable]:
+        following = [f"feature.{index}" for index in self._convs[1:]] + ["classifier.0"]
+        return [Prunable(f"feature.{index}", f"feature.{index + 1}", (reader,), width)
+                for width, (index, reader) in enumerate(zip(self._convs, following, strict=True))]
+
+    def conv_bn_pairs(self) -> list[tuple[str, str]]:
+        return [(f"feature.{index}", f"feature.{index + 1}") for index in self._convs]
