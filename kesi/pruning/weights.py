@@ -25,9 +25,16 @@ class Masks:
                                  f"the weights {tuple(parameters[name].shape)}")
         self._names = list(masks)
         self._weights = [parameters[name] for name in masks]
-        # in the weights' own type, device and layout, so that the product is one kernel without conversion
-        self._masks = [torch.empty_like(weight, requires_grad=False).copy_(masks[name])
-                       for name, weight in zip(self._names, self._weights, strict=True)]
+        self._masks = [masks[name] for name in self._names]
+        self.follow()
+
+    def follow(self) -> None:
+        """Take the type, device and layout of the weights, after these were moved.
+
+        So that the product in apply() is one kernel without any conversion.
+        """
+        self._masks = [torch.empty_like(weight, requires_grad=False).copy_(mask)
+                       for weight, mask in zip(self._weights, self._masks, strict=True)]
 
     @torch.no_grad()
     def apply(self) -> None:

@@ -1,0 +1,1 @@
+"""KESI: compress convolutional networks by iterative pruning and distillation of the snapshots."""

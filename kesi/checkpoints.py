@@ -1,0 +1,246 @@
+"""Checkpoints: self-describing files of ours, and those of the authors' released code.
+
+A file of ours is a dictionary with ``format``, ``version``, ``arch``, ``num_classes``, ``cfg``,
+``state_dict``, ``masks``, ``info`` (stage, data set, recipe, seed, metrics, versions, parent ...),
+``training`` (only while a stage runs) and ``digest``, a SHA-256 over all of the rest. The digest is that of
+the content: a file either gives exactly what was saved or is refused.
+"""
+
+import hashlib
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import models
+from kesi.errors import KesiError, UsageError
+from kesi.files import write_atomic
+from kesi.pruning.weights import Masks, masks_from_zeros
+from models import Network
+
+FORMAT = "kesi-checkpoint"
+VERSION = 1
+
+
+@dataclass
+class Checkpoint:
+    """A network as it was saved, on the CPU and in eval mode, with all that its file says about it."""
+
+    model: Network
+    masks: Masks | None
+    info: dict
+    digest: str
+    path: Path
+    training: dict | None = None
+
+    @property
+    def stage(self) -> str:
+        """The stage that wrote it ("baseline", "onecycle-3", "kesi" ...); "" for the released code's."""
+        return self.info.get("stage", "")
+
+    @property
+    def round(self) -> int | None:
+        """How many rounds of pruning it went through; None where the file does not say."""
+        return self.info.get("round")
+
+    def describe(self) -> str:
+        """For messages: where it is and what it holds."""
+        return f"{self.path} ({self.model.arch}, {self.model.num_classes} classes)"
+
+
+def digest_of(value: Any) -> str:
+    """SHA-256 over nested dictionaries, lists, tensors, strings and numbers, in a canonical order."""
+    sha = hashlib.sha256()
+
+    def feed(item: Any) -> None:
+        if isinstance(item, torch.Tensor):
+            item = item.detach().cpu().contiguous()
+            sha.update(f"tensor {item.dtype} {tuple(item.shape)}\n".encode())
+            sha.update(item.flatten().view(torch.uint8).numpy().tobytes())
+        elif isinstance(item, dict):
+            sha.update(f"dict {len(item)}\n".encode())
+            for key in sorted(item, key=repr):
+                feed(key)
+                feed(item[key])
+        elif isinstance(item, (list, tuple)):
+            sha.update(f"list {len(item)}\n".encode())
+            for element in item:
+                feed(element)
+        else:
+            sha.update(f"{type(item).__name__} {item!r}\n".encode())
+
+    feed(value)
+    return sha.hexdigest()
+
+
+def save(path: Path, model: Network, info: dict, masks: Masks | None = None,
+         training: dict | None = None) -> str:
+    """Write a checkpoint atomically and return its digest.
+
+    ``info`` holds plain values (strings, numbers, lists, dictionaries); ``training`` is the state of an
+    unfinished stage (optimiser, schedule, epoch, history). Raises KesiError when it cannot be written, or
+    when a weight is not finite: good weights are never replaced by broken ones.
+    """
+    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    for name, value in state.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise KesiError(f"{name} holds values that are not finite: nothing was written to {path}; "
+                            f"try a lower learning rate")
+    content = {"format": FORMAT, "version": VERSION, "arch": model.arch, "num_classes": model.num_classes,
+               "cfg": list(model.cfg), "state_dict": state,
+               "masks": None if masks is None else masks.state_dict(), "info": info, "training": training}
+    content["digest"] = digest_of(content)
+    write_atomic(Path(path), lambda file: torch.save(content, file))
+    return content["digest"]
+
+
+def find(path: str | Path) -> Path:
+    """The checkpoint file at ``path``, which may also be the folder of the stage that wrote it.
+
+    Raises UsageError where there is none.
+    """
+    path = Path(path)
+    if path.is_dir():
+        for name in ("checkpoint.pth.tar", "pruned.pth.tar"):
+            if (path / name).is_file():
+                return path / name
+        raise UsageError(f"no checkpoint.pth.tar in the folder {path}: give the file of a checkpoint, or the "
+                         f"folder of a finished stage")
+    if not path.is_file():
+        raise UsageError(f"no such checkpoint: {path}")
+    return path
+
+
+def load(path: str | Path, arch: str | None = None, num_classes: int | None = None) -> Checkpoint:
+    """Read a checkpoint of ours or of the released code, without running any code that it might contain.
+
+    ``arch`` and ``num_classes`` are needed only where neither the file nor its weights tell; given, they
+    have to agree with it. A file of the released code without masks takes its zeros as the mask where it
+    has any, and its zeros are taken once, here. Raises UsageError for a missing file or a wrong ``arch``,
+    KesiError for a file that is damaged, not a checkpoint, or does not fit.
+    """
+    path = find(path)
+    content = read(path)
+    if arch is not None and arch not in models.ARCHITECTURES:
+        raise UsageError(f"unknown architecture {arch!r}; choose one of: {', '.join(models.ARCHITECTURES)}")
+    state = _state_dict(path, content)
+    ours = content.get("format") == FORMAT
+    if arch is None:
+        arch = content["arch"] if ours else _recognise(path, state, content.get("cfg"))
+    elif ours and content["arch"] != arch:
+        raise UsageError(f"{path} is a {content['arch']}, not a {arch}")
+    classes = content["num_classes"] if ours else _classes(path, state)
+    if num_classes is not None and num_classes != classes:
+        raise UsageError(f"{path} has {classes} classes, not {num_classes}")
+    try:
+        cfg = content.get("cfg") or _widths(arch, state)
+        model = models.create(arch, classes, cfg)
+        model.load_state_dict(state)
+        masks = Masks(model, content["masks"]) if content.get("masks") else None
+    except (ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
+        # without a message of many lines: load_state_dict lists every name
+        raise KesiError(f"{path} does not fit {arch} with {classes} classes: "
+                        f"{str(error).splitlines()[0].rstrip(': ')}") from error
+    if masks is None and not ours:
+        masks = masks_from_zeros(model)
+    info = content["info"] if ours else _published_info(content)
+    return Checkpoint(model.eval(), masks, info, content.get("digest") or digest_of(state), path,
+                      content.get("training"))
+
+
+def load_model(path: str | Path, arch: str | None = None, num_classes: int | None = None) -> Network:
+    """The network of a checkpoint (ours or the released code's), on the CPU and in eval mode; see load()."""
+    return load(path, arch, num_classes).model
+
+
+def read(path: Path) -> dict:
+    """The dictionary in a checkpoint file; of a file of ours the digest is verified. Raises KesiError."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of old storage types; the content is checked below
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise KesiError(f"cannot read {path}: {error.strerror or error}") from error
+    except Exception as error:  # torch.load raises a dozen types for damaged files
+        raise KesiError(f"{path} is damaged or not a checkpoint: {_first_line(error)}") from error
+    if not isinstance(content, dict):
+        raise KesiError(f"{path} is not a checkpoint: it holds a {type(content).__name__}, not a dictionary")
+    if content.get("format") == FORMAT:
+        if content.get("version") != VERSION:
+            raise KesiError(f"{path} has checkpoint version {content.get('version')!r}; this KESI reads "
+                            f"version {VERSION}")
+        digest = content.get("digest")
+        if digest != digest_of({key: value for key, value in content.items() if key != "digest"}):
+            raise KesiError(f"{path} is damaged: its content does not match its checksum")
+    return content
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return (text[0][:160] if text else type(error).__name__).rstrip(".")
+
+
+def _state_dict(path: Path, content: dict) -> dict[str, torch.Tensor]:
+    state = content.get("state_dict")
+    if not isinstance(state, dict) or not state or not all(
+            isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()):
+        raise KesiError(f"{path} is not a checkpoint: it has no state_dict of named tensors")
+    if all(name.startswith("module.") for name in state):  # saved from within DataParallel
+        state = {name.removeprefix("module."): value for name, value in state.items()}
+    return state
+
+
+def _skeleton(arch: str) -> Network:
+    """The unpruned network without memory for its weights: names and shapes."""
+    with torch.device("meta"):
+        return models.create(arch, 2)
+
+
+def _recognise(path: Path, state: dict, cfg: Any) -> str:
+    """The one architecture with exactly these parameter names, and these shapes where pruning leaves them."""
+    found = [arch for arch in models.ARCHITECTURES if _could_be(arch, state)]
+    if len(found) != 1:
+        what = "fits none" if not found else f"could be any of {', '.join(found)}: say which (--arch)"
+        raise KesiError(f"the network in {path} {what if found else what + ' of ours by its parameter names'}")
+    return found[0]
+
+
+def _could_be(arch: str, state: dict) -> bool:
+    skeleton = _skeleton(arch)
+    shapes = {name: value.shape for name, value in skeleton.state_dict().items()}
+    if shapes.keys() != state.keys():
+        return False
+    pruned = {layer.conv for layer in skeleton.prunable()}
+    # the outputs of blocks keep their width, which tells networks of other width factors apart
+    fixed = [name for name, module in skeleton.named_modules()
+             if isinstance(module, nn.Conv2d) and name not in pruned]
+    return all(len(state[f"{name}.weight"]) == shapes[f"{name}.weight"][0] for name in fixed)
+
+
+def _classes(path: Path, state: dict) -> int:
+    for name in ("fc.bias", "classifier.3.bias"):
+        if name in state and state[name].dim() == 1:
+            return len(state[name])
+    raise KesiError(f"{path} has no classifier of ours (fc or classifier.3): which network is it?")
+
+
+def _widths(arch: str, state: dict) -> list:
+    """The cfg that the shapes of the weights tell, for files without one."""
+    cfg = list(models.ARCHITECTURES[arch].cfg)
+    places = [place for place, width in enumerate(cfg) if width != "M"]
+    for layer in _skeleton(arch).prunable():
+        cfg[places[layer.width]] = len(state[f"{layer.conv}.weight"])
+    return cfg
+
+
+def _published_info(content: dict) -> dict:
+    """What the released code keeps besides weights: the epoch, and accuracies as share or as percent."""
+    metrics = {}
+    for name in ("best_prec1", "acc", "best_acc"):
+        if name in content:
+            value = float(content[name])
+            metrics[name] = value * 100 if value <= 1 else value
+    return {"stage": "", "source": "released code", "epoch": content.get("epoch"), "metrics": metrics}

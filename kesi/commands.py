@@ -1,0 +1,282 @@
+"""What the scripts do: each reads its flags, and calls one stage (or the pipeline) with the recipe they give."""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from kesi import checkpoints, cli, pipeline, recipes, report, stages
+from kesi.checkpoints import Checkpoint
+from kesi.data import INFO
+from kesi.errors import UsageError
+from kesi.pruning.weights import conv_weights
+from kesi.stages import CHECKPOINT, PRUNED, STATE, Context
+from kesi.training import evaluate
+
+
+def train(doc: str, family: str) -> None:
+    """Step 1 from the command line."""
+    parser = cli.parser(doc)
+    cli.add_network(parser, "resnet18" if family == "tinyimagenet" else "resnet56")
+    cli.add_data(parser, "tinyimagenet" if family == "tinyimagenet" else "cifar10")
+    cli.add_seed_and_save(parser, "runs/<dataset>-<arch>-<method>/seed<seed>/baseline")
+    cli.add_stage(parser)
+    cli.add_run(parser)
+    parser.add_argument("--evaluate", type=Path, metavar="FILE", help="only tell the test accuracy of this checkpoint")
+    args = parser.parse_args()
+    recipe = recipes.recipe(args.arch, args.dataset, args.method, family)
+    stage, options = cli.stage_for(args, recipe.baseline), cli.options_for(args)
+    if args.evaluate is not None:
+        path = checkpoints.find(args.evaluate)
+        _tell(path, cli.dataset_for(args, family), options.device)
+        return
+    folder = args.save or Path("runs", f"{args.dataset}-{args.arch}-{args.method}", f"seed{args.seed}", "baseline")
+    _take_over(args.resume, folder)
+    context = Context(cli.dataset_for(args, family), args.seed, options, args.fresh)
+    stages.train_baseline(context, args.arch, stage, folder)
+
+
+def prune(doc: str, family: str, method: str) -> None:
+    """Step 2 from the command line."""
+    parser = cli.parser(doc)
+    parser.add_argument("--model", required=True, type=Path, metavar="FILE",
+                        help="the network to prune: a checkpoint, or the folder of the stage that wrote it")
+    parser.add_argument("--arch", metavar="NAME", help="needed only where the checkpoint does not tell")
+    what = ("the share of filters to remove: one for all layers, or one a width" if method == "filter"
+            else "the cumulative share of convolution weights that is zero afterwards")
+    parser.add_argument("--percent", type=float, nargs="+", metavar="SHARE",
+                        help=f"{what} (default: the paper's for this network and round)")
+    parser.add_argument("--save", type=Path, metavar="DIR",
+                        help="where pruned.pth.tar goes (default: onecycle-<round> beside the model's folder)")
+    parser.add_argument("--evaluate", action="store_true", help="tell the test accuracy before and after")
+    cli.add_data(parser, None)
+    cli.add_run(parser)
+    args = parser.parse_args()
+    parent = checkpoints.load(args.model, args.arch)
+    args.dataset = args.dataset or _dataset_of(parent)
+    recipe = recipes.recipe(parent.model.arch, args.dataset or "", method, family)
+    number = stages.round_of(parent, recipe) + 1
+    amount = _amount(args.percent, method, recipe, number)
+    kind = "usual" if parent.info.get("kind") == "usual" else "onecycle"
+    folder = args.save or parent.path.parent.parent / f"{kind}-{number}"
+    dataset = None
+    if args.evaluate:
+        _need_dataset(args)
+        dataset, options = cli.dataset_for(args, family), cli.options_for(args)
+        before = evaluate(stages.fitting(parent.path, dataset, args.arch).model, dataset, dataset.test, options.device)
+    path = stages.prune(parent, method, amount, folder / PRUNED, number)
+    pruned = checkpoints.load(path)
+    print(f"round {number}: {_size(checkpoints.load(args.model, args.arch))} -> {_size(pruned)}, written to {path}")
+    if dataset is not None:
+        after = evaluate(pruned.model, dataset, dataset.test, options.device)
+        print(f"test accuracy {before[1]:.2f} % before, {after[1]:.2f} % after pruning")
+
+
+def finetune(doc: str, family: str) -> None:
+    """Step 3 from the command line."""
+    parser = cli.parser(doc)
+    _add_refine(parser, "the pruned network to retrain: prune.py's file, or its folder")
+    parser.add_argument("--no-onecycle", action="store_true",
+                        help="the usual retraining at a small constant learning rate")
+    args = _parse_retraining(parser, "the folder of --refine")
+    parent = _refined(args, PRUNED)
+    recipe = recipes.recipe(parent.model.arch, args.dataset, stages.method_of(parent) or "filter", family)
+    stage, options = cli.stage_for(args, recipe.usual if args.no_onecycle else recipe.retrain), cli.options_for(args)
+    dataset = cli.dataset_for(args, family)
+    if args.evaluate:
+        _tell(parent.path, dataset, options.device, args.arch)
+        return
+    if stages.method_of(parent) is None:
+        raise UsageError(f"{parent.path} was never pruned: run prune.py on it first")
+    if parent.info.get("kind") not in (None, "pruned"):
+        raise UsageError(f"{parent.path} is retrained already ({parent.stage}): give the pruned.pth.tar of prune.py")
+    folder = args.save or parent.path.parent
+    _take_over(args.resume, folder)
+    stages.retrain(Context(dataset, args.seed, options, args.fresh), stage, parent.path, folder)
+
+
+def ensemble_finetune(doc: str, family: str, checkpoint_paths: Sequence[str] = ()) -> None:
+    """Step 5 from the command line."""
+    parser = cli.parser(doc)
+    _add_refine(parser, "the last snapshot, which becomes the student: its file, or its folder")
+    parser.add_argument("--teachers", nargs="+", type=Path, metavar="FILE",
+                        help="the members of the ensemble (default: checkpoint_paths at the head of this script, or "
+                             "else the baseline and all snapshots that --refine descends from)")
+    parser.add_argument("--temperature", type=float, default=recipes.TEMPERATURE, help="default: %(default)s")
+    args = _parse_retraining(parser, "kesi beside the folder of --refine")
+    parent = _refined(args, CHECKPOINT)
+    recipe = recipes.recipe(parent.model.arch, args.dataset, stages.method_of(parent) or "filter", family)
+    stage, options = cli.stage_for(args, recipe.distill), cli.options_for(args)
+    if not args.temperature > 0:
+        raise UsageError(f"--temperature must be above 0, not {args.temperature}")
+    if stages.method_of(parent) is None and not args.evaluate:
+        raise UsageError(f"{parent.path} was never pruned: --refine takes the last pruned and retrained snapshot")
+    if args.teachers or checkpoint_paths:
+        teachers, how = [checkpoints.find(path) for path in args.teachers or checkpoint_paths], "given"
+    else:
+        teachers, how = snapshots_of(parent), f"found beside {parent.path}"
+    print(f"{len(teachers)} teachers, {how}:", *teachers, sep="\n  ", flush=True)
+    dataset = cli.dataset_for(args, family)
+    for path in teachers:  # every one, before anything is computed
+        stages.fitting(path, dataset, args.arch)
+    context = Context(dataset, args.seed, options, args.fresh)
+    folder = args.save or parent.path.parent.parent / "kesi"
+    ensemble = stages.measure_ensemble(context, teachers, folder.parent / "ensemble")
+    print(f"the ensemble's test accuracy: {ensemble['test_accuracy']:.2f} %", flush=True)
+    if args.evaluate:
+        _tell(parent.path, dataset, options.device, args.arch)
+        return
+    _take_over(args.resume, folder)
+    stages.distill(context, stage, args.temperature, parent.path, teachers, folder)
+
+
+def run_pipeline(doc: str, family: str) -> None:
+    """All five steps from the command line."""
+    tiny = family == "tinyimagenet"
+    parser = cli.parser(doc)
+    cli.add_network(parser, "resnet18" if tiny else "resnet56")
+    cli.add_data(parser, "tinyimagenet" if tiny else "cifar10")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N", help="default: 0")
+    parser.add_argument("--compare", action="store_true",
+                        help="also retrain the usual way, for all rows of the paper's table")
+    parser.add_argument("--save", type=Path, metavar="DIR", help="default: runs/<dataset>-<arch>-<method>")
+    cli.add_rounds(parser)
+    parser.add_argument("--epochs", type=int, nargs=3, metavar=("BASELINE", "RETRAIN", "DISTILL"),
+                        help="epochs of the stages, instead of the recipe's")
+    parser.add_argument("--epochs-scale", type=float, default=1.0, metavar="X",
+                        help="multiply the epochs of every stage (default: 1)")
+    parser.add_argument("--temperature", type=float, metavar="T", help="default: the paper's 5")
+    parser.add_argument("--model", metavar="FILE",
+                        help="start from this trained baseline; {seed} in the path stands for the seed")
+    parser.add_argument("--num-classes", type=int, metavar="N", help="for --dry-run of an imagefolder")
+    parser.add_argument("--dry-run", action="store_true", help="print stages, sizes and work; touch nothing")
+    parser.add_argument("--fresh", action="store_true", help="start over; the old run is moved aside")
+    cli.add_run(parser)
+    args = parser.parse_args()
+    recipe = _pipeline_recipe(args, family)
+    folder = args.save or Path("runs", f"{args.dataset}-{args.arch}-{args.method}")
+    if args.dry_run:
+        info = INFO.get(args.dataset)
+        print(pipeline.dry_run(recipe, *cli.classes_and_size(args, family), info and info.train_images, args.seeds,
+                               args.compare, folder))
+        return
+    options = cli.options_for(args)
+    settings = pipeline.Settings(recipe, cli.dataset_for(args, family), folder, args.seeds, args.compare, args.model,
+                                 options, args.fresh)
+    print(f"{args.arch} on {args.dataset}, {args.method} pruning, on {options.device} -> {folder}", flush=True)
+    report.main([str(pipeline.run(settings))])
+
+
+def _pipeline_recipe(args, family: str) -> recipes.Recipe:
+    recipe = cli.recipe_for(args, family).scaled(args.epochs_scale)
+    if args.epochs is not None:
+        if min(args.epochs) < 1:
+            raise UsageError(f"--epochs takes three numbers of at least 1, not {args.epochs}")
+        baseline, retrain, distill = args.epochs
+        recipe = replace(
+            recipe, baseline=recipe.baseline.scaled(baseline / recipe.baseline.epochs),
+            retrain=replace(recipe.retrain, epochs=retrain), usual=replace(recipe.usual, epochs=retrain),
+            distill=replace(recipe.distill, epochs=distill))
+    if args.temperature is not None:
+        if not args.temperature > 0:
+            raise UsageError(f"--temperature must be above 0, not {args.temperature}")
+        recipe = replace(recipe, temperature=args.temperature)
+    return recipe
+
+
+def snapshots_of(last: Checkpoint) -> list[Path]:
+    """The baseline and all snapshots that ``last`` descends from, itself included, the baseline first.
+
+    Ancestors are looked for where the files say that they came from, and, by digest, in the folders beside.
+    Raises UsageError where the chain is broken.
+    """
+    found, here = [], last
+    while True:
+        if here.info.get("kind") != "pruned":
+            found.append(here.path)
+        parent = here.info.get("parent")
+        if here.info.get("kind") == "baseline":
+            return found[::-1]
+        if not parent:
+            raise UsageError(f"{here.path} does not say what it was made from: name the teachers with --teachers")
+        here = _ancestor(here, parent)
+
+
+def _ancestor(child: Checkpoint, parent: dict) -> Checkpoint:
+    named = child.path.parent / parent["path"]
+    beside = sorted(child.path.parent.parent.glob("*/*.pth.tar")) + sorted(child.path.parent.glob("*.pth.tar"))
+    for path in [named, *beside]:
+        if path.is_file() and checkpoints.read(path).get("digest") == parent["digest"]:
+            return checkpoints.load(path)
+    raise UsageError(f"{child.path} was made from {named}, which is not there (or was changed since): name the "
+                     f"teachers with --teachers")
+
+
+def _add_refine(parser, text: str) -> None:
+    parser.add_argument("--refine", "--model", dest="refine", required=True, type=Path, metavar="FILE", help=text)
+    parser.add_argument("--arch", metavar="NAME", help="needed only where the checkpoint does not tell")
+    parser.add_argument("--evaluate", action="store_true", help="only tell test accuracies")
+
+
+def _parse_retraining(parser, default_save: str):
+    cli.add_data(parser, None)
+    cli.add_seed_and_save(parser, default_save)
+    cli.add_stage(parser)
+    cli.add_run(parser)
+    return parser.parse_args()
+
+
+def _refined(args, prefer: str) -> Checkpoint:
+    """The checkpoint of --refine; a folder means its file ``prefer``. Fills in --dataset from what it says."""
+    path = args.refine / prefer if (args.refine / prefer).is_file() else args.refine
+    checkpoint = checkpoints.load(path, args.arch)
+    args.dataset = args.dataset or _dataset_of(checkpoint)
+    _need_dataset(args)
+    return checkpoint
+
+
+def _dataset_of(checkpoint: Checkpoint) -> str | None:
+    return checkpoint.info.get("dataset", {}).get("name")
+
+
+def _need_dataset(args) -> None:
+    if args.dataset is None:
+        raise UsageError("the checkpoint does not say which images it was trained on: give --dataset")
+
+
+def _amount(percent: list[float] | None, method: str, recipe: recipes.Recipe, number: int):
+    """What prune.py removes: --percent, or the recipe's share for this round."""
+    if percent is None:
+        if method == "weight" and number > len(recipe.rounds):
+            raise UsageError(f"the recipe has {len(recipe.rounds)} rounds and this is round {number}: give --percent")
+        return recipe.rounds[min(number, len(recipe.rounds)) - 1]
+    if method == "weight" and len(percent) > 1:
+        raise UsageError("--percent takes one share, the sparsity after this round")
+    return percent[0] if len(percent) == 1 else percent
+
+
+def _size(checkpoint: Checkpoint) -> str:
+    total = sum(parameter.numel() for parameter in checkpoint.model.parameters())
+    if checkpoint.masks is None:
+        return f"{total:,} parameters"
+    weights = sum(weight.numel() for weight in conv_weights(checkpoint.model).values())
+    return (f"{total - checkpoint.masks.pruned():,} non-zero of {total:,} parameters "
+            f"({checkpoint.masks.pruned() / weights:.1%} of the convolutions pruned)")
+
+
+def _tell(path: Path, dataset, device: str, arch: str | None = None) -> None:
+    checkpoint = stages.fitting(path, dataset, arch)
+    loss, accuracy = evaluate(checkpoint.model, dataset, dataset.test, device)
+    print(f"{checkpoint.describe()}: test accuracy {accuracy:.2f} %, loss {loss:.4f}")
+
+
+def _take_over(state: Path | None, folder: Path) -> None:
+    """--resume: put the given state where the stage looks for it."""
+    if state is None:
+        return
+    state = state / STATE if state.is_dir() else state
+    if checkpoints.load(checkpoints.find(state)).training is None:
+        raise UsageError(f"{state} is not the state of an unfinished stage ({STATE})")
+    folder.mkdir(parents=True, exist_ok=True)
+    if state.resolve() != (folder / STATE).resolve():
+        shutil.copyfile(state, folder / STATE)

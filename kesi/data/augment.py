@@ -1,0 +1,172 @@
+"""Augmentation of whole batches on the device that trains, each image with a draw of its own.
+
+Both augmentations work on uint8 images (N, H, W, 3) and give float32 (B, 3, S, S) in channels_last layout.
+All random numbers of an epoch are drawn at once on the CPU, so a GPU sees the same images as a CPU.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from kesi.data import resample
+
+
+@dataclass(frozen=True)
+class Normalise:
+    """Scales values 0..255 to 0..1, subtracts the mean and divides by the standard deviation, in one pass."""
+
+    scale: Tensor  # float32 (3,): 1 / (255 * std)
+    bias: Tensor  # float32 (3,): -mean / std
+
+    @classmethod
+    def of(
+        cls, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device | str = "cpu"
+    ) -> "Normalise":
+        mean_, std_ = torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64)
+        return cls((1 / (255 * std_)).float().to(device), (-mean_ / std_).float().to(device))
+
+    def __call__(self, images: Tensor, out: Tensor | None = None) -> Tensor:
+        """Images (B, H, W, 3), uint8 or float32, as normalised float32 (B, 3, H, W), channels_last.
+
+        The result is written to `out`, contiguous float32 (B, H, W, 3), if given; float32 images are
+        overwritten.
+        """
+        # Whole rows of 3 W values, because a broadcast over a last dimension of 3 is slow on a CPU.
+        values = images.float() if out is None else out.copy_(images)
+        rows, width = values.flatten(2), values.shape[2]
+        torch.addcmul(self.bias.repeat(width), rows, self.scale.repeat(width), out=rows)
+        return values.permute(0, 3, 1, 2)
+
+
+class Augmentation(Protocol):
+    """What `kesi.data.batches` asks of an augmentation."""
+
+    size: int  # pixels of the result
+    flip: bool
+
+    def prepared_bytes(self, images: Tensor) -> int:
+        """Memory that `prepare` takes for these images."""
+
+    def prepare(self, images: Tensor, device: torch.device | str) -> Tensor:
+        """Images (N, H, W, 3) in the form that `train` reads, on the device. Done once for a resident data
+        set."""
+
+    def draw(self, sizes: Tensor, side: int, generator: torch.Generator) -> Tensor:
+        """All random numbers for images of true `sizes` (N, 2), stored with `side` pixels: int64 (N, K) on
+        the CPU."""
+
+    def train(self, prepared: Tensor, rows: Tensor, draws: Tensor, normalise: Normalise) -> Tensor:
+        """The prepared images at `rows` (B,), augmented as `draws` (B, K) say: float32 (B, 3, S, S)."""
+
+    def test(self, images: Tensor, sizes: Tensor | None, normalise: Normalise) -> Tensor:
+        """Images (B, H, W, 3) without augmentation: float32 (B, 3, S, S)."""
+
+
+@dataclass(frozen=True)
+class PadCrop:
+    """Random crop of the image padded with black, and a random flip: torchvision's RandomCrop(size, padding)
+    and RandomHorizontalFlip. The images are padded once, and flipped once too: a batch is then one gather of
+    pixel rows.
+    """
+
+    size: int
+    padding: int
+    flip: bool = True
+
+    def prepared_bytes(self, images: Tensor) -> int:
+        return len(images) * (self.size + 2 * self.padding) ** 2 * 3 * (2 if self.flip else 1)
+
+    def prepare(self, images: Tensor, device: torch.device | str) -> Tensor:
+        """Padded images (N, W, W, 3), followed by the same images mirrored where there is a flip."""
+        count, pad, wide = len(images), self.padding, self.size + 2 * self.padding
+        shape = (2 * count if self.flip else count, wide, wide, 3)
+        prepared = torch.zeros(shape, dtype=torch.uint8, device=device)
+        inside = prepared[:, pad : wide - pad, pad : wide - pad]
+        for start in range(0, count, 4096):  # in parts, for images that are mapped from a large file
+            part = images[start : start + 4096].to(device)
+            inside[start : start + len(part)] = part
+            if self.flip:
+                inside[count + start : count + start + len(part)] = part.flip(2)
+        return prepared
+
+    def draw(self, sizes: Tensor, side: int, generator: torch.Generator) -> Tensor:
+        """(N, 3): top and left of the crop in the padded image, uniform over 0..2*padding, and flip, 0 or
+        1."""
+        offsets = torch.randint(2 * self.padding + 1, (len(sizes), 2), generator=generator)
+        flips = torch.randint(2 if self.flip else 1, (len(sizes), 1), generator=generator)
+        return torch.cat([offsets, flips], dim=1)
+
+    def train(self, prepared: Tensor, rows: Tensor, draws: Tensor, normalise: Normalise) -> Tensor:
+        wide, size = prepared.shape[1], self.size
+        top, left, flip = draws.unbind(1)
+        if self.flip:  # the crop at `left`, mirrored, lies in the mirrored image at the other end
+            rows = rows + flip * (len(prepared) // 2)
+            left = torch.where(flip == 1, 2 * self.padding - left, left)
+        first = ((rows * wide + top) * wide + left) * 3
+        lines = first[:, None] + torch.arange(size, device=rows.device) * (wide * 3)
+        # Every run of size * 3 bytes of the data set as a row of one matrix: a crop is `size` row numbers.
+        runs = prepared.view(-1).as_strided((prepared.numel() - size * 3 + 1, size * 3), (1, 1))
+        return normalise(runs.index_select(0, lines.view(-1)).view(len(rows), size, size, 3))
+
+    def test(self, images: Tensor, sizes: Tensor | None, normalise: Normalise) -> Tensor:
+        return normalise(images)
+
+
+@dataclass(frozen=True)
+class RandomResizedCrop:
+    """A random part of the image, resized, and a random flip: torchvision's RandomResizedCrop(size, scale,
+    ratio) and RandomHorizontalFlip, antialiased. Test time: shorter side to size * 256 / 224, centre crop.
+
+    Boxes are drawn in the pixels of the photograph as torchvision draws them; where the photograph is stored
+    squeezed to a square (see `kesi.data.decode`), the box is then rounded to stored pixels.
+    """
+
+    size: int
+    flip: bool = True
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+
+    @property
+    def test_size(self) -> int:
+        """Pixels of the shorter side before the centre crop of test time; photographs are stored at this
+        size."""
+        return round(self.size * 256 / 224)
+
+    def prepared_bytes(self, images: Tensor) -> int:
+        return images.nbytes
+
+    def prepare(self, images: Tensor, device: torch.device | str) -> Tensor:
+        return images.to(device)
+
+    def draw(self, sizes: Tensor, side: int, generator: torch.Generator) -> Tensor:
+        """(N, 5): top, left, height, width of the box in stored pixels, and flip, 0 or 1."""
+        boxes = torch.cat(
+            [self._boxes(part, side, generator) for part in sizes.split(65536)]
+        )  # 10 tries take memory
+        flips = torch.randint(2 if self.flip else 1, (len(sizes), 1), generator=generator)
+        return torch.cat([boxes, flips], dim=1)
+
+    def _boxes(self, sizes: Tensor, side: int, generator: torch.Generator) -> Tensor:
+        numbers = torch.rand((len(sizes), 22), dtype=torch.float64, generator=generator)
+        boxes = resample.random_boxes(sizes, numbers, self.scale, self.ratio)
+        return resample.to_stored(boxes, sizes, side)
+
+    def train(self, prepared: Tensor, rows: Tensor, draws: Tensor, normalise: Normalise) -> Tensor:
+        boxes, flips = draws[:, :4], draws[:, 4] == 1
+        if prepared.is_cpu:
+            # A few images at a time, up to the end, so that intermediate results stay in the processor's cache.
+            out = torch.empty((len(rows), self.size, self.size, 3))
+            for part in range(0, len(rows), 16):
+                here = slice(part, part + 16)
+                crops = resample.crop_each(prepared, rows[here], boxes[here], flips[here], self.size)
+                normalise(crops, out=out[here])
+            return out.permute(0, 3, 1, 2)
+        return normalise(resample.crop_batch(prepared, rows, boxes, flips, self.size))
+
+    def test(self, images: Tensor, sizes: Tensor | None, normalise: Normalise) -> Tensor:
+        side = images.shape[1]
+        if sizes is None:
+            sizes = torch.full((1, 2), side)
+        return normalise(resample.center_crop(images, sizes.to(images.device), self.test_size, self.size))

@@ -1,0 +1,127 @@
+"""Batches for training and evaluation: shuffled, augmented and normalised on the device that computes."""
+
+import hashlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+from kesi.data.augment import Normalise
+from kesi.data.datasets import Dataset
+from kesi.data.split import Split
+from kesi.errors import UsageError
+
+
+class TrainBatches:
+    """The training split in batches; every epoch in an order and with an augmentation of its own.
+
+    Order and augmentation of an epoch are a function of (seed, epoch): no other epoch needs to be run before
+    it, and the device, the global random state and `world` make no difference. With world > 1, rank r gets
+    the images r, r + world, ... of every batch, so that the ranks together get what one process would.
+
+    A last batch with fewer than two images for each rank is left out, because BatchNorm cannot take a batch
+    of one image. A rank gets one image more or less than another where `world` does not divide a batch.
+
+    Where the images, padded, take at most `resident_bytes` (default: 4 GiB on a GPU and at most half of what
+    is free there, 1 GiB on a CPU), they are put on the device once. Otherwise a thread gathers the rows of
+    the next batch while this one is computed, and uint8 travels to the device.
+    """
+
+    steps: int  # batches an epoch
+    images: int  # images an epoch, over all ranks
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        batch_size: int,
+        seed: int,
+        device: torch.device | str = "cpu",
+        rank: int = 0,
+        world: int = 1,
+        resident_bytes: int | None = None,
+    ) -> None:
+        """Raises UsageError where a batch, or the whole split, has fewer than two images for each rank."""
+        split, self.device = dataset.train, torch.device(device)
+        if batch_size < 2 * world or len(split) < 2 * world:
+            what = "batch size" if batch_size < 2 * world else "the number of training images,"
+            raise UsageError(
+                f"{what} {min(batch_size, len(split))} is too small: "
+                f"BatchNorm needs two images a batch for each of {world} process(es)"
+            )
+        self.split, self.augmentation, self.seed = split, dataset.augmentation, seed
+        self.batch_size, self.rank, self.world = batch_size, rank, world
+        rest = len(split) % batch_size
+        self.images = len(split) - (rest if rest < 2 * world else 0)
+        self.steps = -(-self.images // batch_size)
+        self._normalise = Normalise.of(dataset.mean, dataset.std, self.device)
+        self._labels = split.labels.to(self.device)
+        limit = _resident_limit(self.device) if resident_bytes is None else resident_bytes
+        fits = self.augmentation.prepared_bytes(split.images) <= limit
+        self._prepared = self.augmentation.prepare(split.images, self.device) if fits else None
+
+    def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of an epoch: x float32 (B, 3, S, S), channels_last, and y int64 (B,), both on the
+        device."""
+        order, draws = self._drawn(number)
+        rows = self.split.indices()[order]
+        labels = self._labels[order.to(self.device)]
+        draws = draws.to(self.device)
+        batches = [
+            slice(start + self.rank, min(start + self.batch_size, self.images), self.world)
+            for start in range(0, self.images, self.batch_size)
+        ]
+        if self._prepared is not None:
+            rows = rows.to(self.device)
+            for batch in batches:
+                yield self._augmented(self._prepared, rows[batch], draws[batch]), labels[batch]
+            return
+        for batch, images in zip(batches, self._gathered([rows[batch] for batch in batches]), strict=True):
+            prepared = self.augmentation.prepare(images.to(self.device, non_blocking=True), self.device)
+            everything = torch.arange(len(images), device=self.device)
+            yield self._augmented(prepared, everything, draws[batch]), labels[batch]
+
+    def _drawn(self, number: int) -> tuple[Tensor, Tensor]:
+        """The order of the images and their random numbers, on the CPU."""
+        digest = hashlib.sha256(f"{self.seed}/{number}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+        order = torch.randperm(len(self.split), generator=generator)
+        sizes, side = self.split.sizes, self.split.side
+        sizes = torch.full((1, 2), side).expand(len(order), 2) if sizes is None else sizes[order]
+        return order, self.augmentation.draw(sizes, side, generator)
+
+    def _augmented(self, prepared: Tensor, rows: Tensor, draws: Tensor) -> Tensor:
+        return self.augmentation.train(prepared, rows, draws, self._normalise)
+
+    def _gathered(self, batches: list[Tensor]) -> Iterator[Tensor]:
+        """The images at the rows of each batch, one batch ahead of the one that is used."""
+
+        def gather(rows: Tensor) -> Tensor:
+            images = self.split.images.index_select(0, rows)
+            return images.pin_memory() if self.device.type == "cuda" else images
+
+        with ThreadPoolExecutor(max_workers=1) as thread:
+            coming = thread.submit(gather, batches[0])
+            for following in [*batches[1:], None]:
+                images = coming.result()
+                if following is not None:
+                    coming = thread.submit(gather, following)
+                yield images
+
+
+def eval_batches(
+    dataset: Dataset, split: Split, device: torch.device | str = "cpu", batch_size: int = 512
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """A split in order, without augmentation: x float32 (B, 3, S, S), channels_last, and y int64 (B,)."""
+    normalise = Normalise.of(dataset.mean, dataset.std, device)
+    for first in range(0, len(split), batch_size):
+        last = min(first + batch_size, len(split))
+        sizes = None if split.sizes is None else split.sizes[first:last]
+        images = split.take(first, last).to(device)
+        yield dataset.augmentation.test(images, sizes, normalise), split.labels[first:last].to(device)
+
+
+def _resident_limit(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 2**30
+    return min(4 * 2**30, torch.cuda.mem_get_info(device)[0] // 2)

@@ -1,0 +1,173 @@
+"""The whole method: train, prune, retrain, repeat, distil the snapshots into the last one.
+
+    runs/<dataset>-<arch>-<method>/run.json                      what is run here
+                                  /seed0/{baseline,onecycle-1..5,usual-1..5,ensemble,kesi}/
+                                  /report/                       the paper's table and its plots
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import perf_counter
+
+from kesi import checkpoints, plan, stages
+from kesi.data import Dataset
+from kesi.files import make_folder, read_json, write_json
+from kesi.provenance import provenance
+from kesi.recipes import Recipe
+from kesi.stages import PRUNED, Context
+from kesi.training import Options
+
+RUN = "run.json"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One run: a recipe on a data set, for some seeds, into a folder.
+
+    ``baseline``: the path of a trained network to start from instead of step 1; ``{seed}`` in it stands for
+    the seed. ``compare`` adds the usual retraining, so that all rows of the paper's table exist.
+    """
+
+    recipe: Recipe
+    dataset: Dataset
+    folder: Path
+    seeds: Sequence[int] = (0,)
+    compare: bool = False
+    baseline: str | None = None
+    options: Options = Options()
+    fresh: bool = False
+
+
+def run(settings: Settings) -> Path:
+    """Run every stage that is not finished yet, for every seed; returns the run's folder.
+
+    Raises UsageError where the folder holds a run with other settings.
+    """
+    _open(settings)
+    clock = _Clock(settings)
+    for seed in settings.seeds:
+        context = Context(settings.dataset, seed, settings.options)
+        _one_seed(settings, context, settings.folder / f"seed{seed}", clock)
+    return settings.folder
+
+
+def _one_seed(settings: Settings, context: Context, folder: Path, clock: "_Clock") -> None:
+    """The paper's algorithm (its section 3), top to bottom."""
+    recipe = settings.recipe
+    with clock.stage(context, "baseline") as here:
+        baseline = _baseline(settings, here, folder / "baseline")
+
+    snapshots = [baseline]
+    for number, amount in enumerate(recipe.rounds, start=1):
+        with clock.stage(context, f"onecycle-{number}") as here:
+            pruned = _prune(snapshots[-1], recipe, amount, folder / f"onecycle-{number}", number)
+            snapshots.append(stages.retrain(here, recipe.retrain, pruned, folder / f"onecycle-{number}"))
+    ensemble = stages.measure_ensemble(context, snapshots, folder / "ensemble")
+    context.say(f"seed {context.seed}, ensemble of {len(snapshots)} snapshots: test accuracy "
+                f"{ensemble['test_accuracy']:.2f} %")
+
+    if settings.compare:
+        usual = [baseline]
+        for number, amount in enumerate(recipe.rounds, start=1):
+            with clock.stage(context, f"usual-{number}") as here:
+                pruned = _prune(usual[-1], recipe, amount, folder / f"usual-{number}", number)
+                usual.append(stages.retrain(here, recipe.usual, pruned, folder / f"usual-{number}"))
+        stages.measure_ensemble(context, usual, folder / "ensemble-usual", "ensemble-usual")
+
+    with clock.stage(context, "kesi") as here:
+        stages.distill(here, recipe.distill, recipe.temperature, snapshots[-1], snapshots, folder / "kesi")
+
+
+def _baseline(settings: Settings, context: Context, folder: Path) -> Path:
+    recipe = settings.recipe
+    if settings.baseline is None:
+        return stages.train_baseline(context, recipe.arch, recipe.baseline, folder)
+    source = settings.baseline.replace("{seed}", str(context.seed))
+    return stages.adopt_baseline(context, checkpoints.find(source), recipe.arch, folder)
+
+
+def _prune(parent: Path, recipe: Recipe, amount: object, folder: Path, number: int) -> Path:
+    """Prune a snapshot, unless that was done: what follows from the same file stays the same file."""
+    path = folder / PRUNED
+    loaded = checkpoints.load(parent)
+    if path.is_file() and checkpoints.load(path).info.get("parent", {}).get("digest") == loaded.digest:
+        return path
+    return stages.prune(loaded, recipe.method, amount, path, number)
+
+
+def _open(settings: Settings) -> None:
+    """Make the run folder and note what is run, or check that it is the same as before."""
+    folder, recipe = settings.folder, settings.recipe.to_dict()
+    if settings.fresh and (aside := stages.move_aside(folder)):
+        print(f"the run before was moved to {aside}")
+    before = read_json(folder / RUN) if (folder / RUN).is_file() else {}
+    if before:
+        stages.refuse_changes(folder, before["recipe"], recipe)
+        stages.refuse_changes(folder, {"baseline": before["baseline"]}, {"baseline": settings.baseline})
+    make_folder(folder)
+    write_json(folder / RUN, {
+        "format": 1, "arch": recipe["arch"], "dataset": settings.dataset.name, "method": recipe["method"],
+        "compare": settings.compare or before.get("compare", False), "rounds": len(recipe["rounds"]),
+        "seeds": sorted({*settings.seeds, *before.get("seeds", [])}), "recipe": recipe,
+        "baseline": settings.baseline, "data": settings.dataset.describe(),
+        **provenance(settings.options.device)})
+
+
+class _Clock:
+    """Says before every stage how far the run is, and, from the second one on, how long it will take."""
+
+    def __init__(self, settings: Settings):
+        self._sizes = plan.sizes(settings.recipe, settings.dataset.num_classes, settings.dataset.image_size)
+        planned = plan.stages(settings.recipe, self._sizes, settings.compare)
+        images = len(settings.dataset.train)
+        self._work = {one.name: one.work(images, self._sizes if one.name == "kesi" else ()) for one in planned}
+        if settings.baseline is not None:
+            self._work["baseline"] = 0.0
+        self._total = len(self._work) * len(settings.seeds)
+        self._left = sum(self._work.values()) * len(settings.seeds)
+        self._started, self._number, self._seconds, self._done = 0.0, 0, 0.0, 0.0
+        self._name = ""
+        self._seeds = len(settings.seeds)
+
+    def stage(self, context: Context, name: str) -> "_Clock":
+        self._number, self._name = self._number + 1, name
+        eta = ""
+        if self._done and self._seconds:
+            minutes = self._left * self._seconds / self._done / 60
+            eta = f", about {minutes:.0f} min left" if minutes >= 1 else ""
+        seed = f"seed {context.seed}, " if self._seeds > 1 else ""
+        self._context = replace(context, where=f"{seed}{self._number}/{self._total}{eta}")
+        return self
+
+    def __enter__(self) -> Context:
+        self._started = perf_counter()
+        return self._context
+
+    def __exit__(self, *_exception: object) -> None:
+        seconds, work = perf_counter() - self._started, self._work[self._name]
+        self._left -= work
+        if seconds > 0.5:  # a stage that was finished before tells nothing about the speed
+            self._seconds, self._done = self._seconds + seconds, self._done + work
+
+
+def dry_run(recipe: Recipe, num_classes: int, image_size: int, train_images: int | None, seeds: Sequence[int],
+            compare: bool, folder: Path) -> str:
+    """What run() would do, as text: sizes, stages, images to process. Needs no data."""
+    network_sizes = plan.sizes(recipe, num_classes, image_size)
+    planned = plan.stages(recipe, network_sizes, compare)
+    lines = [f"{recipe.arch} on {recipe.dataset} ({num_classes} classes, {image_size} px), {recipe.method} pruning, "
+             f"seeds {' '.join(map(str, seeds))}, into {folder}", "", plan.table(network_sizes), "",
+             f"{'stage':<12} {'params':>12} {'MACs':>15} {'epochs':>7} {'batch':>6} {'lr':>7} {'schedule':<10}"
+             f"{'images to process':>18}"]
+    for one in planned:
+        images = f"{one.stage.epochs * train_images:,}" if train_images else "?"
+        lines.append(f"{one.name:<12} {one.size.nonzero_params:>12,} {one.size.macs:>15,} {one.stage.epochs:>7} "
+                     f"{one.stage.batch_size:>6} {one.stage.lr:>7g} {one.stage.schedule:<10}{images:>18}")
+    epochs = sum(one.stage.epochs for one in planned)
+    lines += ["", f"{len(planned)} trainings of {epochs} epochs together for each of {len(seeds)} seed(s)"]
+    if train_images:
+        lines[-1] += f": {epochs * train_images * len(seeds):,} images to process"
+        lines.append(f"the distillation also takes {recipe.distill.epochs * train_images * len(network_sizes):,} "
+                     f"forward passes of teachers for each seed")
+    return "\n".join(lines)

@@ -1,0 +1,79 @@
+"""Where a result comes from: commit, versions, device, command."""
+
+import functools
+import platform
+import shlex
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+
+@functools.cache
+def commit() -> tuple[str | None, bool | None]:
+    """(commit, whether tracked files differ from it) of the checkout this code runs from; else (None, None)."""
+    folder = Path(__file__).resolve().parent.parent
+    if not (folder / ".git").exists():  # an installed copy, perhaps inside somebody else's checkout
+        return None, None
+    try:
+        head, changes = (subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True,
+                                        check=True, timeout=20).stdout.strip()
+                         for words in (("rev-parse", "HEAD"),
+                                       ("status", "--porcelain", "--untracked-files=no")))
+    except (OSError, subprocess.SubprocessError):
+        return None, None
+    return head, bool(changes)
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """The versions that decide a result, by package."""
+    found = {"python": platform.python_version()}
+    for package in ("kesi", "torch", "torchvision", "numpy"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+@functools.cache
+def processor() -> str:
+    """The processor by its name."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def device_name(device: torch.device | str) -> str:
+    """The accelerator's name, or the processor's with the number of threads that torch uses."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{processor()}, {torch.get_num_threads()} threads"
+
+
+def command() -> str:
+    """The command line of this process, as one would type it from the project's folder."""
+    words = list(sys.argv)
+    main = sys.modules.get("__main__")
+    if getattr(main, "__spec__", None) is not None:
+        words[0] = f"-m {main.__spec__.name}"
+    elif words and words[0]:
+        path = Path(words[0]).resolve()
+        folder = Path(__file__).resolve().parent.parent
+        words[0] = str(path.relative_to(folder)) if path.is_relative_to(folder) else path.name
+    return " ".join(["python", *(words[:1]), *map(shlex.quote, words[1:])])
+
+
+def provenance(device: torch.device | str) -> dict:
+    """What every checkpoint and every row of results says about its origin."""
+    head, dirty = commit()
+    return {"commit": head, "dirty": dirty, "versions": versions(), "device": device_name(device),
+            "command": command()}

@@ -1,0 +1,324 @@
+"""The five steps, one function each: a stage reads checkpoints and leaves one in a folder of its own.
+
+    <folder>/checkpoint.pth.tar   the network          <folder>/metrics.jsonl   one line an epoch
+    <folder>/result.json          what came out        <folder>/state.pth.tar   only while it runs
+
+A finished stage is not run again, and an interrupted one continues from its last saved epoch.
+"""
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from time import perf_counter
+
+import torch
+
+import models
+from kesi import checkpoints
+from kesi.checkpoints import Checkpoint
+from kesi.complexity import macs, parameters
+from kesi.data import Dataset
+from kesi.distillation import Distillation, SnapshotEnsemble, agreement
+from kesi.errors import UsageError
+from kesi.files import make_folder, read_json, write_json, write_json_lines
+from kesi.provenance import provenance
+from kesi.pruning import Masks, prune_filters, prune_weights
+from kesi.pruning.filters import pruned_widths
+from kesi.recipes import Recipe, Stage
+from kesi.seeds import derive
+from kesi.training import Objective, Options, Progress, cross_entropy, evaluate, fit
+from models import Network
+
+CHECKPOINT, PRUNED, STATE = "checkpoint.pth.tar", "pruned.pth.tar", "state.pth.tar"
+METRICS, RESULT = "metrics.jsonl", "result.json"
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the stages of one run share: images, seed, machine, and whether to start over."""
+
+    dataset: Dataset
+    seed: int
+    options: Options = field(default_factory=Options)
+    fresh: bool = False
+    where: str = ""  # for messages: "seed 0, stage 3 of 8"
+
+    def say(self, text: str) -> None:
+        """One line for the person who waits."""
+        print(f"{self.where}: {text}" if self.where else text, flush=True)
+
+
+def train_baseline(context: Context, arch: str, stage: Stage, folder: Path) -> Path:
+    """Step 1: train a freshly drawn network; returns its checkpoint."""
+    def draw() -> tuple[Network, None]:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive(context.seed, "weights"))
+            return models.create(arch, context.dataset.num_classes), None
+
+    return _train(context, folder, stage, draw, {"stage": "baseline", "kind": "baseline", "round": 0})
+
+
+def adopt_baseline(context: Context, source: Path, arch: str, folder: Path) -> Path:
+    """Instead of step 1: take the trained network of a checkpoint as the baseline; returns the copy.
+
+    The copy carries the same weights and says where they come from. Raises UsageError where it was pruned,
+    or does not fit the architecture or the images.
+    """
+    parent = fitting(source, context.dataset, arch)
+    if method_of(parent) is not None or parent.round:
+        raise UsageError(f"{parent.path} is a pruned network, not a baseline")
+    path = folder / CHECKPOINT
+    if path.is_file() and (folder / RESULT).is_file() and not context.fresh:
+        if read_json(folder / RESULT)["adopted_from"] == parent.digest:
+            return path
+        raise UsageError(f"{folder} holds another baseline than {source}: use another --save, or --fresh")
+    loss, accuracy = evaluate(parent.model, context.dataset, context.dataset.test, context.options.device)
+    info = {**parent.info, "stage": "baseline", "kind": "baseline", "round": 0, "seed": context.seed,
+            "dataset": context.dataset.describe(), "settings": {}, "pruned_accuracy": None,
+            "parent": _reference(parent, folder), **provenance(context.options.device)}
+    row = {"test_accuracy": accuracy, "test_loss": loss, "val_accuracy": None}
+    result = _result(context, parent.model, None, info, [row], 0.0)
+    result |= {"adopted_from": parent.digest, "epochs": 0, "images": 0}
+    result["digest"] = checkpoints.save(path, parent.model.cpu(), info)
+    write_json(folder / RESULT, result)
+    context.say(f"baseline: {parent.path}, test accuracy {accuracy:.2f} %")
+    return path
+
+
+def prune(parent: Checkpoint, method: str, amount: float | Sequence[float], path: Path,
+          number: int | None = None) -> Path:
+    """Step 2: write the pruned network of a checkpoint, without any data; returns its path.
+
+    ``amount``: filter rates (one, or one a width), or the cumulative sparsity. ``number``: the round that
+    this is (default: one more than the checkpoint's). Raises UsageError for an amount that does not fit.
+    """
+    number = (parent.round or 0) + 1 if number is None else number
+    masks = parent.masks
+    try:
+        if method == "filter":
+            model = prune_filters(parent.model, amount)
+            if masks is not None:
+                raise ValueError("its weights were pruned, and filter pruning does not keep masks")
+        else:
+            model, masks = parent.model, prune_weights(parent.model, amount, masks)
+    except ValueError as error:
+        raise UsageError(f"cannot prune {parent.path}: {error}") from error
+    inherited = {key: parent.info[key] for key in ("dataset", "seed", "settings") if key in parent.info}
+    info = {**inherited, "stage": f"pruned-{number}", "kind": "pruned", "round": number, "method": method,
+            "amount": list(amount) if isinstance(amount, Sequence) else amount,
+            "parent": _reference(parent, Path(path).parent), **provenance("cpu")}
+    checkpoints.save(path, model, info, masks)
+    return Path(path)
+
+
+def retrain(context: Context, stage: Stage, refine: Path, folder: Path) -> Path:
+    """Step 3: retrain a pruned network; returns the snapshot. One-cycle or usual is the stage's schedule."""
+    parent = fitting(refine, context.dataset)
+    number = parent.round or 1
+    kind = "onecycle" if stage.schedule == "onecycle" else "usual"
+    describe = {"stage": f"{kind}-{number}", "kind": kind, "round": number,
+                "method": parent.info.get("method") or method_of(parent)}
+    return _train(context, folder, stage, lambda: (parent.model, parent.masks), describe, parent)
+
+
+def distill(context: Context, stage: Stage, temperature: float, refine: Path, teachers: Sequence[Path],
+            folder: Path) -> Path:
+    """Step 5: distil the ensemble of ``teachers`` into the snapshot ``refine``; returns the last network."""
+    parent = fitting(refine, context.dataset)
+    members = [fitting(path, context.dataset) for path in teachers]
+    ensemble = SnapshotEnsemble([member.model for member in members], [str(member.path) for member in members],
+                                context.options.device)
+    objective = Distillation(ensemble, temperature)
+    describe = {"stage": "kesi", "kind": "kesi", "round": parent.round,
+                "method": parent.info.get("method") or method_of(parent), "temperature": temperature,
+                "teachers": [_reference(member, folder) for member in members]}
+    return _train(context, folder, stage, lambda: (parent.model, parent.masks), describe, parent, objective)
+
+
+def measure_ensemble(context: Context, teachers: Sequence[Path], folder: Path, kind: str = "ensemble") -> dict:
+    """Evaluate the ensemble of checkpoints on the test images, each network once; returns its result.
+
+    Written to ``folder``/result.json: accuracy of each member and of the first one, two, ... together, and
+    how much they disagree.
+    """
+    members = [fitting(path, context.dataset) for path in teachers]
+    digests = [member.digest for member in members]
+    done = folder / RESULT
+    if done.is_file() and not context.fresh:
+        result = read_json(done)
+        if result.get("members_digests") == digests:
+            return result
+    names = [member.stage or member.path.name for member in members]
+    ensemble = SnapshotEnsemble([member.model for member in members], names, context.options.device)
+    logits = ensemble.predict(context.dataset, context.dataset.test, context.options.device)
+    found = agreement(logits, context.dataset.test.labels)
+    result = {"stage": kind, "kind": kind, "seed": context.seed, "members": names, "members_digests": digests,
+              "accuracy": found.accuracy, "growing_accuracy": found.growing_accuracy,
+              "test_accuracy": found.growing_accuracy[-1], "test_loss": found.loss,
+              "disagreement": found.disagreement, "params": sum(parameters(m.model) for m in members),
+              **provenance(context.options.device)}
+    write_json(done, result)
+    return result
+
+
+def fitting(path: Path, dataset: Dataset, arch: str | None = None) -> Checkpoint:
+    """The checkpoint at ``path``, after checking that it can classify ``dataset``. Raises UsageError if not."""
+    checkpoint = checkpoints.load(path, arch)
+    check_images(checkpoint.model, dataset)
+    if checkpoint.model.num_classes != dataset.num_classes:
+        raise UsageError(f"{checkpoint.path} knows {checkpoint.model.num_classes} classes, but "
+                         f"{dataset.name} has {dataset.num_classes}")
+    return checkpoint
+
+
+def check_images(model: Network, dataset: Dataset) -> None:
+    """Raises UsageError where the images are too small for the network."""
+    if dataset.image_size < model.min_image_size:
+        raise UsageError(f"{model.arch} needs images of {model.min_image_size} px or more, but {dataset.name} has "
+                         f"{dataset.image_size} px: choose another --arch or a larger --image-size")
+
+
+def method_of(checkpoint: Checkpoint) -> str | None:
+    """How a network was pruned, as its masks or widths show; None if it never was."""
+    if checkpoint.masks is not None:
+        return "weight"
+    unpruned = models.ARCHITECTURES[checkpoint.model.arch].cfg
+    return "filter" if list(unpruned) != list(checkpoint.model.cfg) else None
+
+
+def round_of(checkpoint: Checkpoint, recipe: Recipe) -> int:
+    """How many rounds a checkpoint went through: what it says, else what its size tells (0: never pruned)."""
+    if checkpoint.round is not None:
+        return checkpoint.round
+    if method_of(checkpoint) is None:
+        return 0
+    if checkpoint.masks is not None:
+        sparsity = checkpoint.masks.sparsity()
+        return sum(share <= sparsity + 1e-3 for share in recipe.rounds) or 1
+    cfg = list(models.ARCHITECTURES[checkpoint.model.arch].cfg)
+    for number, rates in enumerate(recipe.rounds, start=1):
+        cfg = pruned_widths(cfg, rates)
+        if cfg == checkpoint.model.cfg:
+            return number
+    return 1
+
+
+def move_aside(folder: Path) -> Path | None:
+    """Rename what is in the way of a fresh start to <folder>.old-1, -2, ...; returns the new name."""
+    if not folder.exists():
+        return None
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}.old-{number}")).exists():
+        number += 1
+    folder.rename(aside)
+    return aside
+
+
+def _reference(checkpoint: Checkpoint, folder: Path) -> dict:
+    """How a file names its parent: relative to its own folder, so that a run can be moved as a whole."""
+    relative = os.path.relpath(Path(checkpoint.path).resolve(), Path(folder).resolve())
+    return {"path": relative, "digest": checkpoint.digest, "stage": checkpoint.stage}
+
+
+def _settings(context: Context, stage: Stage, describe: dict, parent: Checkpoint | None) -> dict:
+    """What decides the outcome of a stage; a run continues only with the same."""
+    data = context.dataset.describe()
+    return {"seed": context.seed, "stage": stage.__dict__ | {"milestones": list(stage.milestones)},
+            "dataset": data["name"], "images": data["images"], "image_size": data["image_size"],
+            "parent": parent.digest if parent else None, "temperature": describe.get("temperature"),
+            "teachers": [teacher["digest"] for teacher in describe.get("teachers", [])]}
+
+
+def refuse_changes(folder: Path, before: dict, now: dict) -> None:
+    """Raises UsageError that names the first setting in which a run in ``folder`` differs from this one."""
+    for key in now:
+        old, new = before.get(key), now[key]
+        if key == "stage" and isinstance(old, dict):
+            key, old, new = next(((name, old.get(name), new[name]) for name in new if old.get(name) != new[name]),
+                                 (key, None, None))
+        if old != new:
+            raise UsageError(f"{folder} holds a run with another {key} ({_short(old)}, now {_short(new)}): use "
+                             f"another --save, or --fresh to start over (the old one is moved aside)")
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def _train(context: Context, folder: Path, stage: Stage, start, describe: dict, parent: Checkpoint | None = None,
+           objective: Objective = cross_entropy) -> Path:
+    """Run one training into ``folder``, from wherever it stands; ``start`` gives (network, masks)."""
+    folder = Path(folder)
+    settings = _settings(context, stage, describe, parent)
+    if context.fresh and (folder / METRICS).exists():
+        aside = _start_over(folder)
+        context.say(f"the run before was moved to {aside}")
+    path, state = folder / CHECKPOINT, folder / STATE
+    if path.is_file() and (folder / RESULT).is_file():
+        refuse_changes(folder, read_json(folder / RESULT)["settings"], settings)
+        context.say(f"{describe['stage']} is finished already: {path}")
+        return path
+    make_folder(folder)
+    model, masks = start()
+    check_images(model, context.dataset)
+    resume, before = None, None
+    if state.is_file():
+        saved = checkpoints.load(state, model.arch)
+        refuse_changes(folder, saved.info["settings"], settings)
+        model, masks, resume = saved.model, saved.masks, saved.training
+        before = saved.info["pruned_accuracy"]
+        context.say(f"{describe['stage']} continues after epoch {resume['epoch']} of {stage.epochs}")
+    elif describe["kind"] in ("onecycle", "usual"):
+        before = evaluate(model, context.dataset, context.dataset.test, context.options.device)[1]
+    info = {**describe, "dataset": context.dataset.describe(), "recipe": asdict(stage), "seed": context.seed,
+            "settings": settings, "pruned_accuracy": before,
+            "parent": _reference(parent, folder) if parent else None, **provenance(context.options.device)}
+    info["recipe"]["milestones"] = list(stage.milestones)
+
+    def on_epoch(progress: Progress) -> None:
+        write_json_lines(folder / METRICS, progress.history)
+        if progress.epoch < progress.epochs and progress.epoch % context.options.save_every == 0:
+            checkpoints.save(state, model, info, masks, progress.state())
+
+    # another order of the images in every stage: equal orders would make the snapshots alike
+    seed = derive(context.seed, describe["stage"])
+    started, clock = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), perf_counter()
+    history = fit(model, context.dataset, stage, seed=seed, objective=objective, masks=masks,
+                  options=context.options, resume=resume, on_epoch=on_epoch,
+                  label=f"{context.where} {describe['stage']}".strip())
+    result = _result(context, model, masks, info, history, perf_counter() - clock) | {"started": started}
+    info["metrics"] = {key: result[key] for key in ("test_accuracy", "test_loss", "val_accuracy")}
+    result["digest"] = checkpoints.save(path, model.cpu(), info, masks)
+    write_json(folder / RESULT, result)
+    state.unlink(missing_ok=True)
+    context.say(f"{describe['stage']}: test accuracy {result['test_accuracy']:.2f} % with "
+                f"{result['nonzero_params']:,} parameters, {result['seconds']:.0f} s -> {path}")
+    return path
+
+
+def _start_over(folder: Path) -> Path:
+    """Move a stage aside but keep the pruned network it starts from, which prune() wrote to the same folder."""
+    aside = move_aside(folder)
+    if (aside / PRUNED).is_file():
+        make_folder(folder)
+        os.link(aside / PRUNED, folder / PRUNED)
+    return aside
+
+
+def _result(context: Context, model: Network, masks: Masks | None, info: dict, history: list[dict],
+            seconds: float) -> dict:
+    """The one line of results of a stage."""
+    last, params = history[-1], parameters(model)
+    keep = ("stage", "kind", "round", "method", "seed", "settings", "pruned_accuracy", "parent", "commit",
+            "dirty", "versions", "device", "command", "temperature", "teachers")
+    return {**{key: info[key] for key in keep if key in info},
+            "arch": model.arch, "num_classes": model.num_classes, "cfg": model.cfg,
+            "dataset": context.dataset.name, "image_size": context.dataset.image_size,
+            "params": params, "nonzero_params": params - (masks.pruned() if masks else 0),
+            "sparsity": masks.sparsity() if masks else None, "macs": macs(model, context.dataset.image_size),
+            "test_accuracy": last["test_accuracy"], "test_loss": last["test_loss"],
+            "val_accuracy": last["val_accuracy"], "epochs": len(history),
+            "images": len(history) * len(context.dataset.train), "seconds": round(seconds, 2)}

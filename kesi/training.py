@@ -1,0 +1,198 @@
+"""fit(): the only training loop. What it minimises is the objective's choice, everything else the stage's."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.optim import lr_scheduler
+from tqdm import tqdm
+
+from kesi.data import Dataset, Split, TrainBatches, eval_batches
+from kesi.errors import KesiError
+from kesi.pruning import Masks
+from kesi.recipes import Stage
+from kesi.seeds import derive
+
+
+class Objective(Protocol):
+    """What a stage minimises: a mean over the batch, from logits (B, C), images (B, 3, H, W), labels (B,)."""
+
+    def __call__(self, logits: torch.Tensor, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor: ...
+
+
+def cross_entropy(logits: torch.Tensor, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The objective of steps 1 and 3."""
+    return F.cross_entropy(logits, labels)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a stage runs on a machine; nothing here changes what is computed, but for rounding.
+
+    ``eval_every``: test (and validation) accuracy every so many epochs; 0 for the last epoch only.
+    ``save_every``: the state from which an interrupted stage continues, every so many epochs.
+    """
+
+    device: str = "cpu"
+    eval_every: int = 1
+    save_every: int = 1
+
+
+@dataclass
+class Progress:
+    """What fit() tells after every epoch: where it stands, and all that is needed to continue from there."""
+
+    epoch: int
+    epochs: int
+    history: list[dict]
+    optimizer: torch.optim.Optimizer
+    schedule: lr_scheduler.LRScheduler
+
+    def state(self) -> dict:
+        """The state besides the weights and masks, to be given to fit(resume=...)."""
+        return {"epoch": self.epoch, "history": self.history, "optimizer": self.optimizer.state_dict(),
+                "schedule": self.schedule.state_dict()}
+
+
+def optimizer_for(model: nn.Module, stage: Stage) -> torch.optim.Optimizer:
+    """The stage's optimiser over all parameters, with torch's fused kernels."""
+    if stage.optimizer == "adam":
+        return torch.optim.Adam(model.parameters(), lr=stage.lr, weight_decay=stage.weight_decay, fused=True)
+    return torch.optim.SGD(model.parameters(), lr=stage.lr, momentum=stage.momentum,
+                           weight_decay=stage.weight_decay, fused=True)
+
+
+def schedule_for(optimizer: torch.optim.Optimizer, stage: Stage, steps: int) -> lr_scheduler.LRScheduler:
+    """The stage's learning rate, to be stepped after every one of its epochs x ``steps`` batches."""
+    if stage.schedule != "onecycle":
+        milestones = [epoch * steps for epoch in stage.milestones] if stage.schedule == "multistep" else []
+        return lr_scheduler.MultiStepLR(optimizer, milestones, stage.gamma)
+    total = stage.epochs * steps
+    # torch divides by warmup * total - 1, the last step of the warm-up counted from 0
+    warmup = stage.warmup * (1 - 1e-6) if math.isclose(stage.warmup * total, 1) else stage.warmup
+    return lr_scheduler.OneCycleLR(optimizer, max_lr=stage.lr, total_steps=total, pct_start=warmup,
+                                   anneal_strategy="cos", div_factor=stage.div_factor,
+                                   final_div_factor=stage.final_div_factor)
+
+
+def learning_rates(stage: Stage, steps: int) -> list[float]:
+    """The learning rate of every step of a stage with ``steps`` batches an epoch."""
+    weight = nn.Linear(1, 1)
+    optimizer = optimizer_for(weight, stage)
+    schedule = schedule_for(optimizer, stage, steps)
+    rates = []
+    for step in range(stage.epochs * steps):
+        if step:
+            optimizer.step()
+            schedule.step()
+        rates.append(optimizer.param_groups[0]["lr"])
+    return rates
+
+
+def fit(model: nn.Module, dataset: Dataset, stage: Stage, *, seed: int, objective: Objective = cross_entropy,
+        masks: Masks | None = None, options: Options = Options(), resume: dict | None = None,
+        on_epoch: Callable[[Progress], None] | None = None, label: str = "") -> list[dict]:
+    """Train ``model`` in place for the epochs of ``stage`` and return one dictionary an epoch.
+
+    Each holds epoch (from 1), train_loss, train_accuracy (percent), lr (of its last step), seconds, and
+    test_accuracy, test_loss, val_accuracy (None in epochs without evaluation or without such images).
+    ``seed`` decides order, augmentation and dropout of every epoch; with the same arguments on the same
+    machine the result is the same bit for bit, also when continued with ``resume``, a Progress.state(), from
+    the weights of that moment. ``masks`` are applied after every step. Raises KesiError where a loss is not
+    finite, before on_epoch sees that epoch.
+    """
+    model.to(device=options.device, memory_format=torch.channels_last)
+    if masks is not None:
+        masks.follow()
+    batches = TrainBatches(dataset, stage.batch_size, seed, options.device)
+    optimizer = optimizer_for(model, stage)
+    schedule = schedule_for(optimizer, stage, batches.steps)
+    history: list[dict] = []
+    if resume is not None:
+        optimizer.load_state_dict(resume["optimizer"])
+        schedule.load_state_dict(resume["schedule"])
+        history = list(resume["history"])
+    done = len(history)
+    bar = tqdm(total=stage.epochs * batches.steps, initial=done * batches.steps, desc=label, unit="step",
+               disable=None, leave=False, dynamic_ncols=True)
+    with bar:
+        for epoch in range(done + 1, stage.epochs + 1):
+            started = perf_counter()
+            torch.manual_seed(derive(seed, "dropout", epoch))
+            row = {"epoch": epoch}
+            row |= _train_epoch(model, batches, epoch, objective, masks, optimizer, schedule, bar)
+            due = epoch == stage.epochs or (options.eval_every and epoch % options.eval_every == 0)
+            row |= _evaluate_epoch(model, dataset, options.device, due)
+            row["seconds"] = round(perf_counter() - started, 4)
+            history.append(row)
+            bar.set_postfix(loss=f"{row['train_loss']:.3f}", accuracy=f"{row['train_accuracy']:.1f}%")
+            if on_epoch is not None:
+                on_epoch(Progress(epoch, stage.epochs, history, optimizer, schedule))
+    return history
+
+
+def _train_epoch(model: nn.Module, batches: TrainBatches, epoch: int, objective: Objective, masks: Masks | None,
+                 optimizer: torch.optim.Optimizer, schedule: lr_scheduler.LRScheduler, bar: tqdm) -> dict:
+    """One pass over the training images. Nothing is read back from the device before its end."""
+    model.train()
+    losses, correct, sizes = [], [], []
+    rates = []
+    for images, labels in batches.epoch(epoch):
+        logits = model(images)
+        loss = objective(logits, images, labels)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        if masks is not None:
+            masks.apply()
+        losses.append(loss.detach())
+        correct.append((logits.detach().argmax(1) == labels).sum())
+        sizes.append(len(labels))
+        rates.append(optimizer.param_groups[0]["lr"])
+        schedule.step()
+        bar.update()
+    values = torch.stack(losses).double().cpu()
+    if not bool(torch.isfinite(values).all()):
+        step = int((~torch.isfinite(values)).nonzero()[0])
+        raise KesiError(f"the loss is {float(values[step])} in epoch {epoch}, step {step + 1} of {len(values)}, "
+                        f"at learning rate {rates[step]:.3g}: try a lower --lr, or check the images")
+    images_seen = sum(sizes)
+    return {"train_loss": float(values @ torch.tensor(sizes, dtype=torch.float64)) / images_seen,
+            "train_accuracy": 100 * int(torch.stack(correct).sum()) / images_seen, "lr": rates[-1]}
+
+
+def _evaluate_epoch(model: nn.Module, dataset: Dataset, device: str, due: bool) -> dict:
+    row = {"test_loss": None, "test_accuracy": None, "val_accuracy": None}
+    if due:
+        row["test_loss"], row["test_accuracy"] = evaluate(model, dataset, dataset.test, device)
+        if dataset.val is not None:
+            row["val_accuracy"] = evaluate(model, dataset, dataset.val, device)[1]
+    return row
+
+
+def predict(model: nn.Module, dataset: Dataset, split: Split, device: str = "cpu") -> torch.Tensor:
+    """Logits (N, C), on the CPU, of a split's images in order; the model is in eval mode meanwhile."""
+    training = model.training
+    model.to(device=device, memory_format=torch.channels_last).eval()  # outside: weights stay trainable
+    try:
+        with torch.inference_mode():
+            logits = [model(images) for images, _ in eval_batches(dataset, split, device)]
+    finally:
+        model.train(training)
+    return torch.cat(logits).float().cpu()
+
+
+def evaluate(model: nn.Module, dataset: Dataset, split: Split, device: str = "cpu") -> tuple[float, float]:
+    """(mean cross-entropy, accuracy in percent) of a network on a split."""
+    return score(predict(model, dataset, split, device), split.labels)
+
+
+def score(logits: torch.Tensor, labels: torch.Tensor) -> tuple[float, float]:
+    """(mean cross-entropy, accuracy in percent) of logits (N, C) against labels (N,)."""
+    accuracy = 100 * int((logits.argmax(1) == labels).sum()) / len(labels)
+    return float(F.cross_entropy(logits.double(), labels)), accuracy

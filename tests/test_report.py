@@ -1,0 +1,336 @@
+"""The report, from run folders written by hand in the pipeline's layout with made-up figures."""
+
+import csv
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kesi import paper, recipes, report
+from kesi.errors import KesiError, UsageError
+
+ROUNDS = 5
+WHOLE, SMALL = 853_018, 284_000  # parameters
+MACS, SMALL_MACS = 127_650_000, 52_710_000
+BASELINE = {0: 93.4, 1: 93.6}
+# test accuracy of the last round by seed; by hand: mean 92.25 and std sqrt(2 * 0.05^2) = 0.0707 for one-cycle
+LAST = {"onecycle": {0: 92.2, 1: 92.3}, "usual": {0: 90.1, 1: 90.7}, "kesi": {0: 93.3, 1: 93.36}}
+ORIGIN = {"commit": "0123abcd", "dirty": False, "versions": {"python": "3.12.1", "torch": "2.14.1"},
+          "device": "a test processor, 2 threads", "command": "python cifar/pipeline.py --arch resnet56"}
+
+
+def write(path: Path, value) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value))
+
+
+def write_run(folder: Path, method="filter", arch="resnet56", dataset="cifar10", seeds=(0, 1), compare=True,
+              rounds=ROUNDS, recipe=True, digest="baseline") -> Path:
+    """A finished run: sizes fall in equal steps to the last round's, accuracies too."""
+    settings = recipes.recipe(arch, dataset, method).to_dict() if recipe else None
+    write(folder / "run.json", {"arch": arch, "dataset": dataset, "method": method, "compare": compare,
+                                "rounds": rounds, "seeds": list(seeds), "recipe": settings, "format": 1,
+                                **ORIGIN})
+    retrainings = ("onecycle", "usual") if compare else ("onecycle",)
+    for seed in seeds:
+        common = {"arch": arch, "dataset": dataset, "method": method, "seed": seed, "num_classes": 10,
+                  "seconds": 1.5, "epochs": 2, "images": 100, "image_size": 32, "test_loss": 0.3, **ORIGIN}
+
+        def trained(stage, share, accuracy, pruned=None, seed=seed, common=common):
+            """A stage whose size lies ``share`` of the way from the baseline to the last round."""
+            small, macs = round(WHOLE + share * (SMALL - WHOLE)), round(MACS + share * (SMALL_MACS - MACS))
+            kind, _, number = stage.partition("-")
+            write(folder / f"seed{seed}" / stage / "result.json", {
+                **common, "stage": stage, "kind": kind, "round": int(number or 0), "test_accuracy": accuracy,
+                "params": small if method == "filter" else WHOLE, "nonzero_params": small,
+                "macs": macs if method == "filter" else MACS, "pruned_accuracy": pruned, "cfg": [16, 32],
+                "val_accuracy": None, "sparsity": None, "digest": f"{digest}-{stage}-{seed}"})
+
+        trained("baseline", 0, BASELINE[seed])
+        for retraining in retrainings:
+            last = LAST[retraining][seed]
+            for number in range(1, rounds + 1):
+                share = number / rounds
+                trained(f"{retraining}-{number}", share, BASELINE[seed] + share * (last - BASELINE[seed]),
+                        pruned=50.0 - number - 2 * seed)
+            write_ensemble(folder / f"seed{seed}", retraining, rounds, common)
+        trained("kesi", 1, LAST["kesi"][seed])
+    return folder
+
+
+def write_ensemble(folder: Path, retraining: str, rounds: int, common: dict) -> None:
+    members = ["baseline", *[f"{retraining}-{number}" for number in range(1, rounds + 1)]]
+    name, gain = ("ensemble", 0.2) if retraining == "onecycle" else ("ensemble-usual", 0.05)
+    growing = [BASELINE[common["seed"]] + gain * place for place in range(len(members))]
+    unit = 3.0 if retraining == "onecycle" else 1.1
+    write(folder / name / "result.json", {
+        **common, "stage": name, "kind": name, "members": members, "accuracy": [93.0] * len(members),
+        "growing_accuracy": growing, "test_accuracy": growing[-1],
+        "disagreement": [[unit * abs(i - j) ** 0.5 for j in range(rounds + 1)] for i in range(rounds + 1)]})
+
+
+def rows_of(table: report.Table) -> dict[str, dict[str, str]]:
+    return {row[0]: dict(zip(table.columns, row, strict=True)) for row in table.rows}
+
+
+def read_csv(path: Path) -> list[dict]:
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_main_table_figures(tmp_path):
+    made = report.report([write_run(tmp_path / "run")], plots=False)
+    rows = rows_of(made.tables[0])
+    assert list(rows) == ["baseline", "PFEC", "PFEC + one-cycle", "PFEC + KESI",
+                          "PFEC ensemble of 6, one-cycle", "PFEC ensemble of 6, usual"]
+    one_cycle = rows["PFEC + one-cycle"]
+    assert one_cycle["accuracy (%)"] == "92.25 ± 0.07" and one_cycle["seeds"] == "2"
+    assert rows["PFEC"]["accuracy (%)"] == "90.40 ± 0.42"  # 0.6 / sqrt(2)
+    assert rows["baseline"]["accuracy (%)"] == "93.50 ± 0.14"
+    assert one_cycle["params (M)"] == "0.284" and rows["baseline"]["params (M)"] == "0.853"
+    assert one_cycle["MACs (M)"] == "52.71"
+    assert one_cycle["MACs saved (%)"] == "58.71" and rows["baseline"]["MACs saved (%)"] == "0.00"
+    ensemble = rows["PFEC ensemble of 6, one-cycle"]
+    assert ensemble["accuracy (%)"] == "94.50 ± 0.14"
+    # the sum of an arithmetic series of six sizes
+    assert ensemble["params (M)"] == f"{6 * (WHOLE + SMALL) / 2 / 1e6:.3f}"
+    assert ensemble["MACs saved (%)"] == report.NONE
+
+
+def test_the_papers_columns_stand_apart(tmp_path):
+    made = report.report([write_run(tmp_path / "run")], plots=False)
+    table = made.tables[0]
+    rows = rows_of(table)
+    assert rows["PFEC + KESI"]["paper: accuracy (%)"] == "93.34 ± 0.05"
+    assert rows["PFEC + KESI"]["paper: MACs saved (%)"] == "61.50"
+    assert rows["baseline"]["paper: accuracy (%)"] == "93.42"
+    assert rows["PFEC ensemble of 6, one-cycle"]["paper: accuracy (%)"] == report.NONE
+    assert any("0.13 to 0.05" in note and "58.71 %" in note for note in table.notes)
+    assert not any("departs" in note for note in table.notes)
+
+
+def test_no_paper_columns_where_the_paper_has_nothing(tmp_path):
+    made = report.report([write_run(tmp_path / "run", arch="resnet20", dataset="digits")], plots=False)
+    assert "paper" not in made.markdown
+    assert "paper" not in (tmp_path / "run/report/table.csv").read_text()
+
+
+def test_other_settings_than_the_papers_are_named(tmp_path):
+    folder = write_run(tmp_path / "run")
+    info = json.loads((folder / "run.json").read_text())
+    info["recipe"]["retrain"]["epochs"] = 3
+    write(folder / "run.json", info)
+    notes = " ".join(report.report([folder], plots=False).tables[0].notes)
+    assert "departs from the paper's settings: retrain epochs 3 instead of 40." in notes
+
+
+def test_fewer_rounds_are_not_held_against_the_papers_five(tmp_path):
+    made = report.report([write_run(tmp_path / "run", rounds=2)], plots=False)
+    rows = rows_of(made.tables[0])
+    assert rows["PFEC + KESI"]["paper: accuracy (%)"] == report.NONE
+    assert rows["baseline"]["paper: accuracy (%)"] == "93.42"
+    assert rows["PFEC + one-cycle"]["accuracy (%)"] == "92.25 ± 0.07"
+
+
+def test_filter_and_weight_runs_make_one_table(tmp_path):
+    weight = write_run(tmp_path / "w", method="weight", compare=False)
+    made = report.report([weight, write_run(tmp_path / "f")], plots=False)
+    assert made.out.resolve() == (tmp_path / "report").resolve()
+    rows = rows_of(made.tables[0])
+    assert list(rows) == ["baseline", "PFEC", "PFEC + one-cycle", "PFEC + KESI",
+                          "PFEC ensemble of 6, one-cycle", "PFEC ensemble of 6, usual",
+                          "MWP + one-cycle", "MWP + KESI", "MWP ensemble of 6, one-cycle"]
+    pruned = rows["MWP + one-cycle"]
+    assert pruned["params (M)"] == "0.853" and pruned["non-zero (M)"] == "0.284"
+    assert pruned["MACs saved (%)"] == "0.00"
+    assert pruned["paper: accuracy (%)"] == "93.41 ± 0.08" and pruned["paper: MACs saved (%)"] == report.NONE
+    assert [table.title for table in made.tables[1:]] == ["PFEC round by round", "MWP round by round"]
+
+
+def test_different_baselines_have_a_row_each(tmp_path):
+    runs = [write_run(tmp_path / "f"), write_run(tmp_path / "w", method="weight", digest="another")]
+    labels = [row[0] for row in report.report(runs, plots=False).tables[0].rows]
+    assert labels[0] == "baseline of PFEC" and labels.count("baseline of MWP") == 1
+    assert labels.index("baseline of MWP") == labels.index("MWP") - 1
+
+
+def test_a_baseline_taken_over_is_the_same_baseline(tmp_path):
+    runs = [write_run(tmp_path / "f"), write_run(tmp_path / "w", method="weight", digest="copy")]
+    for path in runs[1].glob("seed*/baseline/result.json"):
+        result = json.loads(path.read_text())
+        write(path, result | {"adopted_from": result["digest"].replace("copy", "baseline")})
+    labels = [row[0] for row in report.report(runs, plots=False).tables[0].rows]
+    assert labels[0] == "baseline" and sum("baseline" in label for label in labels) == 1
+
+
+def test_two_runs_of_one_method_are_told_apart(tmp_path):
+    runs = [write_run(tmp_path / "short"), write_run(tmp_path / "long")]
+    labels = [row[0] for row in report.report(runs, plots=False).tables[0].rows]
+    assert "PFEC [short] + KESI" in labels and "PFEC [long] + KESI" in labels
+
+
+def test_one_seed_has_no_deviation(tmp_path):
+    made = report.report([write_run(tmp_path / "run", seeds=(0,))], plots=False)
+    row = rows_of(made.tables[0])["PFEC + one-cycle"]
+    assert row["accuracy (%)"] == "92.20" and row["seeds"] == "1"
+    assert read_csv(made.out / "table.csv")[2]["accuracy_std"] == ""
+
+
+def test_what_is_unfinished_is_named_and_the_rest_shown(tmp_path):
+    folder = write_run(tmp_path / "run")
+    for stage in ("usual-5", "ensemble-usual", "kesi"):
+        (folder / "seed1" / stage / "result.json").unlink()
+    info = json.loads((folder / "run.json").read_text())
+    write(folder / "run.json", {**info, "seeds": [0, 1, 2]})
+    made = report.report([folder], plots=False)
+    assert made.missing == ["PFEC, seed 1: usual-5, ensemble-usual, kesi", "PFEC, seed 2: not begun"]
+    assert "not finished: PFEC, seed 1: usual-5" in made.text and made.missing[1] in made.markdown
+    rows = rows_of(made.tables[0])
+    assert (rows["PFEC"]["accuracy (%)"], rows["PFEC"]["seeds"]) == ("90.10", "1")
+    assert (rows["PFEC + KESI"]["accuracy (%)"], rows["PFEC + KESI"]["seeds"]) == ("93.30", "1")
+    assert rows["PFEC + one-cycle"]["seeds"] == "2"
+
+
+@pytest.mark.parametrize("kept", ["baseline", "onecycle-2", "kesi"])
+def test_a_single_finished_stage_is_enough(tmp_path, kept):
+    folder = write_run(tmp_path / "run")
+    for path in folder.glob("seed*/*/result.json"):
+        if path.parent.name != kept:
+            path.unlink()
+    made = report.report([folder])
+    assert f"{kept}," not in made.missing[0]
+    assert all(path.stat().st_size for path in made.files)
+
+
+def test_rounds_table(tmp_path):
+    table = report.report([write_run(tmp_path / "run")], plots=False).tables[1]
+    rows = rows_of(table)
+    assert list(rows) == list("012345")
+    assert rows["5"]["one-cycle: pruned (%)"] == "44.00"  # 45 and 43
+    assert rows["5"]["one-cycle: retrained (%)"] == "92.25" and rows["5"]["usual: retrained (%)"] == "90.40"
+    assert rows["2"]["one-cycle: ensemble (%)"] == "93.90" and rows["0"]["one-cycle: ensemble (%)"] == "93.50"
+    assert rows["5"]["remaining (%)"] == f"{100 * SMALL / WHOLE:.1f}"
+    assert rows["0"]["remaining (%)"] == "100.0"
+    assert rows["1"]["authors' notes: one-cycle (%)"] == "93.05"
+    assert rows["0"]["one-cycle: pruned (%)"] == report.NONE
+
+
+def test_csv_files(tmp_path):
+    made = report.report([write_run(tmp_path / "run")], plots=False)
+    rows = {row["method"]: row for row in read_csv(made.out / "table.csv")}
+    row = rows["PFEC + one-cycle"]
+    assert float(row["accuracy_mean"]) == pytest.approx(92.25)
+    assert float(row["accuracy_std"]) == pytest.approx(0.0707107, abs=1e-6)
+    assert float(row["macs_saved"]) == pytest.approx(100 * (1 - 52.71 / 127.65))
+    assert float(row["params"]) == SMALL and float(row["paper_accuracy_mean"]) == 92.31
+    stages = read_csv(made.out / "stages.csv")
+    assert len(stages) == 2 * (1 + 5 + 1 + 5 + 1 + 1)
+    assert [one["stage"] for one in stages[:3]] == ["baseline", "onecycle-1", "onecycle-2"]
+    assert {one["seed"] for one in stages} == {"0", "1"} and stages[0]["cfg"] == "16 32"
+    assert float(stages[5]["test_accuracy"]) == pytest.approx(92.2)
+
+
+def test_provenance(tmp_path):
+    folder = write_run(tmp_path / "run")
+    path = folder / "seed1/kesi/result.json"
+    write(path, json.loads(path.read_text()) | {"commit": "beef", "dirty": True})
+    text = report.report([folder], plots=False).markdown
+    assert "- command: `python cifar/pipeline.py --arch resnet56`" in text
+    assert "- commit: 0123abcd; beef with uncommitted changes" in text
+    assert "- versions: python 3.12.1, torch 2.14.1\n" in text and "- seeds: 0, 1\n" in text
+    assert "baseline 300 (batch 64, sgd, multistep, lr 0.1); retrain 40 (batch 128" in text
+    assert str(tmp_path) not in text
+
+
+def test_plots_are_written_and_linked(tmp_path):
+    runs = [write_run(tmp_path / "f"), write_run(tmp_path / "w", method="weight", compare=False)]
+    made = report.report(runs, out=tmp_path / "deep/out")
+    names = {"accuracy.png", "rounds.png", "disagreement.png", "lr.png"}
+    assert {path.name for path in made.plots} == names
+    assert {path.name for path in made.files} == names | {"table.md", "table.csv", "stages.csv"}
+    for path in made.plots:
+        assert path.parent == tmp_path / "deep/out" and path.read_bytes().startswith(b"\x89PNG")
+        assert f"({path.name})" in (made.out / "table.md").read_text()
+
+
+def test_disagreement_is_the_mean_over_seeds(tmp_path):
+    plots = pytest.importorskip("kesi.plots")
+    folder = write_run(tmp_path / "run")
+    path = folder / "seed1/ensemble/result.json"
+    result = json.loads(path.read_text())
+    write(path, result | {"disagreement": [[2 * value for value in row] for row in result["disagreement"]]})
+    run, = report.load_runs([folder])
+    members, matrix = plots.disagreement(run, "onecycle")
+    assert members[0] == "baseline" and matrix[0][1] == pytest.approx(4.5) and matrix[2][2] == 0
+
+
+def test_without_matplotlib_the_tables_are_written(tmp_path, monkeypatch, capsys):
+    folder = write_run(tmp_path / "run")
+    for name in [name for name in sys.modules if name == "kesi.plots" or name.startswith("matplotlib")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr("kesi.plots", raising=False)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert report.main([str(folder)]) == 0
+    assert 'pip install "kesi[plots]"' in capsys.readouterr().out
+    assert (folder / "report/table.md").exists() and not list((folder / "report").glob("*.png"))
+
+
+def test_the_command_prints_an_aligned_table(tmp_path):
+    folder = write_run(tmp_path / "run")
+    done = subprocess.run([sys.executable, "-m", "kesi.report", folder, "--no-plots"], capture_output=True,
+                          text=True, cwd=Path(report.__file__).parent.parent, timeout=60)
+    assert done.returncode == 0 and done.stderr == ""
+    lines = done.stdout.splitlines()
+    rule = next(place for place, line in enumerate(lines) if re.fullmatch(r"[- ]+", line))
+    ends = [match.end() for match in re.finditer("-+", lines[rule])]
+    for line in lines[rule + 1:rule + 7]:
+        assert all(len(line) <= end or line[end] == " " for end in ends) and len(line) == ends[-1]
+    assert lines[-1] == f"report: {folder / 'report' / 'table.md'}"
+
+
+def test_bad_input(tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match="is not a run folder"):
+        report.report([tmp_path / "empty"])
+    with pytest.raises(UsageError, match="arch is resnet56 in .* and resnet20 in"):
+        report.report([write_run(tmp_path / "a"), write_run(tmp_path / "b", arch="resnet20")])
+    with pytest.raises(UsageError, match="dataset is cifar10 in"):
+        report.report([tmp_path / "a", write_run(tmp_path / "c", dataset="cifar100")])
+    write(tmp_path / "d/run.json", json.loads((tmp_path / "a/run.json").read_text()))
+    with pytest.raises(KesiError, match="nothing is finished") as caught:
+        report.report([tmp_path / "d"])
+    assert not isinstance(caught.value, UsageError)
+    broken = tmp_path / "a/seed0/kesi/result.json"
+    broken.write_text('{"stage": ')
+    assert report.main([str(tmp_path / "a")]) == 1
+    assert report.main([str(tmp_path / "nowhere")]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 2 and str(broken) in errors[0]
+
+
+def test_an_output_that_cannot_be_written(tmp_path, capsys):
+    folder = write_run(tmp_path / "run")
+    (tmp_path / "file").write_text("")
+    assert report.main([str(folder), "--no-plots", "--out", str(tmp_path / "file/report")]) == 1
+    assert "cannot write" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("arch", "dataset", "method", "name", "expected"), [
+    ("resnet56", "cifar10", "filter", "PFEC", paper.PaperRow(0.28, 61.5, None, 90.35, 0.36)),
+    ("vgg16", "cifar100", "filter", "baseline", paper.PaperRow(14.99, 0.0, None, 73.24, None)),
+    ("resnet110", "cifar100", "weight", "MWP + KESI", paper.PaperRow(0.36, None, None, 73.12, 0.25)),
+    ("resnet34", "tinyimagenet", "filter", "PFEC + KESI", paper.PaperRow(5.40, None, 1.57, 70.02, 0.43)),
+])
+def test_published(arch, dataset, method, name, expected):
+    assert paper.published(arch, dataset, method)[name] == expected
+
+
+@pytest.mark.parametrize(("arch", "dataset", "method"), [
+    ("resnet20", "cifar10", "filter"), ("preresnet164", "cifar10", "weight"),
+    ("resnet56", "digits", "filter"), ("resnet18", "tinyimagenet", "weight"),
+    ("resnet56", "tinyimagenet", "filter")])
+def test_not_published(arch, dataset, method):
+    assert paper.published(arch, dataset, method) == {}
