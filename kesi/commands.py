@@ -151,6 +151,7 @@ def run_pipeline(doc: str, family: str) -> None:
     parser.add_argument("--num-classes", type=int, metavar="N", help="for --dry-run of an imagefolder")
     parser.add_argument("--dry-run", action="store_true", help="print stages, sizes and work; touch nothing")
     parser.add_argument("--fresh", action="store_true", help="start over; the old run is moved aside")
+    parser.add_argument("--no-report", action="store_true", help="leave the table and the plots to kesi.report")
     cli.add_run(parser)
     args = parser.parse_args()
     recipe = _pipeline_recipe(args, family)
@@ -164,7 +165,9 @@ def run_pipeline(doc: str, family: str) -> None:
     settings = pipeline.Settings(recipe, cli.dataset_for(args, family), folder, args.seeds, args.compare, args.model,
                                  options, args.fresh)
     print(f"{args.arch} on {args.dataset}, {args.method} pruning, on {options.device} -> {folder}", flush=True)
-    report.main([str(pipeline.run(settings))])
+    pipeline.run(settings)
+    if not args.no_report:
+        report.main([str(folder)])
 
 
 def _pipeline_recipe(args, family: str) -> recipes.Recipe:

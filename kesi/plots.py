@@ -20,7 +20,7 @@ from kesi.recipes import Stage
 from kesi.training import learning_rates
 
 if TYPE_CHECKING:
-    from kesi.report import Run
+    from kesi.results import Run
 
 # Okabe and Ito's palette, told apart with any colour vision; the markers tell the same without colour.
 COLOURS = {"baseline": "#555555", "onecycle": "#0072B2", "usual": "#D55E00", "kesi": "#009E73"}
@@ -43,9 +43,9 @@ def draw(runs: Sequence[Run], out: Path) -> list[Path]:
 
 
 def panels(count: int, title: str, height: float = 4.2, width: float = 5.2) -> tuple[Figure, list[Axes]]:
-    """A figure with axes side by side under one title; one alone is wider."""
+    """A figure with axes side by side under one title, of one scale upwards; one alone is wider."""
     figure = Figure(figsize=(max(6.4, width * count), height), dpi=DPI, layout="constrained")
-    axes = figure.subplots(1, count, squeeze=False)[0]
+    axes = figure.subplots(1, count, squeeze=False, sharey=True)[0]
     figure.suptitle(title, fontsize=11)
     for axis in axes:
         axis.grid(True, color="#dddddd", linewidth=0.6)
@@ -71,14 +71,15 @@ def curve(axis: Axes, series: Sequence[tuple[float, list[float]]], label: str, *
     places, means, deviations = points(series)
     if places:
         errors = deviations if any(deviations) else None
-        axis.errorbar(places, means, yerr=errors, label=label, capsize=3, linewidth=1.6, **style)
+        axis.errorbar(places, means, yerr=errors, label=label, capsize=2.5, elinewidth=0.9, linewidth=1.6,
+                      **style)
 
 
 def with_legends(figure: Figure, axes: Sequence[Axes]) -> Figure | None:
     """The figure with a legend where something is drawn, None where nothing is."""
     drawn = [axis for axis in axes if axis.get_legend_handles_labels()[0]]
     for axis in drawn:
-        axis.legend(frameon=False, fontsize=9, loc="lower left")
+        axis.legend(frameon=False, fontsize=9, loc="best")
     return figure if drawn else None
 
 
@@ -91,7 +92,7 @@ def remaining(run: Run, stage: str) -> float | None:
 
 def spread_note(runs: Sequence[Run]) -> str:
     """What the error bars are, where there are any."""
-    seeds = max(len(run.seeds) for run in runs)
+    seeds = max(len(run.results(stage)) for run in runs for stage in run.stages())
     return f" (mean ± std of {seeds} seeds)" if seeds > 1 else ""
 
 
@@ -116,7 +117,7 @@ def accuracy_figure(runs: Sequence[Run]) -> Figure | None:
         axis.invert_xaxis()
         kind = "non-zero parameters" if run.info["method"] == "weight" else "parameters"
         axis.set_xlabel(f"remaining {kind} (% of the baseline)")
-        axis.set_ylabel("test accuracy (%)")
+    axes[0].set_ylabel("test accuracy (%)")
     return with_legends(figure, axes)
 
 
@@ -124,16 +125,17 @@ def rounds_figure(runs: Sequence[Run]) -> Figure | None:
     """Accuracy of each snapshot, and of the ensemble of all up to it, by round."""
     figure, axes = panels(len(runs), f"{subject(runs)}: snapshots and their ensemble{spread_note(runs)}")
     for axis, run in zip(axes, runs, strict=True):
-        for retraining in run.retrainings():
+        shift = 0.05 if spread_note(runs) else 0.0  # apart, so that error bars do not hide each other
+        for retraining, left in zip(run.retrainings(), (-2 * shift, shift), strict=False):
             stages = ["baseline", *[f"{retraining}-{place}" for place in range(1, run.rounds + 1)]]
             style = {"color": COLOURS[retraining], "marker": MARKERS[retraining]}
-            curve(axis, [(place, run.growing(retraining, place + 1)) for place in range(run.rounds + 1)],
-                  f"ensemble so far, {NAMES[retraining]}", **style)
-            curve(axis, [(place, run.values(stage)) for place, stage in enumerate(stages)],
+            grown = [(place + left, run.growing(retraining, place + 1)) for place in range(run.rounds + 1)]
+            curve(axis, grown, f"ensemble so far, {NAMES[retraining]}", **style)
+            curve(axis, [(place + left + shift, run.values(stage)) for place, stage in enumerate(stages)],
                   f"snapshot, {NAMES[retraining]}", linestyle=":", markerfacecolor="white", **style)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set_xlabel(f"{run.label}: round of pruning (0 is the baseline)")
-        axis.set_ylabel("test accuracy (%)")
+    axes[0].set_ylabel("test accuracy (%)")
     return with_legends(figure, axes)
 
 
@@ -192,6 +194,7 @@ def learning_rate_figure(runs: Sequence[Run]) -> Figure | None:
         draw_curves(axis, run, rates)
         if len(distinct) > 1:
             axis.set_title(run.label, fontsize=10, pad=18)
+    axes[0].set_ylabel("learning rate")
     return figure
 
 
@@ -236,5 +239,4 @@ def draw_curves(axis: Axes, run: Run, rates: dict[str, list[float]]) -> None:
     axis.set_xlim(0, start)
     axis.margins(y=0.12)
     axis.set_xlabel("epochs of all stages in a row (numbers above: rounds)")
-    axis.set_ylabel("learning rate")
     axis.legend(frameon=True, framealpha=0.9, edgecolor="none", fontsize=8, loc="lower left")

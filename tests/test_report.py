@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from kesi import paper, recipes, report
+from kesi import paper, recipes, report, results
 from kesi.errors import KesiError, UsageError
+from kesi.tables import NONE, Table
 
 ROUNDS = 5
 WHOLE, SMALL = 853_018, 284_000  # parameters
@@ -72,7 +73,7 @@ def write_ensemble(folder: Path, retraining: str, rounds: int, common: dict) -> 
         "disagreement": [[unit * abs(i - j) ** 0.5 for j in range(rounds + 1)] for i in range(rounds + 1)]})
 
 
-def rows_of(table: report.Table) -> dict[str, dict[str, str]]:
+def rows_of(table: Table) -> dict[str, dict[str, str]]:
     return {row[0]: dict(zip(table.columns, row, strict=True)) for row in table.rows}
 
 
@@ -97,7 +98,7 @@ def test_main_table_figures(tmp_path):
     assert ensemble["accuracy (%)"] == "94.50 ± 0.14"
     # the sum of an arithmetic series of six sizes
     assert ensemble["params (M)"] == f"{6 * (WHOLE + SMALL) / 2 / 1e6:.3f}"
-    assert ensemble["MACs saved (%)"] == report.NONE
+    assert ensemble["MACs saved (%)"] == NONE
 
 
 def test_the_papers_columns_stand_apart(tmp_path):
@@ -107,7 +108,7 @@ def test_the_papers_columns_stand_apart(tmp_path):
     assert rows["PFEC + KESI"]["paper: accuracy (%)"] == "93.34 ± 0.05"
     assert rows["PFEC + KESI"]["paper: MACs saved (%)"] == "61.50"
     assert rows["baseline"]["paper: accuracy (%)"] == "93.42"
-    assert rows["PFEC ensemble of 6, one-cycle"]["paper: accuracy (%)"] == report.NONE
+    assert rows["PFEC ensemble of 6, one-cycle"]["paper: accuracy (%)"] == NONE
     assert any("0.13 to 0.05" in note and "58.71 %" in note for note in table.notes)
     assert not any("departs" in note for note in table.notes)
 
@@ -130,7 +131,7 @@ def test_other_settings_than_the_papers_are_named(tmp_path):
 def test_fewer_rounds_are_not_held_against_the_papers_five(tmp_path):
     made = report.report([write_run(tmp_path / "run", rounds=2)], plots=False)
     rows = rows_of(made.tables[0])
-    assert rows["PFEC + KESI"]["paper: accuracy (%)"] == report.NONE
+    assert rows["PFEC + KESI"]["paper: accuracy (%)"] == NONE
     assert rows["baseline"]["paper: accuracy (%)"] == "93.42"
     assert rows["PFEC + one-cycle"]["accuracy (%)"] == "92.25 ± 0.07"
 
@@ -146,7 +147,7 @@ def test_filter_and_weight_runs_make_one_table(tmp_path):
     pruned = rows["MWP + one-cycle"]
     assert pruned["params (M)"] == "0.853" and pruned["non-zero (M)"] == "0.284"
     assert pruned["MACs saved (%)"] == "0.00"
-    assert pruned["paper: accuracy (%)"] == "93.41 ± 0.08" and pruned["paper: MACs saved (%)"] == report.NONE
+    assert pruned["paper: accuracy (%)"] == "93.41 ± 0.08" and pruned["paper: MACs saved (%)"] == NONE
     assert [table.title for table in made.tables[1:]] == ["PFEC round by round", "MWP round by round"]
 
 
@@ -215,7 +216,7 @@ def test_rounds_table(tmp_path):
     assert rows["5"]["remaining (%)"] == f"{100 * SMALL / WHOLE:.1f}"
     assert rows["0"]["remaining (%)"] == "100.0"
     assert rows["1"]["authors' notes: one-cycle (%)"] == "93.05"
-    assert rows["0"]["one-cycle: pruned (%)"] == report.NONE
+    assert rows["0"]["one-cycle: pruned (%)"] == NONE
 
 
 def test_csv_files(tmp_path):
@@ -262,7 +263,7 @@ def test_disagreement_is_the_mean_over_seeds(tmp_path):
     path = folder / "seed1/ensemble/result.json"
     result = json.loads(path.read_text())
     write(path, result | {"disagreement": [[2 * value for value in row] for row in result["disagreement"]]})
-    run, = report.load_runs([folder])
+    run, = results.load_runs([folder])
     members, matrix = plots.disagreement(run, "onecycle")
     assert members[0] == "baseline" and matrix[0][1] == pytest.approx(4.5) and matrix[2][2] == 0
 

@@ -1,0 +1,37 @@
+# make demo: the whole method on handwritten digits    make test: the tests    make help: everything else
+PYTHON ?= python3
+SEEDS ?= 0
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO := runs/demo
+DIGITS := $(BIN)/python cifar/pipeline.py --arch resnet20 --dataset digits --compare --no-report --seeds $(SEEDS)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint clean
+
+help: ## Show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## */  make \1\t/' | expand -t 16
+
+setup: $(VENV)/.ready ## Make .venv with the pinned packages and everything the demo and the tests need
+
+$(VENV)/.ready: requirements.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("KESI needs Python 3.10 or newer; try make PYTHON=python3.12 ..." if sys.version_info < (3, 10) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+demo: $(VENV)/.ready ## Run all five steps on digits, both methods, and print the paper's table (SEEDS="0 1 2": more runs)
+	$(DIGITS) --method filter --save $(DEMO)/filter
+	$(DIGITS) --method weight --save $(DEMO)/weight --model '$(DEMO)/filter/seed{seed}/baseline'
+	$(BIN)/python -m kesi.report $(DEMO)/filter $(DEMO)/weight
+
+# One thread a process: two processes of one thread each finish sooner than one after the other with two.
+test: $(VENV)/.ready ## Run the tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+lint: $(VENV)/.ready ## Check the style
+	$(BIN)/ruff check .
+
+clean: ## Remove the virtual environment and caches (runs/ and data/ stay)
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build *.egg-info

@@ -1,0 +1,146 @@
+"""What the pipeline leaves on disk, read back: a Run is a run folder with every finished result in it."""
+
+import os
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kesi import files, paper
+from kesi.errors import KesiError, UsageError
+
+RETRAININGS = ("onecycle", "usual")
+
+
+@dataclass
+class Run:
+    """One run folder: what run.json says, and the result of every finished stage by seed and stage name."""
+
+    folder: Path
+    info: dict
+    seeds: dict[int, dict[str, dict]]
+    label: str = ""
+
+    @property
+    def rounds(self) -> int:
+        return int(self.info["rounds"])
+
+    def ensemble(self, retraining: str) -> str:
+        """The stage name of the ensemble of the snapshots of "onecycle" or "usual" retraining."""
+        return "ensemble" if retraining == "onecycle" else "ensemble-usual"
+
+    def retrainings(self) -> tuple[str, ...]:
+        """The retrainings that this run is to make: one-cycle, and the usual one where it compares."""
+        return RETRAININGS if self.info.get("compare") else RETRAININGS[:1]
+
+    def stages(self) -> list[str]:
+        """The names of all stages of a complete seed, in the order in which they run."""
+        names = ["baseline"]
+        for retraining in self.retrainings():
+            names += [f"{retraining}-{number}" for number in range(1, self.rounds + 1)]
+            names.append(self.ensemble(retraining))
+        return [*names, "kesi"]
+
+    def results(self, stage: str) -> list[dict]:
+        """The results of a stage, one for each seed that has finished it."""
+        return [results[stage] for _, results in sorted(self.seeds.items()) if stage in results]
+
+    def values(self, stage: str, name: str = "test_accuracy") -> list[float]:
+        """One figure of a stage for each seed that has it."""
+        return [result[name] for result in self.results(stage) if result.get(name) is not None]
+
+    def growing(self, retraining: str, members: int) -> list[float]:
+        """Accuracy (%) of the ensemble of the first ``members`` networks, for each seed that has it."""
+        series = self.values(self.ensemble(retraining), "growing_accuracy")
+        return [accuracies[members - 1] for accuracies in series if len(accuracies) >= members]
+
+
+def load_run(folder: Path) -> Run:
+    """Read a run folder. Raises UsageError where it is none, KesiError for damaged files."""
+    if not (folder / "run.json").is_file():
+        raise UsageError(f"{folder} is not a run folder: it has no run.json")
+    info = files.read_json(folder / "run.json")
+    needed = ("arch", "dataset", "method", "rounds")
+    if not isinstance(info, dict) or any(name not in info for name in needed):
+        raise KesiError(f"{folder / 'run.json'} does not describe a run: it needs {', '.join(needed)}")
+    if info["method"] not in paper.CRITERIA:
+        raise KesiError(f"{folder / 'run.json'}: unknown method {info['method']!r}")
+    seeds: dict[int, dict[str, dict]] = {int(seed): {} for seed in info.get("seeds", [])}
+    for path in sorted(folder.glob("seed*/*/result.json")):
+        seed = path.parent.parent.name.removeprefix("seed")
+        if seed.isdigit():
+            result = files.read_json(path)
+            if not isinstance(result, dict):
+                raise KesiError(f"{path} is not a result: it holds no fields")
+            seeds.setdefault(int(seed), {})[path.parent.name] = result
+    return Run(folder, info, seeds, paper.CRITERIA[info["method"]])
+
+
+def load_runs(folders: Sequence[Path]) -> list[Run]:
+    """Read the runs of one table, filter pruning first. Raises UsageError where they do not fit together."""
+    unique = {Path(folder).resolve(): Path(folder) for folder in folders}
+    if not unique:
+        raise UsageError("name at least one run folder")
+    runs = [load_run(folder) for folder in unique.values()]
+    first = runs[0]
+    for run in runs[1:]:
+        for name in ("arch", "dataset"):
+            if run.info[name] != first.info[name]:
+                raise UsageError(f"one table is of one network and data set, but {name} is "
+                                 f"{first.info[name]} in {first.folder} and {run.info[name]} in {run.folder}")
+    if not any(results for run in runs for results in run.seeds.values()):
+        raise KesiError(f"nothing is finished yet in {', '.join(str(run.folder) for run in runs)}")
+    runs.sort(key=lambda run: list(paper.CRITERIA).index(run.info["method"]))
+    if len({run.label for run in runs}) < len(runs):  # two runs of one method: told apart by folder
+        common = os.path.commonpath(list(unique))
+        for run in runs:
+            run.label += f" [{os.path.relpath(run.folder.resolve(), common)}]"
+    return runs
+
+
+def common_folder(folders: Sequence[Path]) -> Path:
+    """The folder that holds all ``folders`` (of a single one, itself); relative where it lies below here."""
+    if len(folders) == 1:
+        return folders[0]
+    common = Path(os.path.commonpath([folder.resolve() for folder in folders]))
+    return common.relative_to(Path.cwd()) if common.is_relative_to(Path.cwd()) else common
+
+
+def by_baseline(runs: Sequence[Run]) -> list[list[Run]]:
+    """The runs in groups that started from the same baseline checkpoints, told by their digests.
+
+    A run that took another run's baseline over has a copy of it, which names the original.
+    """
+    groups: list[tuple[dict, list[Run]]] = []
+    for run in runs:
+        baselines = {seed: results["baseline"] for seed, results in run.seeds.items()
+                     if "baseline" in results}
+        digests = {seed: baseline.get("adopted_from") or baseline.get("digest")
+                   for seed, baseline in baselines.items()}
+        for known, group in groups:
+            common = known.keys() & digests.keys()
+            if common and all(known[seed] and known[seed] == digests[seed] for seed in common):
+                known.update(digests)
+                group.append(run)
+                break
+        else:
+            groups.append((digests, [run]))
+    return [group for _, group in groups]
+
+
+def missing(run: Run) -> list[str]:
+    """What is not finished, a line for each seed."""
+    absent = {seed: [stage for stage in run.stages() if stage not in results]
+              for seed, results in sorted(run.seeds.items())}
+    return [f"{run.label}, seed {seed}: {', '.join(stages) if run.seeds[seed] else 'not begun'}"
+            for seed, stages in absent.items() if stages]
+
+
+def mean(values: Sequence[float]) -> float | None:
+    """The mean, None of nothing."""
+    return statistics.fmean(values) if values else None
+
+
+def deviation(values: Sequence[float]) -> float | None:
+    """The sample standard deviation, None of fewer than two values."""
+    return statistics.stdev(values) if len(values) > 1 else None

@@ -1,0 +1,298 @@
+"""Every script through its command line on digits, by hand and as a pipeline, and what happens to bad input."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from doors import ROOT, fails, script, works
+
+import models
+from kesi import checkpoints
+from kesi.pruning import prune_filters
+
+SHORT = ("--epochs-scale", "0.02")  # two epochs for the baseline, one for everything else
+TINY = ("--arch", "resnet20", "--dataset", "digits", *SHORT)
+
+
+def same_weights(one, other):
+    a, b = (checkpoints.load(path).model.state_dict() for path in (one, other))
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Both methods' pipelines with two rounds, made once."""
+    folder = tmp_path_factory.mktemp("runs")
+    out = {}
+    for method in ("filter", "weight"):
+        out[method] = works("cifar/pipeline.py", *TINY, "--method", method, "--rounds", 2, "--compare", "--seeds", 3,
+                            "--save", folder / method)
+    return folder, out
+
+
+STAGES = ("baseline", "onecycle-1", "onecycle-2", "usual-1", "usual-2", "kesi")
+
+
+@pytest.mark.parametrize("method", ["filter", "weight"])
+def test_pipeline_leaves_every_stage_and_the_papers_table(runs, method):
+    folder, out = runs[0] / method, runs[1][method]
+    for stage in STAGES:
+        result = json.loads((folder / "seed3" / stage / "result.json").read_text())
+        assert result["stage"] == stage and result["seed"] == 3 and 0 <= result["test_accuracy"] <= 100
+        lines = (folder / "seed3" / stage / "metrics.jsonl").read_text().splitlines()
+        assert len(lines) == result["epochs"]
+        assert not (folder / "seed3" / stage / "state.pth.tar").exists()
+    name = {"filter": "PFEC", "weight": "MWP"}[method]
+    for row in ("baseline", name, f"{name} + one-cycle", f"{name} + KESI"):
+        assert row in out
+    assert "ensemble" in out and str(folder / "report") in out
+    assert {"table.md", "table.csv", "accuracy.png", "rounds.png", "disagreement.png", "lr.png"} <= set(
+        os.listdir(folder / "report"))
+    ensemble = json.loads((folder / "seed3" / "ensemble" / "result.json").read_text())
+    assert ensemble["members"] == ["baseline", "onecycle-1", "onecycle-2"]
+    usual = json.loads((folder / "seed3" / "ensemble-usual" / "result.json").read_text())
+    assert usual["members"] == ["baseline", "usual-1", "usual-2"]
+
+
+def test_masks_survive_the_whole_pipeline(runs):
+    folder = runs[0] / "weight" / "seed3"
+    for stage, share in (("onecycle-1", 0.22), ("onecycle-2", 0.39), ("usual-2", 0.39), ("kesi", 0.39)):
+        loaded = checkpoints.load(folder / stage / "checkpoint.pth.tar")
+        assert loaded.masks.sparsity() == pytest.approx(share, abs=1e-4)
+        for name, mask in loaded.masks.state_dict().items():
+            weight = loaded.model.get_parameter(name)
+            assert not bool(weight[~mask].any()) and float((weight[mask] != 0).float().mean()) > 0.999
+
+
+def test_a_finished_pipeline_is_not_run_again_and_says_so(runs):
+    folder = runs[0] / "filter"
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.pth.tar")}
+    out = works("cifar/pipeline.py", *TINY, "--rounds", 2, "--seeds", 3, "--save", folder, "--no-report")
+    assert out.count("is finished already") == 4
+    assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*.pth.tar")}
+
+
+@pytest.mark.parametrize("method", ["filter", "weight"])
+def test_scripts_by_hand_give_the_pipelines_networks_bit_for_bit(runs, method, tmp_path):
+    pipeline, scripts = runs[0] / method / "seed3", f"cifar/{method}_pruning"
+    works("cifar/train.py", *TINY, "--seed", 3, "--save", tmp_path / "baseline")
+    for number in (1, 2):
+        parent = tmp_path / ("baseline" if number == 1 else "onecycle-1")
+        out = works(f"{scripts}/prune.py", "--model", parent)
+        assert f"round {number}: 269,722 parameters" in out or number == 2
+        works(f"{scripts}/finetune.py", "--refine", tmp_path / f"onecycle-{number}", "--seed", 3, *SHORT)
+    out = works(f"{scripts}/ensemble_finetune.py", "--refine", tmp_path / "onecycle-2", "--seed", 3, *SHORT)
+    assert "3 teachers, found beside" in out
+    for stage in ("baseline", "onecycle-1", "onecycle-2", "kesi"):
+        assert same_weights(pipeline / stage, tmp_path / stage), stage
+
+
+def test_the_usual_retraining_by_hand(runs, tmp_path):
+    pipeline = runs[0] / "filter" / "seed3"
+    works("cifar/filter_pruning/prune.py", "--model", pipeline / "baseline", "--save", tmp_path / "usual-1")
+    works("cifar/filter_pruning/finetune.py", "--refine", tmp_path / "usual-1", "--seed", 3, "--no-onecycle", *SHORT)
+    assert same_weights(pipeline / "usual-1", tmp_path / "usual-1")
+
+
+def test_teachers_can_be_named_and_are_all_checked_first(runs, tmp_path):
+    pipeline = runs[0] / "filter" / "seed3"
+    out = works("cifar/filter_pruning/ensemble_finetune.py", "--refine", pipeline / "onecycle-2", "--seed", 3, *SHORT,
+                "--teachers", pipeline / "baseline", pipeline / "onecycle-1" / "checkpoint.pth.tar",
+                "--temperature", 1, "--save", tmp_path / "kesi")
+    assert "2 teachers, given" in out
+    result = json.loads((tmp_path / "kesi" / "result.json").read_text())
+    assert result["temperature"] == 1 and [t["stage"] for t in result["teachers"]] == ["baseline", "onecycle-1"]
+    assert not same_weights(pipeline / "kesi", tmp_path / "kesi")
+    other = models.create("resnet20", 7)
+    checkpoints.save(tmp_path / "seven.pth.tar", other, {})
+    fails("cifar/filter_pruning/ensemble_finetune.py", "--refine", pipeline / "onecycle-2", *SHORT, "--teachers",
+          pipeline / "baseline", tmp_path / "seven.pth.tar", "--save", tmp_path / "k2", code=2,
+          says="seven.pth.tar knows 7 classes, but digits has 10")
+    assert not (tmp_path / "k2").exists()
+
+
+def test_the_list_at_the_head_of_the_script_is_used(runs, tmp_path):
+    pipeline = runs[0] / "filter" / "seed3"
+    text = (ROOT / "cifar/filter_pruning/ensemble_finetune.py").read_text()
+    line = "checkpoint_paths: list[str] = []"
+    assert line in text
+    edited = tmp_path / "edited.py"
+    edited.write_text(text.replace(line, f"checkpoint_paths = [{str(pipeline / 'baseline')!r}]"))
+    out = works(edited, "--refine", pipeline / "onecycle-2", *SHORT, "--save", tmp_path / "kesi") \
+        if isinstance(edited, str) else works(str(edited), "--refine", pipeline / "onecycle-2", *SHORT, "--save",
+                                              tmp_path / "kesi")
+    assert "1 teachers, given" in out
+
+
+def test_a_moved_run_still_finds_its_snapshots_and_a_missing_one_is_named(runs, tmp_path):
+    import shutil
+    moved = tmp_path / "moved"
+    shutil.copytree(runs[0] / "filter" / "seed3", moved)
+    (moved / "onecycle-1").rename(moved / "renamed")
+    out = works("cifar/filter_pruning/ensemble_finetune.py", "--refine", moved / "onecycle-2", "--evaluate")
+    assert "3 teachers" in out and str(moved / "renamed") in out
+    shutil.rmtree(moved / "renamed")
+    fails("cifar/filter_pruning/ensemble_finetune.py", "--refine", moved / "onecycle-2", "--evaluate", code=2,
+          says="name the teachers with --teachers")
+
+
+def test_evaluate_tells_accuracies_and_writes_nothing(runs, tmp_path):
+    pipeline = runs[0] / "filter" / "seed3"
+    accuracy = json.loads((pipeline / "baseline" / "result.json").read_text())["test_accuracy"]
+    out = works("cifar/filter_pruning/prune.py", "--model", pipeline / "baseline", "--evaluate", "--save",
+                tmp_path / "x")
+    before_retraining = json.loads((pipeline / "onecycle-1" / "result.json").read_text())["pruned_accuracy"]
+    assert f"test accuracy {accuracy:.2f} % before, {before_retraining:.2f} % after pruning" in out
+    out = works("cifar/train.py", "--dataset", "digits", "--evaluate", pipeline / "baseline")
+    assert f"test accuracy {accuracy:.2f} %" in out
+
+
+def test_a_trained_baseline_can_be_given(runs, tmp_path):
+    works("cifar/pipeline.py", *TINY, "--method", "weight", "--rounds", 1, "--seeds", 3, "--no-report", "--model",
+          str(runs[0] / "filter" / "seed{seed}" / "baseline"), "--save", tmp_path / "w")
+    assert same_weights(tmp_path / "w" / "seed3" / "baseline", runs[0] / "filter" / "seed3" / "baseline")
+    fails("cifar/pipeline.py", *TINY, "--rounds", 1, "--model", runs[0] / "filter" / "seed3" / "onecycle-1", "--save",
+          tmp_path / "p", code=2, says="is a pruned network, not a baseline")
+
+
+def test_released_checkpoint_continues_here(tmp_path):
+    torch.manual_seed(0)
+    network = prune_filters(models.create("resnet20", 10), 0.25)
+    torch.save({"cfg": network.cfg, "state_dict": network.state_dict()}, tmp_path / "theirs.pth.tar")
+    works("cifar/filter_pruning/finetune.py", "--refine", tmp_path / "theirs.pth.tar", "--dataset", "digits", *SHORT,
+          "--save", tmp_path / "onecycle")
+    assert checkpoints.load(tmp_path / "onecycle").model.cfg == network.cfg
+    fails("cifar/filter_pruning/ensemble_finetune.py", "--refine", tmp_path / "theirs.pth.tar", "--dataset", "digits",
+          code=2, says="does not say what it was made from: name the teachers")
+    fails("cifar/filter_pruning/finetune.py", "--refine", tmp_path / "theirs.pth.tar", code=2, says="give --dataset")
+
+
+def test_an_interrupted_stage_continues_and_equals_a_whole_one(runs, tmp_path):
+    arguments = ("--arch", "resnet20", "--dataset", "digits", "--epochs", 3, "--lr", 0.05, "--save", tmp_path / "b")
+    command = [sys.executable, str(ROOT / "cifar/train.py"), *map(str, arguments), "--epochs", "60"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    killed = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "b" / "state.pth.tar").exists() and killed.poll() is None:
+        pass
+    killed.terminate()
+    assert killed.wait(60) == 130 and "the same command continues" in killed.stderr.read()
+    out = works("cifar/train.py", *arguments, "--epochs", 60, "--eval-every", 0)
+    assert "baseline continues after epoch" in out
+    works("cifar/train.py", *arguments, "--epochs", 60, "--eval-every", 0, "--save", tmp_path / "whole")
+    assert same_weights(tmp_path / "b", tmp_path / "whole")
+    # and from a state that was copied elsewhere
+    assert "is not the state of an unfinished stage" in fails(
+        "cifar/train.py", *arguments, "--resume", tmp_path / "b" / "checkpoint.pth.tar", "--save", tmp_path / "c",
+        code=2, says="checkpoint.pth.tar")
+
+
+def test_other_settings_are_refused_and_fresh_moves_the_old_run_aside(runs, tmp_path):
+    arguments = (*TINY, "--save", tmp_path / "b")
+    works("cifar/train.py", *arguments)
+    before = (tmp_path / "b" / "checkpoint.pth.tar").read_bytes()
+    fails("cifar/train.py", *arguments, "--seed", 1, code=2, says="holds a run with another seed (0, now 1)")
+    fails("cifar/train.py", *arguments, "--lr", 0.5, code=2, says="holds a run with another lr (0.1, now 0.5)")
+    assert (tmp_path / "b" / "checkpoint.pth.tar").read_bytes() == before
+    out = works("cifar/train.py", *arguments, "--seed", 1, "--fresh")
+    assert "b.old-1" in out and (tmp_path / "b.old-1" / "checkpoint.pth.tar").read_bytes() == before
+    fails("cifar/pipeline.py", *TINY, "--rounds", 2, "--seeds", 3, "--save", runs[0] / "filter", "--temperature", 2,
+          code=2, says="holds a run with another temperature (5.0, now 2.0)")
+
+
+def test_dry_run_touches_nothing_and_asks_nothing_of_the_data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    out = works("cifar/pipeline.py", "--arch", "resnet56", "--dataset", "cifar10", "--compare", "--seeds", 0, 1, 2,
+                "--dry-run")
+    assert "283,816" in out and "52,707,722" in out and "58.71 %" in out
+    assert "111,000,000 images to process" in out  # 3 seeds x (300 + 10 x 40 + 40) epochs x 50,000
+    assert os.listdir(tmp_path) == []
+    assert "?" in works("cifar/pipeline.py", "--dataset", "imagefolder", "--num-classes", 3, "--dry-run")
+
+
+def test_plan_as_csv():
+    lines = works("kesi.plan", "--arch", "vgg16", "--dataset", "cifar10", "--method", "filter", "--csv").splitlines()
+    assert lines[0] == "round,params,nonzero_params,macs,macs_saved" and len(lines) == 7
+    assert lines[-1].startswith("5,2714") or lines[-1].startswith("5,2715")
+    weight = works("kesi.plan", "--arch", "resnet20", "--method", "weight", "--percent", 0.5, 0.9, "--csv")
+    assert len(weight.splitlines()) == 4
+
+
+@pytest.mark.parametrize("path", [
+    "cifar/train.py", "cifar/pipeline.py", "kesi.plan", "kesi.report",
+    *(f"cifar/{method}_pruning/{name}.py" for method in ("filter", "weight")
+      for name in ("prune", "finetune", "ensemble_finetune"))])
+def test_help_begins_with_what_it_is_for_and_an_example(path):
+    out = works(path, "--help")
+    assert "python " in out.split("options:")[0] and (path in out)
+
+
+PIPELINE, TRAIN = "cifar/pipeline.py", "cifar/train.py"
+PRUNE, FINETUNE = "cifar/filter_pruning/prune.py", "cifar/filter_pruning/finetune.py"
+
+
+@pytest.mark.parametrize(("command", "says"), [
+    ((TRAIN, "--arch", "resnet57"), "invalid choice: 'resnet57' (choose from"),
+    ((TRAIN, "--dataset", "mnist"), "invalid choice: 'mnist' (choose from"),
+    ((TRAIN, "--nonsense"), "unrecognized arguments: --nonsense"),
+    ((TRAIN, *TINY, "--lr", "-1"), "learning rate must be above 0"),
+    ((TRAIN, *TINY, "--batch-size", "0"), "batch size must be at least 1"),
+    ((TRAIN, *TINY, "--device", "cuda:77"), "--device cuda:77"),
+    ((TRAIN, "--arch", "vgg16", "--dataset", "digits", "--image-size", "8"), "needs images of 16 px or more"),
+    ((TRAIN, *TINY, "--val-fraction", "1.5"), "1.5"),
+    ((PIPELINE, *TINY, "--rounds", "0"), "--rounds must be at least 1"),
+    ((PIPELINE, *TINY, "--percent", "1.0"), "at least 0 and below 1, not 1.0"),
+    ((PIPELINE, *TINY, "--method", "weight", "--percent", "0.5", "0.4"), "never fall"),
+    ((PIPELINE, *TINY, "--method", "weight", "--rounds", "9"), "there are 5 sparsities, not 9"),
+    ((PIPELINE, "--dataset", "digits", "--epochs-scale", "0"), "--epochs-scale must be above 0"),
+    ((PIPELINE, *TINY, "--temperature", "0"), "--temperature must be above 0"),
+    ((PIPELINE, *TINY, "--model", "nowhere.pth.tar"), "no such checkpoint: nowhere.pth.tar"),
+    ((PRUNE,), "required: --model"),
+    ((PRUNE, "--model", "nowhere.pth.tar"), "no such checkpoint: nowhere.pth.tar"),
+    ((FINETUNE, "--refine", "nowhere.pth.tar"), "no such checkpoint: nowhere.pth.tar"),
+])
+def test_wrong_usage_is_one_line_and_exit_code_2(command, says, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fails(*command, code=2, says=says)
+    assert not list(tmp_path.rglob("*.pth.tar"))
+
+
+def test_what_does_not_fit_is_said_in_one_line(runs, tmp_path):
+    pipeline = runs[0] / "filter" / "seed3"
+    weight = runs[0] / "weight" / "seed3"
+    fails(FINETUNE, "--refine", pipeline / "baseline", code=2, says="was never pruned: run prune.py on it first")
+    fails(FINETUNE, "--refine", pipeline / "onecycle-1" / "checkpoint.pth.tar", code=2, says="is retrained already")
+    fails(PRUNE, "--model", pipeline / "baseline", "--percent", 1.5, "--save", tmp_path, code=2, says="not 1.5")
+    fails(PRUNE, "--model", pipeline / "baseline", "--percent", 0.1, 0.2, "--save", tmp_path, code=2,
+          says="9 widths to prune, but 2 rates")
+    fails(PRUNE, "--model", weight / "onecycle-1", "--save", tmp_path, code=2, says="its weights were pruned")
+    fails("cifar/weight_pruning/prune.py", "--model", weight / "onecycle-2", "--percent", 0.1, "--save", tmp_path,
+          code=2, says="lower than what is already pruned (0.3900)")
+    fails("cifar/filter_pruning/ensemble_finetune.py", "--refine", pipeline / "baseline", code=2,
+          says="was never pruned")
+    fails(TRAIN, "--evaluate", pipeline / "baseline", "--dataset", "imagefolder", "--data", tmp_path / "none",
+          code=1, says=str(tmp_path / "none"))
+    assert not list(tmp_path.rglob("*.pth.tar"))
+    outcome = script(PRUNE, "--model", pipeline / "baseline", "--percent", 0.99, "--save", tmp_path / "one")
+    assert outcome.code == 0 and "kept one" in outcome.err
+
+
+def test_an_output_folder_that_cannot_be_written_is_named(runs, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    for command in ((TRAIN, *TINY), (PIPELINE, *TINY), (PRUNE, "--model", runs[0] / "filter/seed3/baseline")):
+        fails(*command, "--save", tmp_path / "file" / "x", code=1, says=f"cannot write {tmp_path / 'file' / 'x'}")
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_no_network_for_a_download_is_one_line(tmp_path):
+    fails(TRAIN, "--dataset", "cifar10", "--data", tmp_path / "d", "--no-download", "--save", tmp_path / "s", code=1,
+          says="cifar10")
+
+
+def test_a_script_as_its_own_process_is_quiet_when_not_on_a_terminal(tmp_path):
+    found = subprocess.run([sys.executable, str(ROOT / TRAIN), *TINY, "--save", str(tmp_path / "b")], text=True,
+                           capture_output=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert (found.returncode, found.stderr) == (0, "")
+    assert found.stdout.count("\n") == 1 and "baseline: test accuracy" in found.stdout

@@ -1,0 +1,146 @@
+"""The loop: schedules, determinism, resuming, trouble."""
+
+import copy
+import io
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+import models
+from kesi.data import load
+from kesi.errors import KesiError, UsageError
+from kesi.pruning import Masks, prune_weights
+from kesi.recipes import DISTILL, ONE_CYCLE, USUAL, recipe
+from kesi.training import Options, fit, learning_rates, optimizer_for, schedule_for
+
+LAST_ONLY = Options(eval_every=0)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load("digits")
+
+
+def small(seed=0):
+    torch.manual_seed(seed)
+    return models.create("resnet20", 10, [2] * 9)
+
+
+@pytest.mark.parametrize(("stage", "steps"), [(ONE_CYCLE, 391), (DISTILL, 7), (replace(ONE_CYCLE, epochs=1), 5),
+                                              (replace(ONE_CYCLE, epochs=2), 5), (replace(ONE_CYCLE, epochs=1), 1)])
+def test_one_cycle_starts_peaks_and_ends_where_the_paper_says(stage, steps):
+    rates = learning_rates(stage, steps)
+    total = stage.epochs * steps
+    assert len(rates) == total
+    assert max(rates) <= stage.lr * (1 + 1e-9)
+    if total >= 20:
+        assert rates[0] == pytest.approx(stage.lr / 10)
+        assert rates[-1] == pytest.approx(stage.lr / 1000)
+        peak = rates.index(max(rates))
+        assert abs(peak - 0.1 * total) <= 1 and max(rates) == pytest.approx(stage.lr, rel=1e-2)
+        # cosine: half-way down the slope lies the mean of its ends
+        assert rates[(peak + total - 1) // 2] == pytest.approx((stage.lr + stage.lr / 1000) / 2, rel=0.01)
+
+
+def test_multistep_and_constant():
+    baseline = recipe("wrn-16-8", "cifar10", "filter").baseline
+    rates = learning_rates(baseline, 2)
+    assert [round(rates[2 * epoch], 6) for epoch in (0, 59, 60, 119, 120, 159, 160, 199)] == [
+        0.1, 0.1, 0.02, 0.02, 0.004, 0.004, 0.0008, 0.0008]
+    assert set(learning_rates(replace(USUAL, epochs=3), 2)) == {0.001}
+
+
+def test_optimisers_are_the_recipes():
+    network = small()
+    sgd = optimizer_for(network, ONE_CYCLE).param_groups[0]
+    assert (sgd["momentum"], sgd["weight_decay"]) == (0.9, 1e-4)
+    adam = optimizer_for(network, DISTILL)
+    assert isinstance(adam, torch.optim.Adam) and adam.param_groups[0]["weight_decay"] == 0
+    schedule_for(adam, DISTILL, 10)  # momentum is cycled with Adam, too
+    assert adam.param_groups[0]["betas"][0] == pytest.approx(0.95)
+
+
+@pytest.mark.parametrize("change", [{"epochs": 0}, {"batch_size": 0}, {"lr": 0.0}, {"lr": math.nan}, {"momentum": 1.0},
+                                    {"weight_decay": -1.0}, {"schedule": "cosine"}, {"optimizer": "lion"}])
+def test_stages_that_make_no_sense_are_refused(change):
+    with pytest.raises(UsageError):
+        replace(ONE_CYCLE, **change)
+
+
+def weights(network):
+    return torch.cat([value.flatten().double() for value in network.state_dict().values()])
+
+
+def test_same_seed_same_result_bit_for_bit_and_another_seed_another(digits):
+    stage = replace(ONE_CYCLE, epochs=2, batch_size=64)
+    runs = []
+    for seed in (0, 0, 1):
+        network = small()
+        torch.rand(seed + 3)  # what was drawn before does not matter
+        history = fit(network, digits, stage, seed=seed, options=LAST_ONLY)
+        runs.append((weights(network), [row["train_loss"] for row in history]))
+    assert torch.equal(runs[0][0], runs[1][0]) and runs[0][1] == runs[1][1]
+    assert not torch.equal(runs[0][0], runs[2][0])
+
+
+@pytest.mark.parametrize("stage", [replace(ONE_CYCLE, epochs=3, batch_size=64),
+                                   replace(DISTILL, epochs=3, batch_size=100),
+                                   replace(recipe("resnet20", "digits", "filter").baseline.scaled(0.05))],
+                         ids=["one-cycle sgd", "one-cycle adam", "multi-step"])
+def test_a_continued_run_equals_an_uninterrupted_one_bit_for_bit(digits, stage):
+    def start():
+        network = small()
+        return network, prune_weights(network, 0.3)
+
+    whole, masks = start()
+    expected = fit(whole, digits, stage, seed=5, masks=masks, options=LAST_ONLY)
+
+    states = {}
+
+    def keep(progress):
+        file = io.BytesIO()
+        torch.save({"weights": network.state_dict(), "masks": masks.state_dict(), "state": progress.state()}, file)
+        states[progress.epoch] = file
+
+    network, masks = start()
+    fit(network, digits, stage, seed=5, masks=masks, options=LAST_ONLY, on_epoch=keep)
+    for epoch in range(1, stage.epochs):
+        states[epoch].seek(0)
+        saved = torch.load(states[epoch], weights_only=True)
+        resumed = small(seed=9)
+        resumed.load_state_dict(saved["weights"])
+        found = fit(resumed, digits, stage, seed=5, masks=Masks(resumed, saved["masks"]), options=LAST_ONLY,
+                    resume=saved["state"])
+        assert torch.equal(weights(resumed), weights(whole))
+        without_time = [[{**row, "seconds": 0} for row in history] for history in (found, expected)]
+        assert without_time[0] == without_time[1]
+
+
+def test_history_says_what_happened(digits):
+    held_out = load("digits", val_fraction=0.2)
+    history = fit(small(), held_out, replace(ONE_CYCLE, epochs=3, batch_size=64), seed=0,
+                  options=Options(eval_every=2))
+    assert [row["epoch"] for row in history] == [1, 2, 3]
+    assert [row["test_accuracy"] is None for row in history] == [True, False, False]
+    assert [row["val_accuracy"] is None for row in history] == [True, False, False]
+    assert all(0 <= row["train_accuracy"] <= 100 and row["seconds"] >= 0 for row in history)
+    assert history[-1]["lr"] == pytest.approx(0.1 / 1000)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(digits):
+    network, seen = small(), []
+    with torch.no_grad():
+        network.fc.weight[0, 0] = math.inf
+    with pytest.raises(KesiError, match=r"loss is (nan|inf) in epoch 1, step 1 of 5, at learning rate 0.01"):
+        fit(network, digits, replace(ONE_CYCLE, epochs=4, batch_size=64), seed=0, on_epoch=seen.append)
+    assert not seen
+
+
+def test_training_learns(digits):
+    network = small()
+    before = copy.deepcopy(network)
+    history = fit(network, digits, replace(ONE_CYCLE, epochs=8, batch_size=32), seed=0, options=LAST_ONLY)
+    assert history[-1]["test_accuracy"] > 50 and history[-1]["train_loss"] < history[0]["train_loss"] / 1.5
+    assert not torch.equal(weights(before), weights(network))
