@@ -69,6 +69,11 @@ def initialise(network: nn.Module, bn_weight: float = 1.0, linear_std: float | N
                 nn.init.zeros_(module.bias)
 
 
+def relu_(x: torch.Tensor) -> torch.Tensor:
+    """ReLU in place. Right after a norm, a convolution or a sum, none of which needs its output for gradients."""
+    return torch.relu_(x)
+
+
 def global_pool(x: torch.Tensor) -> torch.Tensor:
     """(N, C, H, W) -> (N, C): the mean over all positions."""
     return x.mean((2, 3))

@@ -1,10 +1,9 @@
 """Pre-activation ResNet for 32-px images (He et al. 2016b): 110 layers of basic blocks, 164 of bottlenecks."""
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from models.base import Network, Prunable, blocks_of, conv, global_pool, initialise
+from models.base import Network, Prunable, blocks_of, conv, global_pool, initialise, relu_
 
 WIDTHS = (16, 32, 64)
 BOTTLENECK_DEPTH = 164
@@ -38,11 +37,11 @@ class PreActivationBlock(nn.Module):
             self.downsample = nn.Sequential(conv(inputs, outputs, 1, stride))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        out = self.conv1(F.relu(self.bn1(x)))
-        out = self.conv2(F.relu(self.bn2(out)))
+        out = self.conv1(relu_(self.bn1(x)))
+        out = self.conv2(relu_(self.bn2(out)))
         if self.depth == 3:
-            out = self.conv3(F.relu(self.bn3(out)))
-        return out + (x if self.downsample is None else self.downsample(x))
+            out = self.conv3(relu_(self.bn3(out)))
+        return out.add_(x if self.downsample is None else self.downsample(x))
 
 
 class PreResNet(Network):
@@ -66,7 +65,7 @@ class PreResNet(Network):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.layer3(self.layer2(self.layer1(self.conv1(x))))
-        return self.fc(global_pool(F.relu(self.bn(x))))
+        return self.fc(global_pool(relu_(self.bn(x))))
 
     def prunable(self) -> list[Prunable]:
         blocks = [(name, module) for name, module in self.named_modules()

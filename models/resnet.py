@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.base import Network, Prunable, blocks_of, conv, global_pool, initialise
+from models.base import Network, Prunable, blocks_of, conv, global_pool, initialise, relu_
 
 WIDTHS = (16, 32, 64)
 
@@ -34,9 +34,9 @@ class BasicBlock(nn.Module):
         return F.pad(x, (0, 0, 0, 0, 0, self.new_channels)) if self.new_channels else x
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        out = F.relu(self.bn1(self.conv1(x)))
+        out = relu_(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
-        return F.relu(out + self.shortcut(x))
+        return relu_(out.add_(self.shortcut(x)))
 
 
 class ResNet(Network):
@@ -57,7 +57,7 @@ class ResNet(Network):
         initialise(self)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = F.relu(self.bn1(self.conv1(x)))
+        x = relu_(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
         return self.fc(global_pool(x))
 

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.base import Network, Prunable, blocks_of, conv, global_pool, initialise
+from models.base import Network, Prunable, blocks_of, conv, global_pool, initialise, relu_
 
 STEM = 16
 WIDTHS = (16, 32, 64)
@@ -28,12 +28,12 @@ class WideBlock(nn.Module):
         self.dropout = dropout
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        activated = F.relu(self.bn1(x))
-        out = F.relu(self.bn2(self.conv1(activated)))
+        activated = relu_(self.bn1(x))
+        out = relu_(self.bn2(self.conv1(activated)))
         if self.dropout:
             out = F.dropout(out, self.dropout, self.training)
         out = self.conv2(out)
-        return out + (x if self.convShortcut is None else self.convShortcut(activated))
+        return out.add_(x if self.convShortcut is None else self.convShortcut(activated))
 
 
 class Group(nn.Module):
@@ -67,7 +67,7 @@ class WideResNet(Network):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.block3(self.block2(self.block1(self.conv1(x))))
-        return self.fc(global_pool(F.relu(self.bn1(x))))
+        return self.fc(global_pool(relu_(self.bn1(x))))
 
     def prunable(self) -> list[Prunable]:
         names = [name for name, module in self.named_modules() if isinstance(module, WideBlock)]

@@ -64,7 +64,8 @@ def write_imagefolder(
     test_per_class: int = 4,
     test_name: str = "test",
 ) -> Path:
-    """Writes train/<class>/ and `test_name`/<class>/ with images of mixed sizes and modes, and returns `folder`."""
+    """Writes train/<class>/ and `test_name`/<class>/ with images of mixed sizes and modes, and returns
+    `folder`."""
     rng = np.random.default_rng(1)
     for split, count in (("train", per_class), (test_name, test_per_class)):
         for label, name in enumerate(classes):
@@ -89,7 +90,7 @@ def write_mixed(pixels: np.ndarray, path: Path, kind: int) -> Path:
         lambda: image.convert("RGBA").save(path.with_suffix(".PNG")),
         lambda: image.convert("CMYK").save(path.with_suffix(".jpeg"), quality=95),
         lambda: image.convert("L").save(path.with_suffix(".png")),
-        lambda: Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257).save(
+        lambda: Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 256 + 99).save(
             path.with_suffix(".png")
         ),
         lambda: image.transpose(Image.Transpose.ROTATE_90).save(

@@ -130,8 +130,7 @@ class RandomResizedCrop:
 
     @property
     def test_size(self) -> int:
-        """Pixels of the shorter side before the centre crop of test time; photographs are stored at this
-        size."""
+        """Pixels of the shorter side before the centre crop of test time; photographs are stored so."""
         return round(self.size * 256 / 224)
 
     def prepared_bytes(self, images: Tensor) -> int:
@@ -142,9 +141,8 @@ class RandomResizedCrop:
 
     def draw(self, sizes: Tensor, side: int, generator: torch.Generator) -> Tensor:
         """(N, 5): top, left, height, width of the box in stored pixels, and flip, 0 or 1."""
-        boxes = torch.cat(
-            [self._boxes(part, side, generator) for part in sizes.split(65536)]
-        )  # 10 tries take memory
+        parts = sizes.split(65536)  # because ten tries an image take memory
+        boxes = torch.cat([self._boxes(part, side, generator) for part in parts])
         flips = torch.randint(2 if self.flip else 1, (len(sizes), 1), generator=generator)
         return torch.cat([boxes, flips], dim=1)
 
@@ -156,10 +154,9 @@ class RandomResizedCrop:
     def train(self, prepared: Tensor, rows: Tensor, draws: Tensor, normalise: Normalise) -> Tensor:
         boxes, flips = draws[:, :4], draws[:, 4] == 1
         if prepared.is_cpu:
-            # A few images at a time, up to the end, so that intermediate results stay in the processor's cache.
             out = torch.empty((len(rows), self.size, self.size, 3))
-            for part in range(0, len(rows), 16):
-                here = slice(part, part + 16)
+            for part in range(0, len(rows), 32):  # few at a time: memory, and the processor's cache
+                here = slice(part, part + 32)
                 crops = resample.crop_each(prepared, rows[here], boxes[here], flips[here], self.size)
                 normalise(crops, out=out[here])
             return out.permute(0, 3, 1, 2)

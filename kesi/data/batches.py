@@ -44,10 +44,10 @@ class TrainBatches:
         """Raises UsageError where a batch, or the whole split, has fewer than two images for each rank."""
         split, self.device = dataset.train, torch.device(device)
         if batch_size < 2 * world or len(split) < 2 * world:
-            what = "batch size" if batch_size < 2 * world else "the number of training images,"
+            small = batch_size < 2 * world
+            what = f"batch size {batch_size}" if small else f"a training split of {len(split)} image(s)"
             raise UsageError(
-                f"{what} {min(batch_size, len(split))} is too small: "
-                f"BatchNorm needs two images a batch for each of {world} process(es)"
+                f"{what} is too small: BatchNorm needs two images a batch for each of {world} process(es)"
             )
         self.split, self.augmentation, self.seed = split, dataset.augmentation, seed
         self.batch_size, self.rank, self.world = batch_size, rank, world
@@ -61,8 +61,7 @@ class TrainBatches:
         self._prepared = self.augmentation.prepare(split.images, self.device) if fits else None
 
     def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of an epoch: x float32 (B, 3, S, S), channels_last, and y int64 (B,), both on the
-        device."""
+        """Batches on the device: x float32 (B, 3, S, S), channels_last and normalised, and y int64 (B,)."""
         order, draws = self._drawn(number)
         rows = self.split.indices()[order]
         labels = self._labels[order.to(self.device)]

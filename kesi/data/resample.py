@@ -40,16 +40,9 @@ def random_boxes(
     box = torch.cat([tall.gather(1, first), wide.gather(1, first)], dim=1)
     place = (numbers[:, 20:22] * (sizes - box + 1)).long()
 
-    own = width / height  # the fallback
-    box_fallback = torch.cat(
-        [
-            torch.where(
-                own > ratio[1], height, torch.where(own < ratio[0], (width / ratio[0]).round().long(), height)
-            ),
-            torch.where(own > ratio[1], (height * ratio[1]).round().long(), width),
-        ],
-        dim=1,
-    )
+    # Otherwise all of the image, but of its longer side no more than the ratio allows.
+    tallest, widest = (width / ratio[0]).round().long(), (height * ratio[1]).round().long()
+    box_fallback = torch.cat([torch.minimum(height, tallest), torch.minimum(width, widest)], dim=1)
     none = ~fits.any(dim=1, keepdim=True)
     box = torch.where(none, box_fallback, box)
     place = torch.where(none, (sizes - box) // 2, place)
@@ -57,18 +50,16 @@ def random_boxes(
 
 
 def to_stored(boxes: Tensor, sizes: Tensor, side: int) -> Tensor:
-    """Boxes (N, 4) in images of `sizes` (N, 2), for the same images stored at side x side; at least one
-    pixel."""
+    """Boxes (N, 4) in images of `sizes` (N, 2), rounded to pixels of these images stored at side x side."""
     first = (boxes[:, :2] * side / sizes).round().long().clamp_(max=side - 1)
     last = ((boxes[:, :2] + boxes[:, 2:]) * side / sizes).round().long()
     return torch.cat([first, (last - first).clamp_(min=1)], dim=1)
 
 
 def crop_each(store: Tensor, rows: Tensor, boxes: Tensor, flips: Tensor, size: int) -> Tensor:
-    """Boxes (B, 4) of the images at `rows` of uint8 (N, H, W, 3), mirrored where `flips` (B,) says so, on the
-    CPU.
+    """Boxes (B, 4) of the images at `rows` of uint8 (N, H, W, 3), resized one by one, on the CPU.
 
-    Returns them resized: uint8 (B, size, size, 3).
+    They are mirrored where `flips` (B,) is true. Returns uint8 (B, size, size, 3).
     """
     crops = []
     for row, (top, left, tall, wide), flip in zip(rows.tolist(), boxes.tolist(), flips.tolist(), strict=True):
