@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 import models
-from kesi import recipes
+from kesi import pretrained, recipes
 from kesi.data import DATASETS, INFO, Dataset, load
 from kesi.errors import KesiError, UsageError
 from kesi.recipes import Recipe, Stage
@@ -76,8 +76,8 @@ def add_rounds(group: argparse.ArgumentParser) -> None:
                             "layer in a round; weight: the cumulative share of zeros after each round")
 
 
-def add_data(group: argparse.ArgumentParser, default: str | None) -> None:
-    """--dataset, --data, --image-size, --val-fraction, --no-download."""
+def add_data(group: argparse.ArgumentParser, default: str | None, family: str = "cifar") -> None:
+    """--dataset, --data, --image-size, --val-fraction, and --no-download or --download."""
     said = "what the checkpoint says" if default is None else default
     group.add_argument("--dataset", choices=DATASETS, default=default, metavar="NAME",
                        help=f"{', '.join(DATASETS)} (default: {said})")
@@ -86,7 +86,11 @@ def add_data(group: argparse.ArgumentParser, default: str | None) -> None:
     group.add_argument("--image-size", type=int, metavar="PX", help="what the network sees (default: the data's)")
     group.add_argument("--val-fraction", type=float, default=0.0, metavar="SHARE",
                        help="hold out this share of every training class, for choosing anything (default: 0)")
-    group.add_argument("--no-download", action="store_true", help="never ask the network for a data set")
+    if family == "tinyimagenet":  # a quarter of a gigabyte is fetched only when asked for
+        group.add_argument("--download", action="store_true", help="fetch Tiny-ImageNet to --data (248 MB)")
+    else:
+        group.add_argument("--no-download", dest="download", action="store_false",
+                           help="never ask the network for a data set")
 
 
 def add_run(group: argparse.ArgumentParser) -> None:
@@ -110,6 +114,13 @@ def add_stage(group: argparse.ArgumentParser) -> None:
     group.add_argument("--schedule", type=int, nargs="+", metavar="EPOCH",
                        help="multiply the learning rate by --gamma after these epochs")
     group.add_argument("--gamma", type=float)
+
+
+def add_pretrained(group: argparse.ArgumentParser) -> None:
+    """--pretrained."""
+    group.add_argument("--pretrained", nargs="?", const=pretrained.DOWNLOAD, metavar="FILE",
+                       help="start from torchvision's ImageNet weights: this file, or without one its download "
+                            "(resnet18, resnet34; the last layer is refitted)")
 
 
 def add_seed_and_save(group: argparse.ArgumentParser, default: str) -> None:
@@ -196,4 +207,4 @@ def options_for(args: argparse.Namespace) -> Options:
 def dataset_for(args: argparse.Namespace, family: str) -> Dataset:
     """Load the images that the flags name."""
     return load(args.dataset, args.data, image_size=args.image_size, val_fraction=args.val_fraction,
-                download=not args.no_download, family=family)
+                download=args.download, family=family)

@@ -18,7 +18,8 @@ def train(doc: str, family: str) -> None:
     """Step 1 from the command line."""
     parser = cli.parser(doc)
     cli.add_network(parser, "resnet18" if family == "tinyimagenet" else "resnet56")
-    cli.add_data(parser, "tinyimagenet" if family == "tinyimagenet" else "cifar10")
+    cli.add_data(parser, "tinyimagenet" if family == "tinyimagenet" else "cifar10", family)
+    cli.add_pretrained(parser)
     cli.add_seed_and_save(parser, "runs/<dataset>-<arch>-<method>/seed<seed>/baseline")
     cli.add_stage(parser)
     cli.add_run(parser)
@@ -33,7 +34,7 @@ def train(doc: str, family: str) -> None:
     folder = args.save or Path("runs", f"{args.dataset}-{args.arch}-{args.method}", f"seed{args.seed}", "baseline")
     _take_over(args.resume, folder)
     context = Context(cli.dataset_for(args, family), args.seed, options, args.fresh)
-    stages.train_baseline(context, args.arch, stage, folder)
+    stages.train_baseline(context, args.arch, stage, folder, args.pretrained)
 
 
 def prune(doc: str, family: str, method: str) -> None:
@@ -49,7 +50,7 @@ def prune(doc: str, family: str, method: str) -> None:
     parser.add_argument("--save", type=Path, metavar="DIR",
                         help="where pruned.pth.tar goes (default: onecycle-<round> beside the model's folder)")
     parser.add_argument("--evaluate", action="store_true", help="tell the test accuracy before and after")
-    cli.add_data(parser, None)
+    cli.add_data(parser, None, family)
     cli.add_run(parser)
     args = parser.parse_args()
     parent = checkpoints.load(args.model, args.arch)
@@ -78,7 +79,7 @@ def finetune(doc: str, family: str) -> None:
     _add_refine(parser, "the pruned network to retrain: prune.py's file, or its folder")
     parser.add_argument("--no-onecycle", action="store_true",
                         help="the usual retraining at a small constant learning rate")
-    args = _parse_retraining(parser, "the folder of --refine")
+    args = _parse_retraining(parser, "the folder of --refine", family)
     parent = _refined(args, PRUNED)
     recipe = recipes.recipe(parent.model.arch, args.dataset, stages.method_of(parent) or "filter", family)
     stage, options = cli.stage_for(args, recipe.usual if args.no_onecycle else recipe.retrain), cli.options_for(args)
@@ -103,7 +104,7 @@ def ensemble_finetune(doc: str, family: str, checkpoint_paths: Sequence[str] = (
                         help="the members of the ensemble (default: checkpoint_paths at the head of this script, or "
                              "else the baseline and all snapshots that --refine descends from)")
     parser.add_argument("--temperature", type=float, default=recipes.TEMPERATURE, help="default: %(default)s")
-    args = _parse_retraining(parser, "kesi beside the folder of --refine")
+    args = _parse_retraining(parser, "kesi beside the folder of --refine", family)
     parent = _refined(args, CHECKPOINT)
     recipe = recipes.recipe(parent.model.arch, args.dataset, stages.method_of(parent) or "filter", family)
     stage, options = cli.stage_for(args, recipe.distill), cli.options_for(args)
@@ -135,7 +136,8 @@ def run_pipeline(doc: str, family: str) -> None:
     tiny = family == "tinyimagenet"
     parser = cli.parser(doc)
     cli.add_network(parser, "resnet18" if tiny else "resnet56")
-    cli.add_data(parser, "tinyimagenet" if tiny else "cifar10")
+    cli.add_data(parser, "tinyimagenet" if tiny else "cifar10", family)
+    cli.add_pretrained(parser)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N", help="default: 0")
     parser.add_argument("--compare", action="store_true",
                         help="also retrain the usual way, for all rows of the paper's table")
@@ -154,6 +156,8 @@ def run_pipeline(doc: str, family: str) -> None:
     parser.add_argument("--no-report", action="store_true", help="leave the table and the plots to kesi.report")
     cli.add_run(parser)
     args = parser.parse_args()
+    if args.model and args.pretrained:
+        raise UsageError("--model is a trained baseline, --pretrained what to train one from: give one of them")
     recipe = _pipeline_recipe(args, family)
     folder = args.save or Path("runs", f"{args.dataset}-{args.arch}-{args.method}")
     if args.dry_run:
@@ -163,7 +167,7 @@ def run_pipeline(doc: str, family: str) -> None:
         return
     options = cli.options_for(args)
     settings = pipeline.Settings(recipe, cli.dataset_for(args, family), folder, args.seeds, args.compare, args.model,
-                                 options, args.fresh)
+                                 args.pretrained, options, args.fresh)
     print(f"{args.arch} on {args.dataset}, {args.method} pruning, on {options.device} -> {folder}", flush=True)
     pipeline.run(settings)
     if not args.no_report:
@@ -221,8 +225,8 @@ def _add_refine(parser, text: str) -> None:
     parser.add_argument("--evaluate", action="store_true", help="only tell test accuracies")
 
 
-def _parse_retraining(parser, default_save: str):
-    cli.add_data(parser, None)
+def _parse_retraining(parser, default_save: str, family: str):
+    cli.add_data(parser, None, family)
     cli.add_seed_and_save(parser, default_save)
     cli.add_stage(parser)
     cli.add_run(parser)

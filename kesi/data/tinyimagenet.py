@@ -56,7 +56,7 @@ def _folder(root: Path, download: bool, archive: Archive) -> Path:
         where = root if root.name == FOLDER else root / FOLDER
         raise KesiError(f"{where / 'wnids.txt'} is not there: remove {where} and unpack the archive again")
     if not download:
-        raise KesiError(f"tinyimagenet is not in {root}: unpack {archive.url} there, or allow the download")
+        raise KesiError(f"tinyimagenet is not in {root}: unpack {archive.url} there, or add --download")
     return fetch(archive, root.parent if root.name == FOLDER else root, FOLDER)
 
 

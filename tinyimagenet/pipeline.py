@@ -1,0 +1,9 @@
+"""All five steps: train, prune, retrain with one cycle, repeat, distil the snapshots into the last one.
+
+    python tinyimagenet/pipeline.py --arch resnet18 --dataset tinyimagenet --method filter --compare --seeds 0 1 2
+"""
+
+from kesi import cli, commands
+
+if __name__ == "__main__":
+    cli.run(lambda: commands.run_pipeline(__doc__, "tinyimagenet"))

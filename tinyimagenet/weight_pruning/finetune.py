@@ -1,0 +1,9 @@
+"""Step 3: retrain a pruned network with a one-cycle learning rate (--no-onecycle: the usual way).
+
+    python tinyimagenet/weight_pruning/finetune.py --refine runs/mine/onecycle-1
+"""
+
+from kesi import cli, commands
+
+if __name__ == "__main__":
+    cli.run(lambda: commands.finetune(__doc__, "tinyimagenet"))
