@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 import models
-from kesi import pretrained, recipes
+from kesi import pretrained, recipes, steps
 from kesi.data import DATASETS, INFO, Dataset, load
 from kesi.errors import KesiError, UsageError
 from kesi.recipes import Recipe, Stage
@@ -94,11 +94,18 @@ def add_data(group: argparse.ArgumentParser, default: str | None, family: str = 
 
 
 def add_run(group: argparse.ArgumentParser) -> None:
-    """--device, --eval-every, --save-every, --threads."""
+    """--device, --threads, --eval-every, --save-every, --precision, --compile, --deterministic."""
     group.add_argument("--device", default="auto", metavar="NAME", help="cpu, cuda, cuda:1 ... (default: a GPU if any)")
     group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
     group.add_argument("--eval-every", type=int, metavar="N",
                        help="test accuracy every N epochs, 0: after the last only (default: 1, digits 0)")
+    group.add_argument("--precision", choices=steps.PRECISIONS, default="auto",
+                       help="auto: bf16 on a GPU that has it, else fp32 (accuracies are always taken in fp32)")
+    group.add_argument("--compile", choices=steps.COMPILE, default="auto",
+                       help="on: fuse kernels with torch.compile; auto: on a GPU, where it earns its minute back; off: "
+                            "no CUDA graphs either")
+    group.add_argument("--deterministic", action="store_true",
+                       help="only algorithms that give the same bits in every run, also on a GPU (slower)")
     group.add_argument("--save-every", type=int, default=1, metavar="N",
                        help="save the state to continue from every N epochs (default: %(default)s)")
 
@@ -201,7 +208,10 @@ def options_for(args: argparse.Namespace) -> Options:
     eval_every = args.eval_every if args.eval_every is not None else (0 if args.dataset == "digits" else 1)
     if eval_every < 0 or args.save_every < 1:
         raise UsageError("--eval-every must be at least 0 and --save-every at least 1")
-    return Options(name, eval_every, args.save_every)
+    if args.deterministic:  # cuBLAS reads this when it starts
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    steps.set_up(name, args.precision, args.deterministic)
+    return Options(name, eval_every, args.save_every, args.precision, args.compile, args.deterministic)
 
 
 def dataset_for(args: argparse.Namespace, family: str) -> Dataset:

@@ -17,6 +17,7 @@ from kesi.errors import KesiError
 from kesi.pruning import Masks
 from kesi.recipes import Stage
 from kesi.seeds import derive
+from kesi.steps import Step, make_step, set_up
 
 
 class Objective(Protocol):
@@ -36,11 +37,15 @@ class Options:
 
     ``eval_every``: test (and validation) accuracy every so many epochs; 0 for the last epoch only.
     ``save_every``: the state from which an interrupted stage continues, every so many epochs.
+    ``precision``, ``compile``, ``deterministic``: see kesi.steps.
     """
 
     device: str = "cpu"
     eval_every: int = 1
     save_every: int = 1
+    precision: str = "auto"
+    compile: str = "auto"
+    deterministic: bool = False
 
 
 @dataclass
@@ -110,6 +115,8 @@ def fit(model: nn.Module, dataset: Dataset, stage: Stage, *, seed: int, objectiv
     if masks is not None:
         masks.follow()
     batches = TrainBatches(dataset, stage.batch_size, seed, options.device)
+    precision = set_up(options.device, options.precision, options.deterministic)
+    step = make_step(model, objective, options.device, precision, options.compile, stage.epochs * batches.steps)
     optimizer = optimizer_for(model, stage)
     schedule = schedule_for(optimizer, stage, batches.steps)
     history: list[dict] = []
@@ -125,7 +132,7 @@ def fit(model: nn.Module, dataset: Dataset, stage: Stage, *, seed: int, objectiv
             started = perf_counter()
             torch.manual_seed(derive(seed, "dropout", epoch))
             row = {"epoch": epoch}
-            row |= _train_epoch(model, batches, epoch, objective, masks, optimizer, schedule, bar)
+            row |= _train_epoch(model, batches, epoch, step, masks, optimizer, schedule, bar)
             due = epoch == stage.epochs or (options.eval_every and epoch % options.eval_every == 0)
             row |= _evaluate_epoch(model, dataset, options.device, due)
             row["seconds"] = round(perf_counter() - started, 4)
@@ -136,31 +143,28 @@ def fit(model: nn.Module, dataset: Dataset, stage: Stage, *, seed: int, objectiv
     return history
 
 
-def _train_epoch(model: nn.Module, batches: TrainBatches, epoch: int, objective: Objective, masks: Masks | None,
+def _train_epoch(model: nn.Module, batches: TrainBatches, epoch: int, step: Step, masks: Masks | None,
                  optimizer: torch.optim.Optimizer, schedule: lr_scheduler.LRScheduler, bar: tqdm) -> dict:
     """One pass over the training images. Nothing is read back from the device before its end."""
     model.train()
     losses, correct, sizes = [], [], []
     rates = []
     for images, labels in batches.epoch(epoch):
-        logits = model(images)
-        loss = objective(logits, images, labels)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss, hits = step(images, labels)
         optimizer.step()
         if masks is not None:
             masks.apply()
-        losses.append(loss.detach())
-        correct.append((logits.detach().argmax(1) == labels).sum())
+        losses.append(loss)
+        correct.append(hits)
         sizes.append(len(labels))
         rates.append(optimizer.param_groups[0]["lr"])
         schedule.step()
         bar.update()
     values = torch.stack(losses).double().cpu()
     if not bool(torch.isfinite(values).all()):
-        step = int((~torch.isfinite(values)).nonzero()[0])
-        raise KesiError(f"the loss is {float(values[step])} in epoch {epoch}, step {step + 1} of {len(values)}, "
-                        f"at learning rate {rates[step]:.3g}: try a lower --lr, or check the images")
+        first = int((~torch.isfinite(values)).nonzero()[0])
+        raise KesiError(f"the loss is {float(values[first])} in epoch {epoch}, step {first + 1} of {len(values)}, "
+                        f"at learning rate {rates[first]:.3g}: try a lower --lr, or check the images")
     images_seen = sum(sizes)
     return {"train_loss": float(values @ torch.tensor(sizes, dtype=torch.float64)) / images_seen,
             "train_accuracy": 100 * int(torch.stack(correct).sum()) / images_seen, "lr": rates[-1]}

@@ -37,7 +37,7 @@ def test_one_loss_has_the_gradient_of_the_mean_of_kl_terms(temperature):
     terms.backward()
     assert torch.allclose(one.grad, many.grad, rtol=1e-4, atol=1e-7)
     # the two losses differ by how much the teachers disagree, which the student cannot change
-    assert float(terms) > float(loss)
+    assert terms.item() > loss.item()
 
 
 def test_loss_is_zero_only_where_the_student_equals_the_teacher():

@@ -156,7 +156,7 @@ def test_a_live_weight_that_passes_through_zero_stays_alive():
         masks.apply()
         weight[place] += 0.25
         masks.apply()
-    assert float(weight[place]) == 0.25
+    assert weight[place].item() == 0.25
     # and the next round prunes the dead before it: with an unchanged share it is still alive
     with torch.no_grad():
         weight[place] = 0.0

@@ -7,9 +7,9 @@ import sys
 
 import pytest
 import torch
-from doors import ROOT, fails, script, works
 
 import models
+from doors import ROOT, fails, script, works
 from kesi import checkpoints
 from kesi.pruning import prune_filters
 

@@ -1,0 +1,154 @@
+"""How one training step runs on a machine: precision, compilation, CUDA graphs. What it computes is fit()'s affair."""
+
+import contextlib
+import sys
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from kesi.errors import UsageError
+
+PRECISIONS = ("auto", "fp32", "tf32", "bf16")
+COMPILE = ("auto", "on", "off")
+
+# From images and labels to the loss and the number of correct predictions, with gradients left in the weights.
+Step = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+
+# A step that is captured once costs no Python and no launches afterwards; compiling also fuses kernels, but takes a
+# minute or more a network. Worth it, on a GPU, for the 234,000 steps of a baseline; not for the 15,640 of a retraining.
+COMPILE_FROM_STEPS = 50_000
+
+
+def set_up(device: str, precision: str, deterministic: bool) -> str:
+    """Set torch's switches for a device and return the precision that "auto" stands for there.
+
+    fp32: full precision everywhere. tf32: matrix products of a GPU with a mantissa of 10 bits. bf16: autocast,
+    convolutions and matrix products in bfloat16, weights and sums in fp32; the default on a GPU that has it.
+    ``deterministic``: only algorithms that give the same bits in every run. Raises UsageError for a precision
+    that the device does not have.
+    """
+    cuda = torch.device(device).type == "cuda"
+    if precision == "auto":
+        precision = "bf16" if cuda and torch.cuda.is_bf16_supported() else "fp32"
+    if precision == "tf32" and not cuda:
+        raise UsageError("--precision tf32 is for GPUs; use fp32 or bf16 on a CPU")
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    torch.backends.cudnn.benchmark = cuda and not deterministic
+    torch.use_deterministic_algorithms(deterministic)
+    return precision
+
+
+def autocast(device: str, precision: str, cache: bool = True) -> contextlib.AbstractContextManager:
+    """The context in which a forward pass runs."""
+    if precision != "bf16":
+        return contextlib.nullcontext()
+    return torch.autocast(torch.device(device).type, torch.bfloat16, cache_enabled=cache)
+
+
+def make_step(model: nn.Module, objective: Callable, device: str, precision: str, compile_: str, steps: int) -> Step:
+    """The step of a stage of ``steps`` steps.
+
+    On a GPU it is captured as a CUDA graph, teachers included. ``compile_``: "on" has torch.compile fuse its
+    kernels first, "auto" does so on a GPU from COMPILE_FROM_STEPS steps (on a CPU it was measured to gain
+    nothing over the eager step: benchmarks/README.md), "off" neither compiles nor captures. Where the
+    compiler or the capture fails, one line says so and the step runs eagerly.
+    """
+    cuda = torch.device(device).type == "cuda"
+
+    def forward(images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        # the cache of casted weights would outlive a captured graph
+        with autocast(device, precision, cache=not cuda):
+            logits = model(images)
+            loss = objective(logits, images, labels)
+        return loss, (logits.detach().argmax(1) == labels).sum()
+
+    compiled = compile_ == "on" or (compile_ == "auto" and cuda and steps >= COMPILE_FROM_STEPS)
+    step: Step = _eager(model, _Compiled(forward) if compiled else forward)
+    return _Captured(model, step) if cuda and compile_ != "off" else step
+
+
+def _eager(model: nn.Module, forward: Step) -> Step:
+    def step(images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        model.zero_grad(set_to_none=True)
+        loss, correct = forward(images, labels)
+        loss.backward()
+        return loss.detach(), correct
+
+    return step
+
+
+class _Compiled:
+    """A function through torch.compile, or as it is once that has failed."""
+
+    def __init__(self, function: Step):
+        torch._dynamo.reset()  # stages are different networks: their number must not hit the limit of recompilations
+        self._plain, self._function = function, torch.compile(function)
+
+    def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if self._function is self._plain:
+            return self._plain(images, labels)
+        try:
+            return self._function(images, labels)
+        except Exception as error:  # a missing compiler, an unsupported operation: dozens of types
+            _say(f"compiling failed ({_first_line(error)}); continuing without")
+            self._function = self._plain
+            return self._plain(images, labels)
+
+
+class _Captured:
+    """A step as a CUDA graph: replayed for batches of the shape that it was captured with, else run eagerly."""
+
+    def __init__(self, model: nn.Module, step: Step):
+        self._model, self._step = model, step
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._failed = False
+
+    def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if self._graph is None and not self._failed:
+            self._try_to_capture(images, labels)
+        if self._graph is None or images.shape != self._images.shape:
+            return self._step(images, labels)
+        self._images.copy_(images)
+        self._labels.copy_(labels)
+        self._graph.replay()
+        for parameter, gradient in zip(self._model.parameters(), self._gradients, strict=True):
+            parameter.grad = gradient  # an eager step in between has put another tensor there
+        return self._loss.clone(), self._correct.clone()  # the next replay writes over them
+
+    def _try_to_capture(self, images: torch.Tensor, labels: torch.Tensor) -> None:
+        buffers = [buffer.clone() for buffer in self._model.buffers()]
+        random = torch.cuda.get_rng_state(images.device)
+        try:
+            self._capture(images, labels)
+        except Exception as error:
+            self._graph, self._failed = None, True
+            _say(f"capturing the step as a CUDA graph failed ({_first_line(error)}); continuing without")
+        # neither warming up nor capturing counts as a step
+        for buffer, before in zip(self._model.buffers(), buffers, strict=True):
+            buffer.copy_(before)
+        torch.cuda.set_rng_state(random, images.device)
+
+    def _capture(self, images: torch.Tensor, labels: torch.Tensor) -> None:
+        self._images, self._labels = images.clone(), labels.clone()
+        stream = torch.cuda.Stream(images.device)
+        stream.wait_stream(torch.cuda.current_stream(images.device))
+        with torch.cuda.stream(stream):  # so that cuDNN has chosen its algorithms and the compiler has finished
+            for _ in range(3):
+                self._step(self._images, self._labels)
+        torch.cuda.current_stream(images.device).wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        self._model.zero_grad(set_to_none=True)
+        with torch.cuda.graph(graph):
+            self._loss, self._correct = self._step(self._images, self._labels)
+        self._gradients = [parameter.grad for parameter in self._model.parameters()]
+        self._graph = graph
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return text[0][:120] if text else type(error).__name__
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
