@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 import models
-from kesi import pretrained, recipes, steps
+from kesi import distributed, pretrained, recipes, steps
 from kesi.data import DATASETS, INFO, Dataset, load
 from kesi.errors import KesiError, UsageError
 from kesi.recipes import Recipe, Stage
@@ -106,6 +106,8 @@ def add_run(group: argparse.ArgumentParser) -> None:
                             "no CUDA graphs either")
     group.add_argument("--deterministic", action="store_true",
                        help="only algorithms that give the same bits in every run, also on a GPU (slower)")
+    group.add_argument("--sync-bn", action="store_true",
+                       help="under torchrun: batch norm over the batch of all processes")
     group.add_argument("--save-every", type=int, default=1, metavar="N",
                        help="save the state to continue from every N epochs (default: %(default)s)")
 
@@ -211,7 +213,8 @@ def options_for(args: argparse.Namespace) -> Options:
     if args.deterministic:  # cuBLAS reads this when it starts
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     steps.set_up(name, args.precision, args.deterministic)
-    return Options(name, eval_every, args.save_every, args.precision, args.compile, args.deterministic)
+    name = distributed.start(name)
+    return Options(name, eval_every, args.save_every, args.precision, args.compile, args.deterministic, args.sync_bn)
 
 
 def dataset_for(args: argparse.Namespace, family: str) -> Dataset:

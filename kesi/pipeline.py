@@ -5,6 +5,7 @@
                                   /report/                       the paper's table and its plots
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,10 +13,13 @@ from time import perf_counter
 
 from kesi import checkpoints, plan, stages
 from kesi.data import Dataset
-from kesi.files import make_folder, read_json, write_json
-from kesi.provenance import provenance
+from kesi.errors import KesiError
+from kesi.files import remove_leftovers, write_json
+from kesi.folders import PRUNED, move_aside, read_fields, refuse_changes
+from kesi.locks import held
+from kesi.provenance import provenance, recipe_hash
 from kesi.recipes import Recipe
-from kesi.stages import PRUNED, Context
+from kesi.stages import Context
 from kesi.training import Options
 
 RUN = "run.json"
@@ -26,7 +30,8 @@ class Settings:
     """One run: a recipe on a data set, for some seeds, into a folder.
 
     ``baseline``: the path of a trained network to start from instead of step 1; ``{seed}`` in it stands for
-    the seed. ``compare`` adds the usual retraining, so that all rows of the paper's table exist.
+    the seed. ``pretrained``: ImageNet weights from which step 1 starts. ``compare`` adds the usual
+    retraining, so that all rows of the paper's table exist.
     """
 
     recipe: Recipe
@@ -35,6 +40,7 @@ class Settings:
     seeds: Sequence[int] = (0,)
     compare: bool = False
     baseline: str | None = None
+    pretrained: str | None = None
     options: Options = Options()
     fresh: bool = False
 
@@ -42,13 +48,16 @@ class Settings:
 def run(settings: Settings) -> Path:
     """Run every stage that is not finished yet, for every seed; returns the run's folder.
 
-    Raises UsageError where the folder holds a run with other settings.
+    Raises UsageError where the folder holds a run with other settings, KesiError where another process has it.
     """
-    _open(settings)
-    clock = _Clock(settings)
-    for seed in settings.seeds:
-        context = Context(settings.dataset, seed, settings.options)
-        _one_seed(settings, context, settings.folder / f"seed{seed}", clock)
+    if settings.fresh and (aside := move_aside(settings.folder)):
+        print(f"the run before was moved to {aside}")
+    with held(settings.folder):
+        _open(settings)
+        clock = _Clock(settings)
+        for seed in settings.seeds:
+            context = Context(settings.dataset, seed, settings.options)
+            _one_seed(settings, context, settings.folder / f"seed{seed}", clock)
     return settings.folder
 
 
@@ -82,7 +91,7 @@ def _one_seed(settings: Settings, context: Context, folder: Path, clock: "_Clock
 def _baseline(settings: Settings, context: Context, folder: Path) -> Path:
     recipe = settings.recipe
     if settings.baseline is None:
-        return stages.train_baseline(context, recipe.arch, recipe.baseline, folder)
+        return stages.train_baseline(context, recipe.arch, recipe.baseline, folder, settings.pretrained)
     source = settings.baseline.replace("{seed}", str(context.seed))
     return stages.adopt_baseline(context, checkpoints.find(source), recipe.arch, folder)
 
@@ -91,25 +100,28 @@ def _prune(parent: Path, recipe: Recipe, amount: object, folder: Path, number: i
     """Prune a snapshot, unless that was done: what follows from the same file stays the same file."""
     path = folder / PRUNED
     loaded = checkpoints.load(parent)
-    if path.is_file() and checkpoints.load(path).info.get("parent", {}).get("digest") == loaded.digest:
-        return path
+    if path.is_file():
+        try:
+            if (checkpoints.load(path).info.get("parent") or {}).get("digest") == loaded.digest:
+                return path
+        except KesiError as error:
+            warnings.warn(f"{error}: pruned again", stacklevel=2)
     return stages.prune(loaded, recipe.method, amount, path, number)
 
 
 def _open(settings: Settings) -> None:
-    """Make the run folder and note what is run, or check that it is the same as before."""
+    """Note what is run, or check that it is the same as before."""
     folder, recipe = settings.folder, settings.recipe.to_dict()
-    if settings.fresh and (aside := stages.move_aside(folder)):
-        print(f"the run before was moved to {aside}")
-    before = read_json(folder / RUN) if (folder / RUN).is_file() else {}
+    remove_leftovers(folder / "report")
+    before = read_fields(folder / RUN) if (folder / RUN).is_file() else {}
     if before:
-        stages.refuse_changes(folder, before["recipe"], recipe)
-        stages.refuse_changes(folder, {"baseline": before["baseline"]}, {"baseline": settings.baseline})
-    make_folder(folder)
+        refuse_changes(folder, before.get("recipe"), recipe)
+        refuse_changes(folder, {"baseline": before.get("baseline")}, {"baseline": settings.baseline})
     write_json(folder / RUN, {
         "format": 1, "arch": recipe["arch"], "dataset": settings.dataset.name, "method": recipe["method"],
         "compare": settings.compare or before.get("compare", False), "rounds": len(recipe["rounds"]),
         "seeds": sorted({*settings.seeds, *before.get("seeds", [])}), "recipe": recipe,
+        "recipe_hash": recipe_hash(recipe),
         "baseline": settings.baseline, "data": settings.dataset.describe(),
         **provenance(settings.options.device)})
 

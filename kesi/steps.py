@@ -6,14 +6,18 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
+from kesi import distributed
 from kesi.errors import UsageError
 
 PRECISIONS = ("auto", "fp32", "tf32", "bf16")
 COMPILE = ("auto", "on", "off")
 
-# From images and labels to the loss and the number of correct predictions, with gradients left in the weights.
-Step = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+# From images, labels and the weight of this process's share of the batch to the loss and the number of correct
+# predictions, with gradients left in the weights.
+Step = Callable[[torch.Tensor, torch.Tensor, float], tuple[torch.Tensor, torch.Tensor]]
+Forward = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 # A step that is captured once costs no Python and no launches afterwards; compiling also fuses kernels, but takes a
 # minute or more a network. Worth it, on a GPU, for the 234,000 steps of a baseline; not for the 15,640 of a retraining.
@@ -52,27 +56,29 @@ def make_step(model: nn.Module, objective: Callable, device: str, precision: str
     On a GPU it is captured as a CUDA graph, teachers included. ``compile_``: "on" has torch.compile fuse its
     kernels first, "auto" does so on a GPU from COMPILE_FROM_STEPS steps (on a CPU it was measured to gain
     nothing over the eager step: benchmarks/README.md), "off" neither compiles nor captures. Where the
-    compiler or the capture fails, one line says so and the step runs eagerly.
+    compiler or the capture fails, one line says so and the step runs eagerly. With several processes the
+    gradients are averaged by DistributedDataParallel, and nothing is captured.
     """
     cuda = torch.device(device).type == "cuda"
+    called: nn.Module = DistributedDataParallel(model) if distributed.world() > 1 else model
 
     def forward(images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         # the cache of casted weights would outlive a captured graph
         with autocast(device, precision, cache=not cuda):
-            logits = model(images)
+            logits = called(images)
             loss = objective(logits, images, labels)
         return loss, (logits.detach().argmax(1) == labels).sum()
 
     compiled = compile_ == "on" or (compile_ == "auto" and cuda and steps >= COMPILE_FROM_STEPS)
     step: Step = _eager(model, _Compiled(forward) if compiled else forward)
-    return _Captured(model, step) if cuda and compile_ != "off" else step
+    return _Captured(model, step) if cuda and compile_ != "off" and distributed.world() == 1 else step
 
 
-def _eager(model: nn.Module, forward: Step) -> Step:
-    def step(images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _eager(model: nn.Module, forward: Forward) -> Step:
+    def step(images: torch.Tensor, labels: torch.Tensor, weight: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
         model.zero_grad(set_to_none=True)
         loss, correct = forward(images, labels)
-        loss.backward()
+        (loss if weight == 1 else loss * weight).backward()
         return loss.detach(), correct
 
     return step
@@ -81,7 +87,7 @@ def _eager(model: nn.Module, forward: Step) -> Step:
 class _Compiled:
     """A function through torch.compile, or as it is once that has failed."""
 
-    def __init__(self, function: Step):
+    def __init__(self, function: Forward):
         torch._dynamo.reset()  # stages are different networks: their number must not hit the limit of recompilations
         self._plain, self._function = function, torch.compile(function)
 
@@ -104,11 +110,12 @@ class _Captured:
         self._graph: torch.cuda.CUDAGraph | None = None
         self._failed = False
 
-    def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(self, images: torch.Tensor, labels: torch.Tensor,
+                 weight: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
         if self._graph is None and not self._failed:
             self._try_to_capture(images, labels)
         if self._graph is None or images.shape != self._images.shape:
-            return self._step(images, labels)
+            return self._step(images, labels, weight)
         self._images.copy_(images)
         self._labels.copy_(labels)
         self._graph.replay()

@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim import lr_scheduler
 from tqdm import tqdm
 
+from kesi import distributed
 from kesi.data import Dataset, Split, TrainBatches, eval_batches
 from kesi.errors import KesiError
 from kesi.pruning import Masks
@@ -37,7 +38,8 @@ class Options:
 
     ``eval_every``: test (and validation) accuracy every so many epochs; 0 for the last epoch only.
     ``save_every``: the state from which an interrupted stage continues, every so many epochs.
-    ``precision``, ``compile``, ``deterministic``: see kesi.steps.
+    ``precision``, ``compile``, ``deterministic``: see kesi.steps. ``sync_bn``: with several processes, batch
+    norm over the batch of all of them.
     """
 
     device: str = "cpu"
@@ -46,6 +48,7 @@ class Options:
     precision: str = "auto"
     compile: str = "auto"
     deterministic: bool = False
+    sync_bn: bool = False
 
 
 @dataclass
@@ -108,13 +111,14 @@ def fit(model: nn.Module, dataset: Dataset, stage: Stage, *, seed: int, objectiv
     test_accuracy, test_loss, val_accuracy (None in epochs without evaluation or without such images).
     ``seed`` decides order, augmentation and dropout of every epoch; with the same arguments on the same
     machine the result is the same bit for bit, also when continued with ``resume``, a Progress.state(), from
-    the weights of that moment. ``masks`` are applied after every step. Raises KesiError where a loss is not
-    finite, before on_epoch sees that epoch.
+    the weights of that moment. ``masks`` are applied after every step. With several processes (see
+    kesi.distributed) each takes its share of every batch, and all return the same. Raises KesiError where a
+    loss is not finite, before on_epoch sees that epoch.
     """
     model.to(device=options.device, memory_format=torch.channels_last)
     if masks is not None:
         masks.follow()
-    batches = TrainBatches(dataset, stage.batch_size, seed, options.device)
+    batches = TrainBatches(dataset, stage.batch_size, seed, options.device, distributed.rank(), distributed.world())
     precision = set_up(options.device, options.precision, options.deterministic)
     step = make_step(model, objective, options.device, precision, options.compile, stage.epochs * batches.steps)
     optimizer = optimizer_for(model, stage)
@@ -126,11 +130,11 @@ def fit(model: nn.Module, dataset: Dataset, stage: Stage, *, seed: int, objectiv
         history = list(resume["history"])
     done = len(history)
     bar = tqdm(total=stage.epochs * batches.steps, initial=done * batches.steps, desc=label, unit="step",
-               disable=None, leave=False, dynamic_ncols=True)
-    with bar:
+               disable=None if distributed.is_main() else True, leave=False, dynamic_ncols=True)
+    with bar, distributed.synchronised_norms(model, options.sync_bn):
         for epoch in range(done + 1, stage.epochs + 1):
             started = perf_counter()
-            torch.manual_seed(derive(seed, "dropout", epoch))
+            torch.manual_seed(derive(seed, "dropout", epoch, *([distributed.rank()] if distributed.rank() else [])))
             row = {"epoch": epoch}
             row |= _train_epoch(model, batches, epoch, step, masks, optimizer, schedule, bar)
             due = epoch == stage.epochs or (options.eval_every and epoch % options.eval_every == 0)
@@ -149,8 +153,8 @@ def _train_epoch(model: nn.Module, batches: TrainBatches, epoch: int, step: Step
     model.train()
     losses, correct, sizes = [], [], []
     rates = []
-    for images, labels in batches.epoch(epoch):
-        loss, hits = step(images, labels)
+    for number, (images, labels) in enumerate(batches.epoch(epoch)):
+        loss, hits = step(images, labels, batches.weight(number))
         optimizer.step()
         if masks is not None:
             masks.apply()
@@ -160,14 +164,17 @@ def _train_epoch(model: nn.Module, batches: TrainBatches, epoch: int, step: Step
         rates.append(optimizer.param_groups[0]["lr"])
         schedule.step()
         bar.update()
-    values = torch.stack(losses).double().cpu()
+    shares = torch.tensor(sizes, dtype=torch.float64)
+    sums = distributed.total(torch.stack(losses).double() * shares.to(losses[0].device)).cpu()
+    shares, hits = distributed.total(shares.to(losses[0].device)).cpu(), distributed.total(torch.stack(correct).sum())
+    values = sums / shares
     if not bool(torch.isfinite(values).all()):
         first = int((~torch.isfinite(values)).nonzero()[0])
         raise KesiError(f"the loss is {float(values[first])} in epoch {epoch}, step {first + 1} of {len(values)}, "
                         f"at learning rate {rates[first]:.3g}: try a lower --lr, or check the images")
-    images_seen = sum(sizes)
-    return {"train_loss": float(values @ torch.tensor(sizes, dtype=torch.float64)) / images_seen,
-            "train_accuracy": 100 * int(torch.stack(correct).sum()) / images_seen, "lr": rates[-1]}
+    images_seen = int(shares.sum())
+    return {"train_loss": float(sums.sum()) / images_seen, "train_accuracy": 100 * int(hits) / images_seen,
+            "lr": rates[-1]}
 
 
 def _evaluate_epoch(model: nn.Module, dataset: Dataset, device: str, due: bool) -> dict:
@@ -180,15 +187,22 @@ def _evaluate_epoch(model: nn.Module, dataset: Dataset, device: str, due: bool) 
 
 
 def predict(model: nn.Module, dataset: Dataset, split: Split, device: str = "cpu") -> torch.Tensor:
-    """Logits (N, C), on the CPU, of a split's images in order; the model is in eval mode meanwhile."""
+    """Logits (N, C), on the CPU, of a split's images in order; the model is in eval mode meanwhile.
+
+    With several processes each predicts its share, and all return the whole.
+    """
     training = model.training
+    whole = len(split)
+    if distributed.world() > 1:
+        distributed.share_buffers(model)
+        split = split.subset(torch.arange(distributed.rank(), whole, distributed.world()))
     model.to(device=device, memory_format=torch.channels_last).eval()  # outside: weights stay trainable
     try:
         with torch.inference_mode():
             logits = [model(images) for images, _ in eval_batches(dataset, split, device)]
     finally:
         model.train(training)
-    return torch.cat(logits).float().cpu()
+    return distributed.gather_rows(torch.cat(logits).float(), whole).cpu()
 
 
 def evaluate(model: nn.Module, dataset: Dataset, split: Split, device: str = "cpu") -> tuple[float, float]:

@@ -10,7 +10,6 @@ import sys
 import time
 from pathlib import Path
 
-import datagen
 import numpy as np
 import pytest
 import torch
@@ -18,6 +17,7 @@ import torchvision
 from PIL import Image
 from torchvision.transforms import functional
 
+import datagen
 from kesi.data import INFO, TrainBatches, cache, eval_batches, load
 from kesi.data.decode import Storage, decode
 from kesi.errors import KesiError, UsageError

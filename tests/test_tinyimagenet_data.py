@@ -6,11 +6,11 @@ import zipfile
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
-import datagen
 import pytest
 import torch
 from PIL import Image
 
+import datagen
 from kesi.data import INFO, TrainBatches, download, eval_batches, load, tinyimagenet
 from kesi.data.download import Archive, fetch
 from kesi.errors import KesiError

@@ -1,12 +1,12 @@
 """Batches for training and evaluation: shuffled, augmented and normalised on the device that computes."""
 
-import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
 
+from kesi import seeds
 from kesi.data.augment import Normalise
 from kesi.data.datasets import Dataset
 from kesi.data.split import Split
@@ -60,6 +60,16 @@ class TrainBatches:
         fits = self.augmentation.prepared_bytes(split.images) <= limit
         self._prepared = self.augmentation.prepare(split.images, self.device) if fits else None
 
+    def weight(self, step: int) -> float:
+        """By how much this rank's mean over its images of a step has to count in the mean over the ranks.
+
+        1 where all ranks have as many; else its share of the batch times the number of ranks, so that the
+        mean over the ranks is the mean over the images.
+        """
+        start = step * self.batch_size
+        whole = min(self.batch_size, self.images - start)
+        return len(range(self.rank, whole, self.world)) * self.world / whole
+
     def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches on the device: x float32 (B, 3, S, S), channels_last and normalised, and y int64 (B,)."""
         order, draws = self._drawn(number)
@@ -82,8 +92,7 @@ class TrainBatches:
 
     def _drawn(self, number: int) -> tuple[Tensor, Tensor]:
         """The order of the images and their random numbers, on the CPU."""
-        digest = hashlib.sha256(f"{self.seed}/{number}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+        generator = seeds.generator(self.seed, number)
         order = torch.randperm(len(self.split), generator=generator)
         sizes, side = self.split.sizes, self.split.side
         sizes = torch.full((1, 2), side).expand(len(order), 2) if sizes is None else sizes[order]

@@ -1,0 +1,69 @@
+"""Two and three processes over gloo against one."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from doors import ROOT
+
+WORKER = ROOT / "tests" / "ddp_worker.py"
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
+
+
+def environment():
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory):
+    """What one, two and three processes make of the same, with norms of all processes together or of each."""
+    found, running = {}, []
+    for count, sync in ((1, "sync"), (2, "sync"), (3, "sync"), (2, "own")):
+        out = tmp_path_factory.mktemp("ddp") / "out.pt"
+        command = [sys.executable] if count == 1 else [*TORCHRUN, str(count)]
+        process = subprocess.run([*command, str(WORKER), str(out), sync], env=environment(), text=True,
+                                 capture_output=True)
+        assert process.returncode == 0, process.stderr
+        found[count, sync] = torch.load(out, weights_only=True)
+        running.append(process)
+    return found
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_the_same_images_are_seen_as_in_one_process(outcomes, count):
+    assert torch.allclose(outcomes[count, "sync"]["seen"], outcomes[1, "sync"]["seen"], rtol=1e-9)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_gradients_agree_with_one_process_where_norms_do(outcomes, count):
+    ours, one = outcomes[count, "sync"], outcomes[1, "sync"]
+    assert (ours["gradients"] - one["gradients"]).abs().max() < 1e-9  # in float64
+    assert torch.allclose(ours["norms"], one["norms"], atol=1e-6)
+    # the check can fail: without the norms of all processes the gradients are others
+    assert (outcomes[2, "own"]["gradients"] - one["gradients"]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_training_together_ends_where_one_process_ends(outcomes, count):
+    ours, one = outcomes[count, "sync"], outcomes[1, "sync"]
+    for mine, theirs in zip(ours["history"], one["history"], strict=True):
+        assert mine["train_loss"] == pytest.approx(theirs["train_loss"], abs=0.05)
+    assert abs(ours["history"][-1]["test_accuracy"] - one["history"][-1]["test_accuracy"]) < 5
+    assert outcomes[2, "own"]["history"][-1]["train_loss"] < 2.3
+
+
+@pytest.mark.parametrize("key", [(2, "sync"), (3, "sync"), (2, "own")])
+def test_sharded_evaluation_is_exact(outcomes, key, tmp_path):
+    import models
+    from kesi.data import load
+    from kesi.training import predict, score
+    found = outcomes[key]
+    network = models.create("resnet20", 10, [2] * 9)
+    network.load_state_dict(found["weights"])
+    dataset = load("digits")
+    assert found["logits"].shape == (1497, 10)
+    assert torch.allclose(predict(network, dataset, dataset.test), found["logits"], atol=1e-4)
+    assert score(found["logits"], dataset.test.labels)[1] == found["history"][-1]["test_accuracy"]
