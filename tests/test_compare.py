@@ -1,0 +1,69 @@
+"""The comparison's figures, against the runs' own results and by hand."""
+
+import csv
+import json
+
+import pytest
+import torch
+
+import models
+from kesi import checkpoints, compare, latency
+from kesi.data import load
+from kesi.errors import UsageError
+from kesi.training import predict
+
+pytest_plugins = ["tinyrun"]
+
+
+def test_figures_are_those_of_the_runs(filter_run, weight_run, tmp_path, quick_clock, capsys):
+    stages = [filter_run / "seed0/baseline", filter_run / "seed0/kesi", weight_run / "seed0/kesi"]
+    compare.main([*map(str, stages), "--csv", str(tmp_path / "c.csv")])
+    rows = list(csv.DictReader((tmp_path / "c.csv").open()))
+    text = capsys.readouterr().out
+    digits = load("digits")
+    classes = [predict(checkpoints.load_model(stage), digits, digits.test).argmax(1) for stage in stages]
+    for place, (stage, row) in enumerate(zip(stages, rows, strict=True)):
+        result = json.loads((stage / "result.json").read_text())
+        for name in ("params", "nonzero_params", "macs"):
+            assert int(row[name]) == result[name]
+        assert int(row["bytes"]) == (stage / "checkpoint.pth.tar").stat().st_size
+        assert float(row["accuracy"]) == pytest.approx(result["test_accuracy"], abs=0.15)
+        assert float(row["latency_1"]) > 0 and float(row["latency_128"]) > float(row["latency_1"])
+        for other, name in enumerate(["tinyrun-filter/seed0/baseline", "tinyrun-filter/seed0/kesi",
+                                      "tinyrun-weight/seed0/kesi"]):
+            same = 100 * float((classes[place] == classes[other]).double().mean())
+            assert float(row[f"same_as_{name}"]) == pytest.approx(same, abs=0.15)
+        assert f"{result['nonzero_params']:,}" in text
+    assert rows[0]["params"] != rows[1]["params"] and "1,497 test images of digits" in text
+
+
+def test_names_tell_checkpoints_apart(filter_run):
+    stage = filter_run / "seed0/onecycle-1"
+    loaded = [checkpoints.load(path) for path in (stage / "pruned.pth.tar", stage, filter_run / "seed0/kesi")]
+    assert compare.names(loaded) == ["onecycle-1/pruned.pth.tar", "onecycle-1", "kesi"]
+
+
+def test_without_images_and_times(filter_run, tmp_path, capsys):
+    torch.manual_seed(0)
+    torch.save({"state_dict": models.create("resnet20", 10).state_dict()}, tmp_path / "released.pth.tar")
+    words = [str(tmp_path / "released.pth.tar"), str(filter_run / "seed0/kesi"), "--no-latency"]
+    compare.main([*words, "--no-accuracy"])
+    text = capsys.readouterr().out
+    assert "released.pth.tar" in text and "the same prediction" not in text
+    with pytest.raises(UsageError, match="different data sets"):
+        compare.main(words)
+    compare.main([*words, "--dataset", "digits"])
+    assert "the same prediction" in capsys.readouterr().out
+
+
+def test_latencies_alternate_and_are_medians(monkeypatch):
+    clock, order = [0.0], []
+    monkeypatch.setattr(latency, "perf_counter", lambda: clock[0])
+    durations = {"a": iter([9.0, 1.0, 5.0, 2.0]), "b": iter([9.0, 4.0, 4.0, 7.0])}
+
+    def call(name):
+        order.append(name)
+        clock[0] += next(durations[name])
+
+    assert latency.alternated([lambda: call("a"), lambda: call("b")]) == [2.0, 4.0]  # the first calls do not count
+    assert order == ["a", "b"] * 4

@@ -1,0 +1,198 @@
+"""Exported files: they give what the checkpoint gives, at every batch size, or they are not there."""
+
+import json
+import sys
+import zlib
+
+import numpy as np
+import pytest
+import torch
+
+import models
+from kesi import checkpoints, export, formats, packed
+from kesi.data import load
+from kesi.errors import KesiError, UsageError
+from kesi.inputs import inputs_of
+from kesi.pruning import prune_weights
+
+pytest_plugins = ["tinyrun"]
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load("digits")
+
+
+def raw(dataset, count: int) -> torch.Tensor:
+    """Test images scaled to 0..1, (N, 3, S, S), without anything of the package's own normalisation."""
+    return dataset.test.images[:count].permute(0, 3, 1, 2).float().div(255).contiguous()
+
+
+def logits(path, dataset, count: int) -> torch.Tensor:
+    """What the checkpoint says, by hand."""
+    images = (raw(dataset, count) - torch.tensor(dataset.mean).view(3, 1, 1)) / torch.tensor(dataset.std).view(3, 1, 1)
+    with torch.inference_mode():
+        return checkpoints.load_model(path)(images)
+
+
+def test_onnx_with_normalisation(filter_run, digits, tmp_path, quick_clock, capsys):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    onnx = pytest.importorskip("onnx")
+    out = tmp_path / "deep" / "kesi.onnx"
+    export.main([str(filter_run / "seed0/kesi"), "--format", "onnx", "--normalise", "--out", str(out)])
+    session = onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
+    for count in (1, 3, 40):
+        found = torch.from_numpy(session.run(None, {"images": raw(digits, count).numpy()})[0])
+        assert torch.allclose(found, logits(filter_run / "seed0/kesi", digits, count), atol=1e-4)
+    assert [(place.name, place.shape[1:]) for place in session.get_inputs()] == [("images", [3, 16, 16])]
+    about = session.get_modelmeta().custom_metadata_map
+    assert json.loads(about["kesi.classes"]) == list("0123456789")
+    text = capsys.readouterr().out
+    assert "opset 18" in text and "test images of digits" in text
+    assert "latency, batch 1 (ms)" in text and "latency, batch 128 (ms)" in text
+    assert "weight pruning" not in text
+    assert [entry.version for entry in onnx.load(out).opset_import if entry.domain == ""] == [18]
+    whole, small = row_of(text, "file (kB)")
+    assert small == pytest.approx(out.stat().st_size / 1000, abs=0.01) and whole > 1.1 * small
+
+
+def row_of(text: str, what: str) -> tuple[float, float]:
+    """(baseline, compressed) of a row of the printed table."""
+    line = next(line for line in text.splitlines() if line.startswith(what))
+    whole, small = line.removeprefix(what).split()[:2]
+    return float(whole.replace(",", "")), float(small.replace(",", ""))
+
+
+def test_pt2_without_normalisation(filter_run, digits, tmp_path):
+    out = tmp_path / "kesi.pt2"
+    checkpoint = checkpoints.load(filter_run / "seed0/kesi")
+    made = export.export(checkpoint, inputs_of(checkpoint), out, "pt2")
+    assert made.size == out.stat().st_size and made.deflated == len(zlib.compress(out.read_bytes(), 6))
+    network = torch.export.load(out).module()
+    images = (raw(digits, 9) - digits.mean[0]) / digits.std[0]  # grey: the three channels are the same
+    for count in (1, 2, 9):
+        found = network(images[:count])
+        assert torch.allclose(found, logits(filter_run / "seed0/kesi", digits, count), atol=1e-4)
+
+
+def test_sparse_safetensors_is_as_small_as_its_weights(weight_run, digits, tmp_path, quick_clock, capsys):
+    out = tmp_path / "kesi.safetensors"
+    export.main([str(weight_run / "seed0/kesi"), "--format", "safetensors", "--sparse", "--out", str(out)])
+    text = capsys.readouterr().out
+    assert "not the network faster on dense hardware; latency, batch 1:" in text
+    original = checkpoints.load(weight_run / "seed0/kesi")
+    network = export.load_safetensors(out)
+    for name, value in original.model.state_dict().items():
+        assert torch.equal(network.state_dict()[name], value), name
+    total = sum(parameter.numel() for parameter in network.parameters())
+    dense = tmp_path / "dense.safetensors"
+    export.export(original, inputs_of(original), dense, "safetensors")
+    zeros = original.masks.pruned()
+    saved = dense.stat().st_size - out.stat().st_size
+    assert 4 * zeros - total / 8 - 2000 < saved < 4 * zeros
+    sizes = row_of(text, "file (kB)")
+    assert sizes == pytest.approx((dense.stat().st_size / 1000, out.stat().st_size / 1000), abs=0.3)
+    about = packed.load_with_metadata(out)[1]
+    assert about["arch"] == "resnet20" and about["image_size"] == 16
+    assert about["mean"] == pytest.approx(digits.mean) and about["classes"] == list("0123456789")
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5, 0.05, 0.0005, 0.0])
+def test_pack_takes_the_smaller_form_and_loses_nothing(share):
+    generator = torch.Generator().manual_seed(1)
+    weight = torch.randn((64, 33, 3, 3), generator=generator)
+    weight *= torch.rand(weight.shape, generator=generator) < share
+    parts = packed.pack(weight)
+    assert torch.equal(packed.unpack(parts, weight.shape), weight)
+    assert len(parts["values"]) == int((weight != 0).sum())
+    where = parts.get("gaps", parts.get("bits"))
+    assert len(where) <= -(-weight.numel() // 8) and ("gaps" in parts) == (share < 0.1)
+
+
+@pytest.mark.parametrize("gap", [254, 255, 256, 509, 510, 511])
+def test_pack_knows_gaps_around_the_escape(gap):
+    weight = torch.zeros(40_000)
+    weight[[gap, 2 * gap + 1, 2 * gap + 2]] = torch.tensor([1.0, -2.0, 3.0])
+    parts = packed.pack(weight)
+    assert "gaps" in parts and torch.equal(packed.unpack(parts, [40_000]), weight)
+
+
+def test_released_code_checkpoint_and_missing_images(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    network = models.create("resnet20", 10)
+    masks = prune_weights(network, 0.9)
+    torch.save({"state_dict": network.state_dict(), "best_prec1": 0.9}, tmp_path / "released.pth.tar")
+    words = ["released.pth.tar", "--arch", "resnet20", "--out", "a", "--format"]
+    export.main([*words, "safetensors", "--sparse"])
+    text = capsys.readouterr().out
+    assert "100 images of digits at 32 px" in text and "--baseline" in text
+    live = sum(parameter.numel() for parameter in network.parameters()) - masks.pruned()
+    assert (tmp_path / "a").stat().st_size < 4 * live * 1.3 + 12_000  # the running statistics are no parameters
+    with pytest.raises(UsageError, match="--dataset"):
+        export.main([*words, "onnx", "--normalise"])
+
+
+def test_a_file_that_differs_is_not_written(filter_run, tmp_path, monkeypatch):
+    checkpoint, out = checkpoints.load(filter_run / "seed0/kesi"), tmp_path / "kesi.pt2"
+    out.write_bytes(b"before")
+    genuine = formats.encode
+
+    def wrong(network, *rest):
+        with torch.no_grad():
+            network.fc.weight[0, 0] += 1.0
+        content = genuine(network, *rest)
+        with torch.no_grad():
+            network.fc.weight[0, 0] -= 1.0
+        return content
+
+    monkeypatch.setattr(export, "encode", wrong)
+    with pytest.raises(KesiError, match="differs from the checkpoint"):
+        export.export(checkpoint, inputs_of(checkpoint), out, "pt2")
+    assert out.read_bytes() == b"before" and list(tmp_path.iterdir()) == [out]
+
+
+def test_a_fixed_batch_is_refused(filter_run):
+    model = checkpoints.load_model(filter_run / "seed0/kesi")
+    images = torch.zeros(9, 3, 16, 16)
+
+    def only_nine(batch: torch.Tensor) -> torch.Tensor:
+        if len(batch) != 9:
+            raise ValueError("expected 9 images")
+        return model(batch)
+
+    with pytest.raises(KesiError, match="does not run at batch 1: expected 9"):
+        export.verify(model, only_nine, images, "zeros")
+    nan = torch.full((9, 10), float("nan"))
+    with pytest.raises(KesiError, match="differs"):
+        export.verify(model, lambda batch: nan[:len(batch)], images, "zeros")
+
+
+def test_options_that_do_not_fit(filter_run, tmp_path):
+    checkpoint = checkpoints.load(filter_run / "seed0/kesi")
+    with pytest.raises(UsageError, match="--sparse"):
+        export.export(checkpoint, inputs_of(checkpoint), tmp_path / "a", "onnx", sparse=True)
+    with pytest.raises(UsageError, match="--normalise"):
+        export.export(checkpoint, inputs_of(checkpoint), tmp_path / "a", "safetensors", normalise=True)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("kind", "package"), [("onnx", "onnxscript"), ("safetensors", "safetensors")])
+def test_missing_packages_are_named(filter_run, tmp_path, monkeypatch, kind, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UsageError, match=rf'{package} is not installed: pip install "kesi\[export\]"'):
+        export.main([str(filter_run / "seed0/kesi"), "--format", kind, "--out", str(tmp_path / "a")])
+    assert not list(tmp_path.iterdir())
+
+
+def test_damaged_safetensors(weight_run, tmp_path):
+    checkpoint = checkpoints.load(weight_run / "seed0/kesi")
+    content = packed.save_bytes(checkpoint.model, {}, sparse=True)
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(content[:-5])
+    with pytest.raises(KesiError, match="damaged"):
+        export.load_safetensors(path)
+    with pytest.raises(ValueError, match="places"):
+        packed.unpack({"values": torch.zeros(3), "bits": torch.from_numpy(np.array([255], dtype=np.uint8))}, [8])
+    with pytest.raises(UsageError, match="no such file"):
+        export.load_safetensors(tmp_path / "nothing")

@@ -1,0 +1,177 @@
+"""The page: whole and alone. What a browser makes of it is seen in headless Chromium, where there is one."""
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import models
+from kesi import report, svg
+from kesi.page import page
+
+pytest_plugins = ["tinyrun"]
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no chromium, chromium-browser or chrome on PATH")
+VOID = {"meta", "link", "br", "hr", "img", "input"}
+
+
+class Outline(HTMLParser):
+    """Tags that stay open or close too early, headings, and whatever refers to another place."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open, self.wrong, self.headings, self.references, self.ids = [], [], [], [], []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        if tag not in VOID:
+            self.open.append(tag)
+        self.references += [value for name, value in attributes if name in ("src", "href", "xlink:href", "srcset")]
+        self.ids += [value for name, value in attributes if name == "id"]
+
+    def handle_startendtag(self, tag, attributes):
+        pass
+
+    def handle_endtag(self, tag):
+        if not self.open or self.open.pop() != tag:
+            self.wrong.append(tag)
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] in ("h2", "h3"):
+            self.headings.append(data)
+
+
+@pytest.fixture(scope="module")
+def both(filter_run, weight_run, tmp_path_factory) -> Path:
+    """The page of the two runs."""
+    return page([filter_run, weight_run], tmp_path_factory.mktemp("page") / "report.html")
+
+
+def test_it_is_whole_and_needs_nothing_else(both, filter_run):
+    text = both.read_text(encoding="utf-8")
+    outline = Outline(text)
+    assert not outline.wrong and not outline.open
+    assert outline.headings[0] == "Result" and "The network before and after" in outline.headings
+    anchors = [reference for reference in outline.references if reference.startswith("#")]
+    assert len(anchors) == 8 and {anchor[1:] for anchor in anchors} <= set(outline.ids)
+    assert set(outline.references) - set(anchors) == {"data:,"}
+    assert not re.search(r"<script|@import|url\(", text)
+    result = json.loads((filter_run / "seed0/kesi/result.json").read_text())
+    assert f"{result['test_accuracy']:.2f} %" in text and (result["commit"] or "")[:8] in text
+    for stage in ("baseline", "onecycle-1", "onecycle-2", "usual-1", "usual-2", "kesi"):
+        assert text.count(f"<summary><b>{stage}</b>") == 2
+    assert result["command"].split("--save")[0] in text
+    assert "python -m kesi.export" in text
+
+
+def test_the_widths_are_those_of_the_networks(both, filter_run):
+    text = both.read_text(encoding="utf-8")
+    result = json.loads((filter_run / "seed0/kesi/result.json").read_text())
+    shown = re.findall(r"<title>(layer\S+conv1): (\d+) of (\d+)</title>", text)
+    with torch.device("meta"):
+        names = [layer.conv for layer in models.create("resnet20", 10).prunable()]
+    assert shown[:9] == [(name, str(left), str(whole)) for name, left, whole in zip(
+        names, result["cfg"], models.ARCHITECTURES["resnet20"].cfg, strict=True)]
+    assert re.search(r"<title>layer3\.2\.conv2: [\d.]+ of 36\.86</title>", text)  # 64 x 64 x 9 weights
+
+
+def test_a_run_that_is_not_finished(filter_run, tmp_path):
+    run = tmp_path / "run <b>"
+    shutil.copytree(filter_run, run)
+    shutil.rmtree(run / "seed0" / "kesi")
+    shutil.rmtree(run / "seed0" / "usual-2")
+    with open(run / "seed0" / "onecycle-2" / "metrics.jsonl", "a") as file:
+        file.write('{"epoch": 3, "train_lo')  # being written
+    out = page([run])
+    assert out == run / "report" / "report.html"
+    text = out.read_text(encoding="utf-8")
+    outline = Outline(text)
+    assert not outline.wrong and not outline.open
+    assert "Not finished" in text and "usual-2" in text and "layers of onecycle-2" in text
+    assert "run <b>" not in text and "run &lt;b&gt;" in text  # a name is text, never markup
+
+
+def test_the_report_writes_it_on_request(filter_run, tmp_path, capsys):
+    assert report.main([str(filter_run), "--no-plots", "--out", str(tmp_path)]) == 0
+    assert not (tmp_path / "report.html").exists()
+    assert report.main([str(filter_run), "--no-plots", "--html", "--out", str(tmp_path)]) == 0
+    assert str(tmp_path / "report.html") in capsys.readouterr().out and (tmp_path / "report.html").is_file()
+
+
+def test_chart_places_points_on_its_axes():
+    drawn = svg.chart("a title", [svg.Series("one", "kesi", [(0, 10.0), (5, 20.0), (10, 30.0)])], "x", "y")
+    points = [tuple(map(float, point.split(","))) for point in re.search(r'points="([^"]+)"', drawn)[1].split()]
+    assert points[0] == (svg.LEFT, svg.HEIGHT - svg.BOTTOM) and points[2] == (svg.WIDTH - svg.RIGHT, svg.TOP)
+    assert points[1] == pytest.approx(((points[0][0] + points[2][0]) / 2, (points[0][1] + points[2][1]) / 2), abs=0.1)
+    assert svg.chart("nothing", [svg.Series("none", "kesi", [(0, float("nan"))])], "x", "y") == ""
+    flat = svg.chart("flat", [svg.Series("one", "kesi", [(1, 5.0), (2, 5.0)])], "x", "y", whole_x=True)
+    assert "nan" not in flat and "inf" not in flat
+    assert "&lt;i&gt;" in svg.chart("<i>", [svg.Series("one", "kesi", [(1, 5.0)])], "x", "y")
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (93.2, 95.7), (0.0001, 0.0002), (-3, 1000), (5, 5), (0, 0)])
+def test_ticks_are_round_and_reach_around(low, high):
+    found = svg.ticks(low, high)
+    assert 2 <= len(found) <= 8 and found[0] <= low + 1e-12 and found[-1] >= high - 1e-12
+    steps = [after - before for before, after in zip(found, found[1:], strict=False)]
+    assert max(steps) == pytest.approx(min(steps))
+
+
+def chromium(url: str, *words: str) -> subprocess.CompletedProcess:
+    """A headless browser without any network, its console on stderr."""
+    return subprocess.run([CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
+                           "--enable-logging=stderr", "--v=0", "--host-resolver-rules=MAP * ~NOTFOUND", *words, url],
+                          capture_output=True, text=True, timeout=120)
+
+
+def complaints(done: subprocess.CompletedProcess) -> list[str]:
+    """What a browser had to say of a page in its console."""
+    return re.findall(r"CONSOLE.*", done.stderr)
+
+
+@needs_chromium
+@pytest.mark.parametrize("intruder", ['<img src="http://example.com/x.png">', "<script>nothing.there()</script>"])
+def test_complaints_of_a_browser_would_be_seen(both, tmp_path, intruder):
+    """So that the next test can fail: the page's own policy forbids the network, and the browser says so."""
+    bad = tmp_path / "bad.html"
+    bad.write_text(both.read_text(encoding="utf-8").replace("</main>", f"</main>{intruder}"), encoding="utf-8")
+    found = complaints(chromium(bad.as_uri(), f"--screenshot={tmp_path / 'shot.png'}"))
+    assert found and "Content Security Policy" in found[0]
+
+
+@needs_chromium
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (400, "dark")])
+def test_a_browser_shows_it(both, tmp_path, width, scheme):
+    shot = tmp_path / "shot.png"
+    dark = f"--blink-settings=preferredColorScheme={0 if scheme == 'dark' else 1}"
+    done = chromium(both.as_uri(), dark, f"--window-size={width},1600", f"--screenshot={shot}")
+    assert not complaints(done), done.stderr
+    image = Image.open(shot).convert("RGB")
+    assert image.width == width
+    counts = image.getcolors(image.width * image.height)
+    background = max(counts)[1]
+    assert (sum(background) < 120) == (scheme == "dark")
+    drawn = 1 - max(counts)[0] / (image.width * image.height)
+    assert 0.03 < drawn < 0.9 and len(counts) > 200
+
+
+@needs_chromium
+def test_a_phone_scrolls_tables_in_their_boxes(both, tmp_path):
+    """The page itself is no wider than the screen: the wide parts scroll."""
+    probe = tmp_path / "probe.html"
+    measure = ("<script>addEventListener('load', () => { const page = document.documentElement; "
+               "document.title = 'wide ' + page.scrollWidth + ' of ' + page.clientWidth + ' box ' + "
+               "Math.max(...[...document.querySelectorAll('.scroll')].map(box => box.scrollWidth)); });</script>")
+    text = re.sub("<meta http-equiv=[^>]+>", "", both.read_text(encoding="utf-8"))  # which would forbid the script
+    probe.write_text(text.replace("</body>", measure + "</body>"), encoding="utf-8")
+    done = chromium(probe.as_uri(), "--window-size=390,800", "--dump-dom")
+    wide, screen, box = map(int, re.search(r"<title>wide (\d+) of (\d+) box (\d+)</title>", done.stdout).groups())
+    assert wide <= screen < box

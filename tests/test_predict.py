@@ -1,0 +1,98 @@
+"""Predictions on image files are those that evaluation makes of the same images in a data set."""
+
+import csv
+import io
+
+import pytest
+import torch
+from PIL import Image
+
+import models
+from datagen import write_imagefolder
+from kesi import checkpoints, predict
+from kesi.data import load
+from kesi.errors import KesiError, UsageError
+from kesi.training import predict as predict_split
+
+pytest_plugins = ["tinyrun"]
+
+
+def saved(path, arch, dataset):
+    """An untrained network that says it was trained on a data set."""
+    torch.manual_seed(3)
+    model = models.create(arch, dataset.num_classes)
+    checkpoints.save(path, model, {"stage": "baseline", "dataset": dataset.describe()})
+    return checkpoints.load(path)
+
+
+def test_digits_as_png_files(filter_run, tmp_path):
+    digits, checkpoint = load("digits"), checkpoints.load(filter_run / "seed0/kesi")
+    for number in range(12):
+        Image.fromarray(digits.test.images[number].numpy()).save(tmp_path / f"{number:02d}.png")
+    found = predict.predict_images(checkpoint, [tmp_path])
+    expected = predict_split(checkpoint.model, digits, digits.test)[:12].double().softmax(1)
+    assert [one.path.name for one in found] == [f"{number:02d}.png" for number in range(12)]
+    for one, row in zip(found, expected, strict=True):
+        assert sum(one.probabilities) == pytest.approx(1)
+        assert one.classes == tuple(map(str, one.labels)) and sorted(one.labels) == list(range(10))
+        assert torch.allclose(torch.tensor(one.probabilities).double(), row[list(one.labels)], atol=1e-5)
+        assert list(one.probabilities) == sorted(one.probabilities, reverse=True)
+
+
+@pytest.mark.parametrize(("arch", "family", "size"), [("resnet20", "cifar", 24), ("resnet18", "tinyimagenet", 40)])
+def test_photographs_as_the_test_images_of_a_folder(tmp_path, arch, family, size):
+    """Of any size, mode and orientation: what kesi.data makes of the same files."""
+    root = write_imagefolder(tmp_path / "photos")
+    dataset = load("imagefolder", root, image_size=size, family=family)
+    checkpoint = saved(tmp_path / "c.pth.tar", arch, dataset)
+    files = [path for name in dataset.classes for path in predict.image_files([root / "test" / name])]
+    assert len(files) == len(dataset.test) > 6
+    expected = predict_split(checkpoint.model, dataset, dataset.test).double().softmax(1)
+    for one, row in zip(predict.predict_images(checkpoint, files), expected, strict=True):
+        assert torch.allclose(torch.tensor(one.probabilities).double(), row[list(one.labels)], atol=1e-5)
+        assert one.classes == tuple(("ant", "bee", "cat")[label] for label in one.labels)
+
+
+def test_command_prints_text_and_csv(filter_run, tmp_path, capsys):
+    digits = load("digits")
+    path = tmp_path / "one, with a comma.png"
+    Image.fromarray(digits.test.images[0].numpy()).save(path)
+    predict.main([str(filter_run / "seed0/kesi"), str(path), "--top", "2"])
+    text = capsys.readouterr().out
+    assert text.startswith(f"{path}: ") and text.count("%") == 2
+    predict.main([str(filter_run / "seed0/kesi"), str(path), "--top", "4", "--csv"])
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [row["rank"] for row in rows] == ["1", "2", "3", "4"] and rows[0]["file"] == str(path)
+    assert f"{rows[0]['class']} {float(rows[0]['probability']):.1%}" in text
+
+
+def test_released_code_needs_the_name_of_its_data(tmp_path):
+    torch.manual_seed(0)
+    model = models.create("resnet20", 10)
+    torch.save({"state_dict": model.state_dict(), "best_prec1": 0.5}, tmp_path / "released.pth.tar")
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "red.png")
+    words = [str(tmp_path / "released.pth.tar"), str(tmp_path / "red.png")]
+    with pytest.raises(UsageError, match="--dataset"):
+        predict.main(words)
+    predict.main([*words, "--dataset", "cifar10", "--data", str(tmp_path)])
+
+
+def test_files_that_are_no_images(filter_run, tmp_path):
+    checkpoint = checkpoints.load(filter_run / "seed0/kesi")
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG, or not")
+    with pytest.raises(KesiError, match=r"broken\.png is not a readable image"):
+        predict.predict_images(checkpoint, [tmp_path / "broken.png"])
+    with pytest.raises(UsageError, match="nowhere.jpg"):
+        predict.predict_images(checkpoint, [tmp_path / "nowhere.jpg"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match="no images in the folder"):
+        predict.predict_images(checkpoint, [tmp_path / "empty"])
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (["--device", "abacus"], "--device abacus"), (["--threads", "0"], "--threads"), (["--top", "0"], "--top"),
+    (["--image-size", "4"], "8 px or more")])
+def test_flags_out_of_range(filter_run, tmp_path, words, message):
+    Image.new("RGB", (16, 16)).save(tmp_path / "black.png")
+    with pytest.raises(UsageError, match=message):
+        predict.main([str(filter_run / "seed0/kesi"), str(tmp_path / "black.png"), *words])

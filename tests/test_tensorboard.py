@@ -1,0 +1,66 @@
+"""Event files hold the numbers of metrics.jsonl, once, also when a run goes on."""
+
+import json
+import shutil
+import sys
+
+import pytest
+
+from kesi import tensorboard
+from kesi.errors import KesiError, UsageError
+
+pytest_plugins = ["tinyrun"]
+
+
+def scalars(folder):
+    """{tag: [(step, value)]} as TensorBoard reads a folder."""
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    events = reader.EventAccumulator(str(folder))
+    events.Reload()
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def test_every_stage_of_a_run(filter_run, tmp_path, capsys):
+    pytest.importorskip("tensorboard")
+    tensorboard.main([str(filter_run), "--logdir", str(tmp_path)])
+    stages = {path.parent.name for path in filter_run.glob("seed0/*/metrics.jsonl")}
+    assert {path.name for path in (tmp_path / "seed0").iterdir()} == stages
+    assert len(stages) == 6 and "6 stages" in capsys.readouterr().out
+    for stage in stages:
+        rows = [json.loads(line) for line in (filter_run / "seed0" / stage / "metrics.jsonl").open()]
+        found = scalars(tmp_path / "seed0" / stage)
+        for name, tag in (("train_loss", "loss/train"), ("lr", "learning rate"), ("test_accuracy", "accuracy/test")):
+            expected = [(row["epoch"], row[name]) for row in rows if row[name] is not None]
+            assert [step for step, _ in found[tag]] == [step for step, _ in expected]
+            assert [value for _, value in found[tag]] == pytest.approx([value for _, value in expected])
+        assert "accuracy/val" not in found  # this run held nothing out
+
+
+def test_a_run_that_goes_on_is_brought_up_to_date(filter_run, tmp_path):
+    pytest.importorskip("tensorboard")
+    run, logs = tmp_path / "run", tmp_path / "logs"
+    (run / "seed0" / "baseline").mkdir(parents=True)
+    shutil.copy(filter_run / "run.json", run)
+    with pytest.raises(KesiError, match="no stage"):
+        tensorboard.write_events(run, logs)
+    lines = (filter_run / "seed0/baseline/metrics.jsonl").read_text().splitlines(keepends=True)
+    metrics = run / "seed0/baseline/metrics.jsonl"
+    metrics.write_text(lines[0])
+    first, = tensorboard.write_events(run, logs)
+    other = first.with_name("events.out.tfevents.of-somebody-else")
+    other.write_bytes(b"")
+    assert len(scalars(first.parent)["loss/train"]) == 1
+    assert tensorboard.write_events(run, logs) == [first]
+    metrics.write_text(lines[0] + lines[0].replace('"epoch": 1', '"epoch": 2'))
+    second, = tensorboard.write_events(run, logs)
+    assert second != first and not first.exists() and other.exists()
+    assert [step for step, _ in scalars(first.parent)["loss/train"]] == [1, 2]
+
+
+def test_what_is_wrong_is_said(filter_run, tmp_path, monkeypatch):
+    with pytest.raises(UsageError, match="run.json"):
+        tensorboard.write_events(tmp_path, tmp_path)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
+    with pytest.raises(UsageError, match=r'tensorboard is not installed: pip install "kesi\[tensorboard\]"'):
+        tensorboard.write_events(filter_run, tmp_path)
