@@ -5,4 +5,15 @@ Le, Vo and Thoai, "Paying more attention to snapshots of Iterative Pruning", BMV
 
 from kesi.checkpoints import load_model
 
-__all__ = ["load_model"]
+__all__ = ["compress", "load_model", "register"]
+
+
+def __getattr__(name: str):
+    """compress() and register(), imported when they are asked for: they need most of the package."""
+    if name == "compress":
+        from kesi.own import compress
+        return compress
+    if name == "register":
+        from kesi.registry import register
+        return register
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

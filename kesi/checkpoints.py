@@ -7,6 +7,7 @@ the content: a file either gives exactly what was saved or is refused.
 """
 
 import hashlib
+import io
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,10 @@ import torch
 from torch import nn
 
 import models
+from kesi import limits
 from kesi.errors import KesiError, UsageError
 from kesi.files import write_atomic
+from kesi.pruning.graphs import GRAPHS
 from kesi.pruning.weights import Masks, masks_from_zeros
 from models import Network
 
@@ -78,22 +81,35 @@ def digest_of(value: Any) -> str:
 
 def save(path: Path, model: Network, info: dict, masks: Masks | None = None,
          training: dict | None = None) -> str:
-    """Write a checkpoint atomically and return its digest.
+    """Write a checkpoint atomically and return its digest; see contents() and write()."""
+    return write(path, contents(model, info, masks, training))
+
+
+def contents(model: Network, info: dict, masks: Masks | None = None, training: dict | None = None) -> dict:
+    """What a checkpoint says, but for its digest. The weights are not copied where they are on the CPU already.
 
     ``info`` holds plain values (strings, numbers, lists, dictionaries); ``training`` is the state of an
-    unfinished stage (optimiser, schedule, epoch, history). Raises KesiError when it cannot be written, or
-    when a weight is not finite: good weights are never replaced by broken ones.
+    unfinished stage (optimiser, schedule, epoch, history). Raises KesiError when a weight is not finite: good
+    weights are never replaced by broken ones.
     """
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     for name, value in state.items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise KesiError(f"{name} holds values that are not finite: nothing was written to {path}; "
-                            f"try a lower learning rate")
-    content = {"format": FORMAT, "version": VERSION, "arch": model.arch, "num_classes": model.num_classes,
-               "cfg": list(model.cfg), "state_dict": state,
-               "masks": None if masks is None else masks.state_dict(), "info": info, "training": training}
-    content["digest"] = digest_of(content)
-    write_atomic(Path(path), lambda file: torch.save(content, file))
+            raise KesiError(f"{name} holds values that are not finite: they are not saved; try a lower learning rate")
+    return {"format": FORMAT, "version": VERSION, "arch": model.arch, "num_classes": model.num_classes,
+            "cfg": list(model.cfg), "state_dict": state,
+            "masks": None if masks is None else masks.state_dict(), "info": info, "training": training}
+
+
+def write(path: Path, content: dict, previous: Path | None = None) -> str:
+    """Write contents() with their digest, atomically, and return the digest.
+
+    ``previous``: the name that the file before is kept under. Raises KesiError when it cannot be written.
+    """
+    content = {**content, "digest": digest_of(content)}
+    whole = io.BytesIO()  # torch's own writer turns a full disk into an error of its own, which says nothing
+    torch.save(content, whole)
+    write_atomic(Path(path), lambda file: file.write(whole.getbuffer()) and None, previous=previous)
     return content["digest"]
 
 
@@ -135,20 +151,26 @@ def load(path: str | Path, arch: str | None = None, num_classes: int | None = No
     classes = content["num_classes"] if ours else _classes(path, state)
     if num_classes is not None and num_classes != classes:
         raise UsageError(f"{path} has {classes} classes, not {num_classes}")
+    if arch not in models.ARCHITECTURES:
+        raise UsageError(f"{path} holds a network that is not one of KESI's: say how it is built with "
+                         f"kesi.register({arch!r:.60}, factory), and load it then")
+    if arch in GRAPHS and GRAPHS[arch].problem and content.get("cfg"):
+        raise UsageError(f"{path} cannot be loaded: {GRAPHS[arch].problem}")
     try:
-        cfg = content.get("cfg") or _widths(arch, state)
+        cfg = content.get("cfg") or (None if arch in GRAPHS else _widths(arch, state))
+        _refuse_other_shapes(arch, classes, cfg, state)
         model = models.create(arch, classes, cfg)
         model.load_state_dict(state)
         masks = Masks(model, content["masks"]) if content.get("masks") else None
-    except (ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, IndexError, OverflowError, RuntimeError, TypeError, AttributeError) as error:
         # without a message of many lines: load_state_dict lists every name
         raise KesiError(f"{path} does not fit {arch} with {classes} classes: "
-                        f"{str(error).splitlines()[0].rstrip(': ')}") from error
+                        f"{_first_line(error).rstrip(': ')}") from error
     if masks is None and not ours:
         masks = masks_from_zeros(model)
-    info = content["info"] if ours else _published_info(content)
-    return Checkpoint(model.eval(), masks, info, content.get("digest") or digest_of(state), path,
-                      content.get("training"))
+    if not ours:
+        return Checkpoint(model.eval(), masks, _published_info(content), digest_of(state), path)
+    return Checkpoint(model.eval(), masks, content["info"], content["digest"], path, content["training"])
 
 
 def load_model(path: str | Path, arch: str | None = None, num_classes: int | None = None) -> Network:
@@ -157,7 +179,11 @@ def load_model(path: str | Path, arch: str | None = None, num_classes: int | Non
 
 
 def read(path: Path) -> dict:
-    """The dictionary in a checkpoint file; of a file of ours the digest is verified. Raises KesiError."""
+    """The dictionary in a checkpoint file; of a file of ours the digest and all types are verified.
+
+    Raises KesiError, also for a file that would take more memory than its own size; see kesi.limits.
+    """
+    limits.check_file(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of old storage types; the content is checked below
@@ -168,6 +194,7 @@ def read(path: Path) -> dict:
         raise KesiError(f"{path} is damaged or not a checkpoint: {_first_line(error)}") from error
     if not isinstance(content, dict):
         raise KesiError(f"{path} is not a checkpoint: it holds a {type(content).__name__}, not a dictionary")
+    limits.check_content(path, content)
     if content.get("format") == FORMAT:
         if content.get("version") != VERSION:
             raise KesiError(f"{path} has checkpoint version {content.get('version')!r}; this KESI reads "
@@ -175,6 +202,7 @@ def read(path: Path) -> dict:
         digest = content.get("digest")
         if digest != digest_of({key: value for key, value in content.items() if key != "digest"}):
             raise KesiError(f"{path} is damaged: its content does not match its checksum")
+        limits.check_fields(path, content)
     return content
 
 
@@ -188,20 +216,30 @@ def _state_dict(path: Path, content: dict) -> dict[str, torch.Tensor]:
     if not isinstance(state, dict) or not state or not all(
             isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()):
         raise KesiError(f"{path} is not a checkpoint: it has no state_dict of named tensors")
-    if all(name.startswith("module.") for name in state):  # saved from within DataParallel
+    if content.get("format") != FORMAT and all(name.startswith("module.") for name in state):  # DataParallel's
         state = {name.removeprefix("module."): value for name, value in state.items()}
     return state
 
 
-def _skeleton(arch: str) -> Network:
-    """The unpruned network without memory for its weights: names and shapes."""
+def _skeleton(arch: str, num_classes: int = 2, cfg: list | None = None) -> Network:
+    """A network without memory for its weights: names and shapes."""
     with torch.device("meta"):
-        return models.create(arch, 2)
+        return models.create(arch, num_classes, cfg)
+
+
+def _refuse_other_shapes(arch: str, num_classes: int, cfg: list, state: dict) -> None:
+    """Raises ValueError where the weights are not those of the network, before this one takes any memory."""
+    shapes = {name: value.shape for name, value in _skeleton(arch, num_classes, cfg).state_dict().items()}
+    for name in sorted(shapes.keys() ^ state.keys()):
+        raise ValueError(f"{name} is {'missing' if name in shapes else 'too much'}")
+    for name, shape in shapes.items():
+        if state[name].shape != shape:
+            raise ValueError(f"{name} has shape {tuple(state[name].shape)}, not {tuple(shape)}")
 
 
 def _recognise(path: Path, state: dict, cfg: Any) -> str:
     """The one architecture with exactly these parameter names, and these shapes where pruning leaves them."""
-    found = [arch for arch in models.ARCHITECTURES if _could_be(arch, state)]
+    found = [arch for arch in models.ARCHITECTURES if arch not in GRAPHS and _could_be(arch, state)]
     if len(found) != 1:
         what = "fits none" if not found else f"could be any of {', '.join(found)}: say which (--arch)"
         raise KesiError(f"the network in {path} {what if found else what + ' of ours by its parameter names'}")
@@ -217,6 +255,8 @@ def _could_be(arch: str, state: dict) -> bool:
     # the outputs of blocks keep their width, which tells networks of other width factors apart
     fixed = [name for name, module in skeleton.named_modules()
              if isinstance(module, nn.Conv2d) and name not in pruned]
+    if any(value.dim() != len(shapes[name]) for name, value in state.items()):
+        return False
     return all(len(state[f"{name}.weight"]) == shapes[f"{name}.weight"][0] for name in fixed)
 
 
@@ -240,7 +280,9 @@ def _published_info(content: dict) -> dict:
     """What the released code keeps besides weights: the epoch, and accuracies as share or as percent."""
     metrics = {}
     for name in ("best_prec1", "acc", "best_acc"):
-        if name in content:
-            value = float(content[name])
-            metrics[name] = value * 100 if value <= 1 else value
-    return {"stage": "", "source": "released code", "epoch": content.get("epoch"), "metrics": metrics}
+        value = content.get(name)
+        if isinstance(value, (int, float)) or isinstance(value, torch.Tensor) and value.numel() == 1:
+            metrics[name] = float(value) * 100 if float(value) <= 1 else float(value)
+    epoch = content.get("epoch")
+    return {"stage": "", "source": "released code", "epoch": epoch if isinstance(epoch, int) else None,
+            "metrics": metrics}

@@ -9,8 +9,12 @@ from kesi import checkpoints, cli, pipeline, recipes, report, stages
 from kesi.checkpoints import Checkpoint
 from kesi.data import INFO
 from kesi.errors import UsageError
+from kesi.files import write_atomic
+from kesi.folders import CHECKPOINT, PRUNED
+from kesi.locks import held
 from kesi.pruning.weights import conv_weights
-from kesi.stages import CHECKPOINT, PRUNED, STATE, Context
+from kesi.stages import Context
+from kesi.states import STATE
 from kesi.training import evaluate
 
 
@@ -284,6 +288,7 @@ def _take_over(state: Path | None, folder: Path) -> None:
     state = state / STATE if state.is_dir() else state
     if checkpoints.load(checkpoints.find(state)).training is None:
         raise UsageError(f"{state} is not the state of an unfinished stage ({STATE})")
-    folder.mkdir(parents=True, exist_ok=True)
-    if state.resolve() != (folder / STATE).resolve():
-        shutil.copyfile(state, folder / STATE)
+    if state.resolve() == (folder / STATE).resolve():
+        return
+    with held(folder), open(state, "rb") as file:
+        write_atomic(folder / STATE, lambda copy: shutil.copyfileobj(file, copy))

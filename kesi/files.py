@@ -3,12 +3,15 @@
 import contextlib
 import json
 import os
+import re
 import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from kesi.errors import KesiError
+
+TEMPORARY = re.compile(r"\..+\.(\d+)\.[0-9a-f]{8}\.tmp")  # what write_atomic() calls a file that it has not finished
 
 
 @contextlib.contextmanager
@@ -27,11 +30,14 @@ def make_folder(folder: Path) -> Path:
     return folder
 
 
-def write_atomic(path: Path, write: Callable[[BinaryIO], None], durable: bool = True) -> None:
+def write_atomic(path: Path, write: Callable[[BinaryIO], None], durable: bool = True,
+                 previous: Path | None = None) -> None:
     """Let ``write`` fill a file that appears under ``path`` as a whole or not at all.
 
-    ``durable``: also survive a power cut right after the return (fsync). Raises KesiError when the disk is
-    full, the folder read-only or the like; the file that was there before stays.
+    ``durable``: also survive a power cut right after the return (fsync). ``previous``: keep the file that was
+    there under this name; it is renamed only once the new one is complete on the disk, so that at every
+    moment one of the two is whole. Raises KesiError when the disk is full, the folder read-only or the like;
+    the file that was there before stays.
     """
     path = Path(path)
     make_folder(path.parent)
@@ -43,16 +49,33 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], None], durable: bool = 
                 file.flush()
                 if durable:
                     os.fsync(file.fileno())
+            if previous is not None and path.exists():
+                os.replace(path, previous)
             os.replace(temporary, path)
         finally:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
-        if durable:
+        if durable and os.name == "posix":  # Windows cannot open a folder
             descriptor = os.open(path.parent, os.O_RDONLY)
             try:
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
+
+
+def remove_leftovers(folder: Path) -> list[Path]:
+    """Remove what a killed process left half-written in a folder (not in those below); returns their names.
+
+    For the one process that may write there: see kesi.locks. What cannot be removed stays.
+    """
+    removed = []
+    with contextlib.suppress(OSError):
+        for path in sorted(Path(folder).iterdir()):
+            if TEMPORARY.fullmatch(path.name):
+                with contextlib.suppress(OSError):
+                    path.unlink()
+                    removed.append(path)
+    return removed
 
 
 def write_text(path: Path, text: str, durable: bool = True) -> None:
@@ -65,15 +88,24 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
-def write_json_lines(path: Path, values: list[dict]) -> None:
-    """write_atomic() of one JSON object a line; not forced to the disk, since it is rewritten every epoch."""
-    write_text(path, "".join(json.dumps(value) + "\n" for value in values), durable=False)
+def write_json_lines(path: Path, values: list[dict], durable: bool = False) -> None:
+    """write_atomic() of one JSON object a line; not forced to the disk where it is rewritten every epoch."""
+    write_text(path, "".join(json.dumps(value) + "\n" for value in values), durable)
+
+
+def read_text(path: Path) -> str:
+    """The UTF-8 text of a file. Raises KesiError where there is none or it cannot be read."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise KesiError(f"cannot read {path}: {reason}") from error
 
 
 def read_json(path: Path) -> Any:
     """The value in a JSON file. Raises KesiError where there is none or it is damaged."""
+    text = read_text(path)
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else f"not valid JSON ({error})"
-        raise KesiError(f"cannot read {path}: {reason}") from error
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise KesiError(f"cannot read {path}: not valid JSON ({error})") from error

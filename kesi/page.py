@@ -19,6 +19,7 @@ import models
 from kesi import checkpoints
 from kesi.errors import KesiError
 from kesi.files import write_text
+from kesi.pruning.graphs import GRAPHS, Graph
 from kesi.pruning.weights import conv_weights
 from kesi.report import provenance
 from kesi.results import Run, common_folder, load_runs, mean, missing
@@ -173,11 +174,11 @@ def widths(run: Run) -> str:
     if stage is None:
         return ""
     result, title = run.results(stage)[0], f"{run.label}: layers of {stage}, seed {run.results(stage)[0]['seed']}"
-    with torch.device("meta"):
-        network = models.create(result["arch"], result["num_classes"])
     if run.info["method"] == "filter":
-        layers = {layer.width: layer.conv for layer in reversed(network.prunable())}
-        before, after = ([width for width in cfg if width != "M"] for cfg in (network.cfg, result["cfg"]))
+        known = models.ARCHITECTURES.get(result["arch"])
+        unpruned = known.cfg if known else (run.results("baseline") or [result])[0]["cfg"]
+        before, after = ([width for width in cfg if width != "M"] for cfg in (unpruned, result["cfg"]))
+        layers = layer_names(result["arch"], result["num_classes"])
         names = [layers.get(place, str(place)) for place in range(len(before))]
         return bars(title, names, before, after, "filters", ("before", "after"),
                     "The convolutions that may lose filters, in the order of the forward pass.")
@@ -189,6 +190,14 @@ def widths(run: Run) -> str:
     return bars(title, names, [weight.numel() / 1e3 for weight in weights.values()],
                 [int((weight != 0).sum()) / 1e3 for weight in weights.values()], "weights (thousands)",
                 ("all", "non-zero"), "Every convolution, in the order of the forward pass.")
+
+
+def layer_names(arch: str, num_classes: int) -> dict[int, str]:
+    """A convolution of each width, by its place in cfg; empty for a network of one's own that is not registered."""
+    if arch in GRAPHS or arch not in models.ARCHITECTURES:
+        return {place: convs[0] for place, convs in enumerate(GRAPHS.get(arch, Graph()).convs)}
+    with torch.device("meta"):
+        return {layer.width: layer.conv for layer in reversed(models.create(arch, num_classes).prunable())}
 
 
 def stage_curves(run: Run) -> str:

@@ -119,7 +119,7 @@ def departures(used: dict, usual: bool) -> list[str]:
 
     ``usual``: whether the run retrained the usual way too, so that the settings of that matter.
     """
-    if not used:
+    if not used or used["arch"] not in recipes.SPARSITIES:  # the paper has no recipe for a network of one's own
         return []
     standard = recipes.recipe(used["arch"], used["dataset"], used["method"], used["family"]).to_dict()
     phrases = []

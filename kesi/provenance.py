@@ -1,6 +1,8 @@
 """Where a result comes from: commit, versions, device, command."""
 
 import functools
+import hashlib
+import json
 import platform
 import shlex
 import subprocess
@@ -70,6 +72,11 @@ def command() -> str:
         folder = Path(__file__).resolve().parent.parent
         words[0] = str(path.relative_to(folder)) if path.is_relative_to(folder) else path.name
     return " ".join(["python", *(words[:1]), *map(shlex.quote, words[1:])])
+
+
+def recipe_hash(recipe: dict) -> str:
+    """A short name of a recipe: two results that have the same one were made with the same numbers."""
+    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def provenance(device: torch.device | str) -> dict:

@@ -137,10 +137,15 @@ _SHARES = (
 )
 SPARSITIES = {arch: shares for archs, shares in _SHARES for arch in archs}
 
+# Ours, for networks that are not in models/: one rate for all widths, and ResNet-56's shares.
+OWN_RATE, OWN_SPARSITIES = 0.2, SPARSITIES["resnet56"]
+
 
 def filter_rates(arch: str) -> tuple[float, ...]:
     """The paper's share of filters to remove in a round: one rate for each width of the unpruned cfg."""
     cfg = models.ARCHITECTURES[arch].cfg
+    if arch not in SPARSITIES:
+        return (OWN_RATE,) * len(cfg)
     if arch.startswith("vgg"):
         widths = [width for width in cfg if width != "M"]
         return tuple(VGG_RATE if place == 0 or width == 512 else 0.0 for place, width in enumerate(widths))
@@ -178,7 +183,7 @@ def recipe(arch: str, dataset: str, method: str, family: str = "cifar") -> Recip
         if method == "weight":
             baseline = replace(baseline, batch_size=WEIGHT_BASELINE_BATCH)
     if method == "weight":
-        rounds: Sequence = SPARSITIES[arch]
+        rounds: Sequence = SPARSITIES.get(arch, OWN_SPARSITIES)
     else:
         rates = filter_rates(arch)
         rounds = [tuple(DIGITS_RATE for _ in rates) if digits else rates] * ROUNDS

@@ -2,6 +2,7 @@
 
     python -m kesi.report runs/cifar10-resnet56-filter
     python -m kesi.report runs/digits-resnet20-filter runs/digits-resnet20-weight --out results/digits
+    python -m kesi.report runs/digits-resnet20-filter --html
 
 Runs of one network and one data set make one table. A report can be made at any time: it shows what is
 finished and names what is not.
@@ -23,7 +24,7 @@ from kesi.tables import Row, Table, main_rows, main_table, rounds_table
 STAGE_FIELDS = ("run", "stage", "kind", "round", "method", "arch", "dataset", "num_classes", "seed",
                 "params", "nonzero_params", "macs", "image_size", "sparsity", "test_accuracy", "test_loss",
                 "val_accuracy", "pruned_accuracy", "growing_accuracy", "members", "epochs", "images",
-                "seconds", "cfg", "device", "commit", "dirty", "command", "digest")
+                "seconds", "cfg", "device", "versions", "commit", "dirty", "command", "recipe_hash", "parent", "digest")
 
 
 @dataclass
@@ -109,13 +110,15 @@ def main_csv(rows: Sequence[Row]) -> list[dict]:
 
 
 def stages_csv(runs: Sequence[Run]) -> list[dict]:
-    """Every result of every run, lists as words separated by spaces."""
+    """Every result of every run, lists as words separated by spaces; ``parent``: the parent's (members') digest."""
     lines = []
     for run in runs:
         for seed, results in sorted(run.seeds.items()):
             for stage, result in sorted(results.items(), key=lambda item: (
                     run.stages().index(item[0]) if item[0] in run.stages() else len(run.stages()), item[0])):
-                values = {"run": run.folder.resolve().name, **result, "seed": seed, "stage": stage}
+                parent = result.get("members_digests") or (result.get("parent") or {}).get("digest")
+                values = {"run": run.folder.resolve().name, **result, "seed": seed, "stage": stage,
+                          "versions": versions_of(result), "parent": parent}
                 lines.append({name: " ".join(map(str, values[name])) if isinstance(values.get(name), list)
                               else values.get(name) for name in STAGE_FIELDS})
     return lines
@@ -174,9 +177,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, metavar="DIR",
                         help="folder for the report (default: RUN/report; of several runs, beside them)")
     parser.add_argument("--no-plots", action="store_true", help="tables only")
+    parser.add_argument("--html", action="store_true", help="also write report.html, one page with everything")
     args = parser.parse_args(argv)
     try:
-        print(report(args.runs, args.out, not args.no_plots).text)
+        made = report(args.runs, args.out, not args.no_plots)
+        print(made.text)
+        if args.html:
+            from kesi.page import page  # here, since it takes from this module
+            print(f"page: {page(args.runs, made.out / 'report.html')}")
     except KesiError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1

@@ -55,8 +55,8 @@ class Run:
         return [accuracies[members - 1] for accuracies in series if len(accuracies) >= members]
 
 
-def load_run(folder: Path) -> Run:
-    """Read a run folder. Raises UsageError where it is none, KesiError for damaged files."""
+def describe_run(folder: Path) -> Run:
+    """What run.json says, without any result. Raises UsageError where there is none, KesiError if damaged."""
     if not (folder / "run.json").is_file():
         raise UsageError(f"{folder} is not a run folder: it has no run.json")
     info = files.read_json(folder / "run.json")
@@ -65,15 +65,24 @@ def load_run(folder: Path) -> Run:
         raise KesiError(f"{folder / 'run.json'} does not describe a run: it needs {', '.join(needed)}")
     if info["method"] not in paper.CRITERIA:
         raise KesiError(f"{folder / 'run.json'}: unknown method {info['method']!r}")
-    seeds: dict[int, dict[str, dict]] = {int(seed): {} for seed in info.get("seeds", [])}
+    seeds = info.get("seeds", [])
+    if not isinstance(info["rounds"], int) or not isinstance(seeds, list) or not all(
+            isinstance(seed, int) for seed in seeds):
+        raise KesiError(f"{folder / 'run.json'} is damaged: rounds and seeds are whole numbers")
+    return Run(folder, info, {seed: {} for seed in seeds}, paper.CRITERIA[info["method"]])
+
+
+def load_run(folder: Path) -> Run:
+    """Read a run folder. Raises UsageError where it is none, KesiError for damaged files."""
+    run = describe_run(folder)
     for path in sorted(folder.glob("seed*/*/result.json")):
         seed = path.parent.parent.name.removeprefix("seed")
         if seed.isdigit():
             result = files.read_json(path)
             if not isinstance(result, dict):
                 raise KesiError(f"{path} is not a result: it holds no fields")
-            seeds.setdefault(int(seed), {})[path.parent.name] = result
-    return Run(folder, info, seeds, paper.CRITERIA[info["method"]])
+            run.seeds.setdefault(int(seed), {})[path.parent.name] = result
+    return run
 
 
 def load_runs(folders: Sequence[Path]) -> list[Run]:

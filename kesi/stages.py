@@ -3,11 +3,13 @@
     <folder>/checkpoint.pth.tar   the network          <folder>/metrics.jsonl   one line an epoch
     <folder>/result.json          what came out        <folder>/state.pth.tar   only while it runs
 
-A finished stage is not run again, and an interrupted one continues from its last saved epoch.
+A finished stage is not run again, and an interrupted one continues from its last saved epoch. The folder is
+locked meanwhile (kesi.locks).
 """
 
 import os
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,23 +18,23 @@ from time import perf_counter
 import torch
 
 import models
-from kesi import checkpoints
+from kesi import checkpoints, health, states
 from kesi.checkpoints import Checkpoint
 from kesi.complexity import macs, parameters
 from kesi.data import Dataset
 from kesi.distillation import Distillation, SnapshotEnsemble, agreement
-from kesi.errors import UsageError
-from kesi.files import make_folder, read_json, write_json, write_json_lines
-from kesi.provenance import provenance
+from kesi.errors import KesiError, UsageError
+from kesi.files import write_json, write_json_lines
+from kesi.folders import CHECKPOINT, METRICS, RESULT, finished, read_fields, refuse_changes, start_over
+from kesi.locks import held
+from kesi.pretrained import load_pretrained
+from kesi.provenance import provenance, recipe_hash
 from kesi.pruning import Masks, prune_filters, prune_weights
 from kesi.pruning.filters import pruned_widths
 from kesi.recipes import Recipe, Stage
 from kesi.seeds import derive
 from kesi.training import Objective, Options, Progress, cross_entropy, evaluate, fit
 from models import Network
-
-CHECKPOINT, PRUNED, STATE = "checkpoint.pth.tar", "pruned.pth.tar", "state.pth.tar"
-METRICS, RESULT = "metrics.jsonl", "result.json"
 
 
 @dataclass(frozen=True)
@@ -50,14 +52,16 @@ class Context:
         print(f"{self.where}: {text}" if self.where else text, flush=True)
 
 
-def train_baseline(context: Context, arch: str, stage: Stage, folder: Path) -> Path:
-    """Step 1: train a freshly drawn network; returns its checkpoint."""
+def train_baseline(context: Context, arch: str, stage: Stage, folder: Path, pretrained: str | None = None) -> Path:
+    """Step 1: train a freshly drawn network, or one that starts from ``pretrained``; returns its checkpoint."""
     def draw() -> tuple[Network, None]:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(context.seed, "weights"))
-            return models.create(arch, context.dataset.num_classes), None
+            model = models.create(arch, context.dataset.num_classes)
+        return (model if pretrained is None else load_pretrained(model, pretrained)), None
 
-    return _train(context, folder, stage, draw, {"stage": "baseline", "kind": "baseline", "round": 0})
+    describe = {"stage": "baseline", "kind": "baseline", "round": 0, "pretrained": pretrained}
+    return _train(context, folder, stage, draw, describe)
 
 
 def adopt_baseline(context: Context, source: Path, arch: str, folder: Path) -> Path:
@@ -70,21 +74,27 @@ def adopt_baseline(context: Context, source: Path, arch: str, folder: Path) -> P
     if method_of(parent) is not None or parent.round:
         raise UsageError(f"{parent.path} is a pruned network, not a baseline")
     path = folder / CHECKPOINT
-    if path.is_file() and (folder / RESULT).is_file() and not context.fresh:
-        if read_json(folder / RESULT)["adopted_from"] == parent.digest:
-            return path
-        raise UsageError(f"{folder} holds another baseline than {source}: use another --save, or --fresh")
+    with held(folder):
+        done = None if context.fresh else finished(folder, {})
+        if done is None:
+            _adopt(context, parent, folder)
+        elif done.get("adopted_from") != parent.digest:
+            raise UsageError(f"{folder} holds another baseline than {source}: use another --save, or --fresh")
+    return path
+
+
+def _adopt(context: Context, parent: Checkpoint, folder: Path) -> None:
     loss, accuracy = evaluate(parent.model, context.dataset, context.dataset.test, context.options.device)
     info = {**parent.info, "stage": "baseline", "kind": "baseline", "round": 0, "seed": context.seed,
             "dataset": context.dataset.describe(), "settings": {}, "pruned_accuracy": None,
-            "parent": _reference(parent, folder), **provenance(context.options.device)}
+            "parent": _reference(parent, folder), "recipe_hash": parent.info.get("recipe_hash"),
+            **provenance(context.options.device)}
     row = {"test_accuracy": accuracy, "test_loss": loss, "val_accuracy": None}
     result = _result(context, parent.model, None, info, [row], 0.0)
     result |= {"adopted_from": parent.digest, "epochs": 0, "images": 0}
-    result["digest"] = checkpoints.save(path, parent.model.cpu(), info)
+    result["digest"] = checkpoints.save(folder / CHECKPOINT, parent.model.cpu(), info)
     write_json(folder / RESULT, result)
     context.say(f"baseline: {parent.path}, test accuracy {accuracy:.2f} %")
-    return path
 
 
 def prune(parent: Checkpoint, method: str, amount: float | Sequence[float], path: Path,
@@ -94,6 +104,7 @@ def prune(parent: Checkpoint, method: str, amount: float | Sequence[float], path
     ``amount``: filter rates (one, or one a width), or the cumulative sparsity. ``number``: the round that
     this is (default: one more than the checkpoint's). Raises UsageError for an amount that does not fit.
     """
+    path = Path(path)
     number = (parent.round or 0) + 1 if number is None else number
     masks = parent.masks
     try:
@@ -108,14 +119,24 @@ def prune(parent: Checkpoint, method: str, amount: float | Sequence[float], path
     inherited = {key: parent.info[key] for key in ("dataset", "seed", "settings") if key in parent.info}
     info = {**inherited, "stage": f"pruned-{number}", "kind": "pruned", "round": number, "method": method,
             "amount": list(amount) if isinstance(amount, Sequence) else amount,
-            "parent": _reference(parent, Path(path).parent), **provenance("cpu")}
-    checkpoints.save(path, model, info, masks)
-    return Path(path)
+            "parent": _reference(parent, path.parent), **provenance("cpu")}
+    info["recipe_hash"] = recipe_hash({name: info[name] for name in ("method", "amount")})
+    if empty := health.empty_layers(masks):
+        warnings.warn(f"round {number} prunes every weight of {', '.join(empty)}", stacklevel=2)
+    with held(path.parent):
+        checkpoints.save(path, model, info, masks)
+    return path
 
 
 def retrain(context: Context, stage: Stage, refine: Path, folder: Path) -> Path:
-    """Step 3: retrain a pruned network; returns the snapshot. One-cycle or usual is the stage's schedule."""
+    """Step 3: retrain a pruned network; returns the snapshot. One-cycle or usual is the stage's schedule.
+
+    Raises KesiError where so much was pruned that it answers every image alike, whatever it is taught.
+    """
     parent = fitting(refine, context.dataset)
+    if (empty := health.empty_layers(parent.masks)) and health.deaf(parent.model):
+        raise KesiError(f"{parent.path} cannot learn: it answers every image alike, since no weight is left in "
+                        f"{', '.join(empty)}; prune less")
     number = parent.round or 1
     kind = "onecycle" if stage.schedule == "onecycle" else "usual"
     describe = {"stage": f"{kind}-{number}", "kind": kind, "round": number,
@@ -146,21 +167,34 @@ def measure_ensemble(context: Context, teachers: Sequence[Path], folder: Path, k
     members = [fitting(path, context.dataset) for path in teachers]
     digests = [member.digest for member in members]
     done = folder / RESULT
-    if done.is_file() and not context.fresh:
-        result = read_json(done)
-        if result.get("members_digests") == digests:
-            return result
+    with held(folder):
+        result = None if context.fresh else _measured(done, digests)
+        if result is None:
+            result = _measure(context, members, digests, kind)
+            write_json(done, result)
+    return result
+
+
+def _measured(done: Path, digests: list[str]) -> dict | None:
+    """What is known of an ensemble of just these members."""
+    try:
+        result = read_fields(done) if done.is_file() else {}
+    except KesiError as error:
+        warnings.warn(f"{error}: the ensemble is evaluated again", stacklevel=3)
+        return None
+    return result if result.get("members_digests") == digests else None
+
+
+def _measure(context: Context, members: list[Checkpoint], digests: list[str], kind: str) -> dict:
     names = [member.stage or member.path.name for member in members]
     ensemble = SnapshotEnsemble([member.model for member in members], names, context.options.device)
     logits = ensemble.predict(context.dataset, context.dataset.test, context.options.device)
     found = agreement(logits, context.dataset.test.labels)
-    result = {"stage": kind, "kind": kind, "seed": context.seed, "members": names, "members_digests": digests,
-              "accuracy": found.accuracy, "growing_accuracy": found.growing_accuracy,
-              "test_accuracy": found.growing_accuracy[-1], "test_loss": found.loss,
-              "disagreement": found.disagreement, "params": sum(parameters(m.model) for m in members),
-              **provenance(context.options.device)}
-    write_json(done, result)
-    return result
+    return {"stage": kind, "kind": kind, "seed": context.seed, "members": names, "members_digests": digests,
+            "accuracy": found.accuracy, "growing_accuracy": found.growing_accuracy,
+            "test_accuracy": found.growing_accuracy[-1], "test_loss": found.loss,
+            "disagreement": found.disagreement, "params": sum(parameters(m.model) for m in members),
+            **provenance(context.options.device)}
 
 
 def fitting(path: Path, dataset: Dataset, arch: str | None = None) -> Checkpoint:
@@ -205,17 +239,6 @@ def round_of(checkpoint: Checkpoint, recipe: Recipe) -> int:
     return 1
 
 
-def move_aside(folder: Path) -> Path | None:
-    """Rename what is in the way of a fresh start to <folder>.old-1, -2, ...; returns the new name."""
-    if not folder.exists():
-        return None
-    number = 1
-    while (aside := folder.with_name(f"{folder.name}.old-{number}")).exists():
-        number += 1
-    folder.rename(aside)
-    return aside
-
-
 def _reference(checkpoint: Checkpoint, folder: Path) -> dict:
     """How a file names its parent: relative to its own folder, so that a run can be moved as a whole."""
     relative = os.path.relpath(Path(checkpoint.path).resolve(), Path(folder).resolve())
@@ -228,84 +251,82 @@ def _settings(context: Context, stage: Stage, describe: dict, parent: Checkpoint
     return {"seed": context.seed, "stage": stage.__dict__ | {"milestones": list(stage.milestones)},
             "dataset": data["name"], "images": data["images"], "image_size": data["image_size"],
             "parent": parent.digest if parent else None, "temperature": describe.get("temperature"),
+            "pretrained": describe.get("pretrained"),
             "teachers": [teacher["digest"] for teacher in describe.get("teachers", [])]}
-
-
-def refuse_changes(folder: Path, before: dict, now: dict) -> None:
-    """Raises UsageError that names the first setting in which a run in ``folder`` differs from this one."""
-    for key in now:
-        old, new = before.get(key), now[key]
-        if key == "stage" and isinstance(old, dict):
-            key, old, new = next(((name, old.get(name), new[name]) for name in new if old.get(name) != new[name]),
-                                 (key, None, None))
-        if old != new:
-            raise UsageError(f"{folder} holds a run with another {key} ({_short(old)}, now {_short(new)}): use "
-                             f"another --save, or --fresh to start over (the old one is moved aside)")
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 40 else text[:37] + "..."
 
 
 def _train(context: Context, folder: Path, stage: Stage, start, describe: dict, parent: Checkpoint | None = None,
            objective: Objective = cross_entropy) -> Path:
     """Run one training into ``folder``, from wherever it stands; ``start`` gives (network, masks)."""
     folder = Path(folder)
-    settings = _settings(context, stage, describe, parent)
     if context.fresh and (folder / METRICS).exists():
-        aside = _start_over(folder)
-        context.say(f"the run before was moved to {aside}")
-    path, state = folder / CHECKPOINT, folder / STATE
-    if path.is_file() and (folder / RESULT).is_file():
-        refuse_changes(folder, read_json(folder / RESULT)["settings"], settings)
-        context.say(f"{describe['stage']} is finished already: {path}")
-        return path
-    make_folder(folder)
-    model, masks = start()
-    check_images(model, context.dataset)
-    resume, before = None, None
-    if state.is_file():
-        saved = checkpoints.load(state, model.arch)
-        refuse_changes(folder, saved.info["settings"], settings)
-        model, masks, resume = saved.model, saved.masks, saved.training
-        before = saved.info["pruned_accuracy"]
-        context.say(f"{describe['stage']} continues after epoch {resume['epoch']} of {stage.epochs}")
-    elif describe["kind"] in ("onecycle", "usual"):
-        before = evaluate(model, context.dataset, context.dataset.test, context.options.device)[1]
-    info = {**describe, "dataset": context.dataset.describe(), "recipe": asdict(stage), "seed": context.seed,
-            "settings": settings, "pruned_accuracy": before,
-            "parent": _reference(parent, folder) if parent else None, **provenance(context.options.device)}
-    info["recipe"]["milestones"] = list(stage.milestones)
+        context.say(f"the run before was moved to {start_over(folder)}")
+    settings = _settings(context, stage, describe, parent)
+    path = folder / CHECKPOINT
+    with held(folder):
+        if finished(folder, settings) is not None:
+            states.remove(folder)  # a kill may have come between the result and this
+            context.say(f"{describe['stage']} is finished already: {path}")
+            return path
+        model, masks = start()
+        check_images(model, context.dataset)
+        resume, before = None, None
+        if (saved := states.newest(folder, model.arch)) is not None:
+            refuse_changes(folder, saved.info.get("settings"), settings)
+            model, masks, resume = saved.model, saved.masks, saved.training
+            before = saved.info.get("pruned_accuracy")
+            context.say(f"{describe['stage']} continues after epoch {resume['epoch']} of {stage.epochs}")
+        elif describe["kind"] in ("onecycle", "usual"):
+            before = evaluate(model, context.dataset, context.dataset.test, context.options.device)[1]
+        info = {**describe, "dataset": context.dataset.describe(), "recipe": asdict(stage), "seed": context.seed,
+                "settings": settings, "pruned_accuracy": before,
+                "parent": _reference(parent, folder) if parent else None, **provenance(context.options.device)}
+        info["recipe"]["milestones"] = list(stage.milestones)
+        info["recipe_hash"] = recipe_hash(info["recipe"])
+        return _fit(context, folder, stage, model, masks, info, objective, resume)
+
+
+def _fit(context: Context, folder: Path, stage: Stage, model: Network, masks: Masks | None, info: dict,
+         objective: Objective, resume: dict | None) -> Path:
+    """Train, and leave the checkpoint and the result; on the way the state to continue from."""
+    saver = states.Saver(folder, info, masks, context.options.save_every)
 
     def on_epoch(progress: Progress) -> None:
-        write_json_lines(folder / METRICS, progress.history)
-        if progress.epoch < progress.epochs and progress.epoch % context.options.save_every == 0:
-            checkpoints.save(state, model, info, masks, progress.state())
+        write_json_lines(folder / METRICS, progress.history, durable=progress.epoch == progress.epochs)
+        saver.after_epoch(model, progress)
 
     # another order of the images in every stage: equal orders would make the snapshots alike
-    seed = derive(context.seed, describe["stage"])
+    seed = derive(context.seed, info["stage"])
     started, clock = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), perf_counter()
-    history = fit(model, context.dataset, stage, seed=seed, objective=objective, masks=masks,
-                  options=context.options, resume=resume, on_epoch=on_epoch,
-                  label=f"{context.where} {describe['stage']}".strip())
-    result = _result(context, model, masks, info, history, perf_counter() - clock) | {"started": started}
-    info["metrics"] = {key: result[key] for key in ("test_accuracy", "test_loss", "val_accuracy")}
-    result["digest"] = checkpoints.save(path, model.cpu(), info, masks)
+    try:
+        history = fit(model, context.dataset, stage, seed=seed, objective=objective, masks=masks,
+                      options=context.options, resume=resume, on_epoch=on_epoch,
+                      label=f"{context.where} {info['stage']}".strip())
+        result = _result(context, model, masks, info, history, perf_counter() - clock) | {"started": started}
+        info["metrics"] = {key: result[key] for key in ("test_accuracy", "test_loss", "val_accuracy")}
+        result["digest"] = checkpoints.save(folder / CHECKPOINT, model.cpu(), info, masks)
+    except BaseException as error:
+        _rescue(context, saver, info["stage"], error)
+        raise
     write_json(folder / RESULT, result)
-    state.unlink(missing_ok=True)
-    context.say(f"{describe['stage']}: test accuracy {result['test_accuracy']:.2f} % with "
-                f"{result['nonzero_params']:,} parameters, {result['seconds']:.0f} s -> {path}")
-    return path
+    states.remove(folder)
+    if result["at_chance"] and info["round"]:
+        warnings.warn(f"{info['stage']} has learned nothing: its test accuracy of {result['test_accuracy']:.2f} % "
+                      f"is that of one answer to every image; prune less, or look at {METRICS}", stacklevel=2)
+    context.say(f"{info['stage']}: test accuracy {result['test_accuracy']:.2f} % with "
+                f"{result['nonzero_params']:,} parameters, {result['seconds']:.0f} s -> {folder / CHECKPOINT}")
+    return folder / CHECKPOINT
 
 
-def _start_over(folder: Path) -> Path:
-    """Move a stage aside but keep the pruned network it starts from, which prune() wrote to the same folder."""
-    aside = move_aside(folder)
-    if (aside / PRUNED).is_file():
-        make_folder(folder)
-        os.link(aside / PRUNED, folder / PRUNED)
-    return aside
+def _rescue(context: Context, saver: states.Saver, stage: str, error: BaseException) -> None:
+    """An interrupt or an error ends the stage: save the last whole epoch, if it is not."""
+    try:
+        epoch = saver.rescue()
+        if epoch is not None:
+            context.say(f"{stage}: saved as it was after epoch {epoch}")
+    except KesiError as trouble:
+        if str(trouble) != str(error):  # a full disk is said once
+            warnings.warn(str(trouble), stacklevel=2)
 
 
 def _result(context: Context, model: Network, masks: Masks | None, info: dict, history: list[dict],
@@ -313,12 +334,14 @@ def _result(context: Context, model: Network, masks: Masks | None, info: dict, h
     """The one line of results of a stage."""
     last, params = history[-1], parameters(model)
     keep = ("stage", "kind", "round", "method", "seed", "settings", "pruned_accuracy", "parent", "commit",
-            "dirty", "versions", "device", "command", "temperature", "teachers")
+            "dirty", "versions", "device", "command", "recipe_hash", "temperature", "teachers")
     return {**{key: info[key] for key in keep if key in info},
             "arch": model.arch, "num_classes": model.num_classes, "cfg": model.cfg,
             "dataset": context.dataset.name, "image_size": context.dataset.image_size,
             "params": params, "nonzero_params": params - (masks.pruned() if masks else 0),
             "sparsity": masks.sparsity() if masks else None, "macs": macs(model, context.dataset.image_size),
+            "empty_layers": health.empty_layers(masks),
+            "at_chance": last["test_accuracy"] <= health.chance(context.dataset.test.labels),
             "test_accuracy": last["test_accuracy"], "test_loss": last["test_loss"],
             "val_accuracy": last["val_accuracy"], "epochs": len(history),
             "images": len(history) * len(context.dataset.train), "seconds": round(seconds, 2)}

@@ -1,0 +1,112 @@
+"""One process at a time in a folder: a run folder, or that of a stage run by hand.
+
+    <folder>/.lock    held by flock while in use; it says who holds it: process, host, command, since when
+
+The lock is the kernel's and ends with the process that holds it, however that ends: what the file of a dead
+process says is no obstacle. Where the system has no flock (Windows), or the file system refuses it, nothing
+keeps two processes apart; held() warns of that and goes on.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import socket
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from kesi.errors import KesiError
+from kesi.files import make_folder, remove_leftovers
+from kesi.provenance import command
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system
+    fcntl = None
+
+LOCK = ".lock"
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[Path]:
+    """Hold a folder, which is made if need be, and remove what a killed process left half-written in it.
+
+    Raises KesiError that names the holder where another process (or this one) has it, and where the folder
+    cannot be made or written.
+    """
+    folder = make_folder(Path(folder))
+    descriptor = _acquire(folder)
+    try:
+        remove_leftovers(folder)
+        yield folder
+    finally:
+        if descriptor is not None:
+            with contextlib.suppress(OSError):  # unlinked before it is released: the next one makes its own
+                if _is_at(descriptor, folder / LOCK):
+                    (folder / LOCK).unlink()
+            os.close(descriptor)
+
+
+def holder(folder: Path) -> str:
+    """Who holds a folder, in words, as its lock file says."""
+    try:
+        said = json.loads((Path(folder) / LOCK).read_text(encoding="utf-8"))
+        return f"process {said['pid']} on {said['host']} since {said['since']} ({said['command']})"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"  # which has just made the file, or is about to remove it
+
+
+def _acquire(folder: Path) -> int | None:
+    path = folder / LOCK
+    while True:
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise KesiError(f"cannot write {path}: {error.strerror or error}") from error
+        try:
+            if not _flock(descriptor, folder):
+                os.close(descriptor)
+                return None
+            if _is_at(descriptor, path):
+                _sign(descriptor)
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # its holder removed it, or moved the folder, between open and flock
+
+
+def _flock(descriptor: int, folder: Path) -> bool:
+    """Whether there are locks here at all. Raises KesiError where another process holds this one."""
+    if fcntl is None:
+        warnings.warn(f"this system has no flock: nothing keeps a second process out of {folder}", stacklevel=2)
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise KesiError(f"{folder} is in use by {holder(folder)}: wait for it, or use another --save") from error
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise KesiError(f"cannot lock {folder}: {error.strerror or error}") from error
+        warnings.warn(f"the file system has no locks: nothing keeps a second process out of {folder}", stacklevel=2)
+        return False
+    return True
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _sign(descriptor: int) -> None:
+    """Say who holds the lock; a full disk is no reason not to hold it."""
+    text = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "command": command(),
+                       "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())})
+    with contextlib.suppress(OSError):
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, text.encode(), 0)

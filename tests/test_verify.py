@@ -1,0 +1,150 @@
+"""python -m kesi.verify: a finished run holds, and every kind of change to it is found and named."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from doors import fails, script, works
+from kesi import checkpoints
+from kesi.verify import Verifier, images_of, verify
+
+pytest_plugins = ["tinyrun"]
+
+
+@pytest.fixture
+def copy(weight_run, tmp_path):
+    """A copy of a run that a test may spoil."""
+    return shutil.copytree(weight_run, tmp_path / weight_run.name)
+
+
+@pytest.fixture(scope="module")
+def images(weight_run):
+    """What the run was tested on."""
+    return images_of(weight_run, "data")
+
+
+def test_a_finished_run_holds_and_its_accuracies_come_out_again(weight_run):
+    out = works("kesi.verify", weight_run)
+    assert out.count("\n") == 1 and "checks hold" in out and "not recomputed" not in out
+
+
+def test_files_alone_can_be_checked_without_images(filter_run):
+    out = works("kesi.verify", filter_run, "--no-accuracy", "--data", "nowhere")
+    assert "(accuracies were not recomputed)" in out
+    assert verify(filter_run, None).checks > 100
+
+
+def resave(path, change):
+    """Change a checkpoint the way somebody who knows its digest would."""
+    content = torch.load(path, weights_only=True)
+    change(content)
+    content.pop("digest")
+    return checkpoints.write(path, content)
+
+
+def edit(path, **fields):
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def bits(run):
+    path = run / "seed0" / "usual-1" / "checkpoint.pth.tar"
+    content = bytearray(path.read_bytes())
+    content[-4000:-3000] = b"\0" * 1000
+    path.write_bytes(bytes(content))
+
+
+def other_weights(run):
+    path = run / "seed0" / "onecycle-1" / "checkpoint.pth.tar"
+    digest = resave(path, lambda content: content["state_dict"]["fc.bias"].mul_(-50).add_(9))
+    edit(path.with_name("result.json"), digest=digest)
+
+
+def broken_mask(run):
+    path = run / "seed0" / "kesi" / "checkpoint.pth.tar"
+
+    def change(content):
+        name, mask = next(iter(content["masks"].items()))
+        content["state_dict"][name][tuple((~mask).nonzero()[0])] = 1e-3
+
+    edit(path.with_name("result.json"), digest=resave(path, change))
+
+
+def revived(run):
+    path = run / "seed0" / "kesi" / "checkpoint.pth.tar"
+
+    def change(content):
+        name, mask = next(iter(content["masks"].items()))
+        mask[tuple((~mask).nonzero()[0])] = True
+
+    edit(path.with_name("result.json"), digest=resave(path, change))
+
+
+def other_report(run):
+    digest, table = json.loads((run / "seed0/kesi/result.json").read_text())["digest"], run / "report/stages.csv"
+    table.write_text(table.read_text().replace(digest, "f" * 64))
+
+
+FILES = [
+    (bits, "seed0/usual-1: ", "damaged"),
+    (lambda run: edit(run / "seed0/kesi/result.json", test_accuracy=99.9), "seed0/kesi: ", "99.9"),
+    (lambda run: edit(run / "seed0/kesi/result.json", digest="0" * 64), "seed0/kesi: ", "digest is 000"),
+    (lambda run: edit(run / "seed0/kesi/result.json", macs=17), "seed0/kesi: ", "macs is 17"),
+    (lambda run: edit(run / "seed0/kesi/result.json", epochs=99), "seed0/kesi: ", "number of epochs is 99"),
+    (lambda run: edit(run / "seed0/kesi/result.json", parent=None), "seed0/kesi: ", "parent is None"),
+    (lambda run: edit(run / "seed0/kesi/result.json", recipe_hash="x"), "seed0/kesi: ", "recipe's hash is x"),
+    (lambda run: (run / "seed0/usual-2/result.json").write_text("{"), "seed0/usual-2: ", "not valid JSON"),
+    (lambda run: shutil.rmtree(run / "seed0/usual-2"), "seed0/usual-2: ", "is not finished"),
+    (lambda run: edit(run / "run.json", seeds=[0, 1]), "seed1/kesi: ", "is not finished"),
+    (other_weights, "seed0/onecycle-2: ", "is not the file that it was made from"),
+    (other_weights, "seed0/ensemble: ", "its member onecycle-1 has changed"),
+    (other_weights, "seed0/kesi: ", "its teacher"),
+    (broken_mask, "seed0/kesi: ", "pruned weights are not zero in conv1.weight"),
+    (revived, "seed0/kesi: ", "live again in conv1.weight"),
+    (other_report, "report, seed0/kesi: ", "digest"),
+]
+ACCURACIES = [
+    (lambda run: edit(run / "seed0/usual-1/result.json", pruned_accuracy=0.0), "usual-1", "before retraining is 0.000"),
+    (lambda run: edit(run / "seed0/ensemble/result.json", accuracy=[1, 2, 3]), "ensemble", "accuracy is 1.000 %"),
+    (other_weights, "onecycle-1", "the test accuracy is"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "where", "says"), FILES)
+def test_a_changed_file_is_found_and_named(copy, spoil, where, says):
+    spoil(copy)
+    failures = verify(copy, None).failures
+    assert any(line.startswith(where) and says in line for line in failures), failures
+    assert all("\n" not in line for line in failures)
+
+
+@pytest.mark.parametrize(("spoil", "stage", "says"), ACCURACIES)
+def test_an_accuracy_that_does_not_come_out_again_is_named(copy, images, spoil, stage, says):
+    spoil(copy)
+    verifier = Verifier(copy, images)
+    verifier.seed(0, [stage])
+    assert any(says in line and "recomputed" in line for line in verifier.failures), verifier.failures
+
+
+def test_the_command_prints_a_line_a_failure_and_ends_with_1(copy):
+    edit(copy / "seed0/kesi/result.json", params=1)
+    outcome = script("kesi.verify", copy, "--no-accuracy")
+    assert outcome.code == 1 and outcome.out.startswith("FAILED seed0/kesi: params is 1 in the result, but 269722\n")
+    assert outcome.out.count("\n") == 2 and "FAILED report, seed0/kesi: params" in outcome.out
+    assert outcome.err.startswith("error: ") and "checks of" in outcome.err and outcome.err.count("\n") == 1
+    fails("kesi.verify", copy.parent, code=2, says="is not a run folder")
+    edit(copy / "run.json", data={"name": "digits", "classes": ["a"]})
+    fails("kesi.verify", copy, code=1, says="the classes of digits in data are not those of")
+
+
+@pytest.mark.parametrize(("device", "images_off", "holds"), [("elsewhere", 1, True), ("elsewhere", 3, False),
+                                                             (None, 1, False)])
+def test_elsewhere_accuracies_may_differ_by_a_little(copy, images, device, images_off, holds):
+    path = copy / "seed0/kesi/result.json"
+    result = json.loads(path.read_text())
+    result["test_accuracy"] += images_off * 100 / len(images.test)
+    edit(path, test_accuracy=result["test_accuracy"], device=device or result["device"])
+    verifier = Verifier(copy, images)
+    verifier.seed(0, ["kesi"])
+    assert not any("recomputed" in line for line in verifier.failures) == holds
