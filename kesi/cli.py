@@ -37,11 +37,15 @@ def parser(doc: str, prog: str | None = None) -> argparse.ArgumentParser:
 def run(main: Callable[[], None]) -> None:
     """Call a script's main function and exit: 0, 2 for wrong usage, 1 for other errors, 130 when interrupted."""
     warnings.showwarning = lambda message, *_args, **_kwargs: print(f"warning: {message}", file=sys.stderr)
+    if not distributed.is_main():  # the first of several processes speaks for all
+        warnings.showwarning = lambda *_args, **_kwargs: None
+        sys.stdout = open(os.devnull, "w")
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         main()
+        distributed.stop()
     except UsageError as error:
-        _end(str(error), 2)
+        _end(str(error) if distributed.is_main() else "", 2)
     except KesiError as error:
         _end(str(error), 1)
     except torch.OutOfMemoryError:
@@ -56,6 +60,8 @@ def run(main: Callable[[], None]) -> None:
 
 
 def _end(message: str, code: int) -> None:
+    if not message:
+        sys.exit(code)
     print(f"error: {' '.join(message.split())}" if code != 130 else message, file=sys.stderr)
     sys.exit(code)
 
@@ -219,5 +225,6 @@ def options_for(args: argparse.Namespace) -> Options:
 
 def dataset_for(args: argparse.Namespace, family: str) -> Dataset:
     """Load the images that the flags name."""
-    return load(args.dataset, args.data, image_size=args.image_size, val_fraction=args.val_fraction,
-                download=args.download, family=family)
+    with distributed.main_first():
+        return load(args.dataset, args.data, image_size=args.image_size, val_fraction=args.val_fraction,
+                    download=args.download, family=family)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from kesi import checkpoints, cli, pipeline, recipes, report, stages
+from kesi import checkpoints, cli, distributed, pipeline, recipes, report, stages
 from kesi.checkpoints import Checkpoint
 from kesi.data import INFO
 from kesi.errors import UsageError
@@ -174,7 +174,7 @@ def run_pipeline(doc: str, family: str) -> None:
                                  args.pretrained, options, args.fresh)
     print(f"{args.arch} on {args.dataset}, {args.method} pruning, on {options.device} -> {folder}", flush=True)
     pipeline.run(settings)
-    if not args.no_report:
+    if not args.no_report and distributed.is_main():
         report.main([str(folder)])
 
 

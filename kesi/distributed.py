@@ -58,6 +58,16 @@ def barrier() -> None:
         dist.barrier()
 
 
+@contextlib.contextmanager
+def main_first() -> Iterator[None]:
+    """Rank 0 goes through the block alone, then the others, who find there what it wrote."""
+    if not is_main():
+        barrier()
+    yield
+    if is_main():  # not after an error: it ends this process, and torchrun then ends those that wait
+        barrier()
+
+
 def total(values: torch.Tensor) -> torch.Tensor:
     """The sum over all processes, in place, of a tensor of the same shape in each."""
     if dist.is_initialized():

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from kesi import distributed
 from kesi.errors import KesiError
 
 TEMPORARY = re.compile(r"\..+\.(\d+)\.[0-9a-f]{8}\.tmp")  # what write_atomic() calls a file that it has not finished
@@ -37,8 +38,10 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], None], durable: bool = 
     ``durable``: also survive a power cut right after the return (fsync). ``previous``: keep the file that was
     there under this name; it is renamed only once the new one is complete on the disk, so that at every
     moment one of the two is whole. Raises KesiError when the disk is full, the folder read-only or the like;
-    the file that was there before stays.
+    the file that was there before stays. Of several processes that train together only the first writes.
     """
+    if not distributed.is_main():
+        return
     path = Path(path)
     make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")

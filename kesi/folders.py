@@ -5,7 +5,7 @@ import shutil
 import warnings
 from pathlib import Path
 
-from kesi import checkpoints
+from kesi import checkpoints, distributed
 from kesi.errors import KesiError, UsageError
 from kesi.files import make_folder, read_json
 from kesi.locks import LOCK, held
@@ -67,11 +67,11 @@ def _short(value: object) -> str:
 
 
 def move_aside(folder: Path) -> Path | None:
-    """Rename what is in the way of a fresh start to <folder>.old-1, -2, ...; returns the new name.
+    """Rename what is in the way of a fresh start to `<folder>.old-1`, `-2`, ...; returns the new name.
 
     Raises KesiError where another process uses it.
     """
-    if not folder.exists():
+    if not folder.exists() or not distributed.is_main():
         return None
     number = 1
     while (aside := folder.with_name(f"{folder.name}.old-{number}")).exists():

@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+from kesi import distributed
 from kesi.errors import KesiError
 from kesi.files import make_folder, remove_leftovers
 from kesi.provenance import command
@@ -37,6 +38,9 @@ def held(folder: Path) -> Iterator[Path]:
     Raises KesiError that names the holder where another process (or this one) has it, and where the folder
     cannot be made or written.
     """
+    if not distributed.is_main():  # the first of several processes holds it for all
+        yield Path(folder)
+        return
     folder = make_folder(Path(folder))
     descriptor = _acquire(folder)
     try:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 
-from kesi import checkpoints, plan, stages
+from kesi import checkpoints, distributed, plan, stages
 from kesi.data import Dataset
 from kesi.errors import KesiError
 from kesi.files import remove_leftovers, write_json
@@ -52,6 +52,7 @@ def run(settings: Settings) -> Path:
     """
     if settings.fresh and (aside := move_aside(settings.folder)):
         print(f"the run before was moved to {aside}")
+    distributed.barrier()
     with held(settings.folder):
         _open(settings)
         clock = _Clock(settings)
@@ -70,7 +71,8 @@ def _one_seed(settings: Settings, context: Context, folder: Path, clock: "_Clock
     snapshots = [baseline]
     for number, amount in enumerate(recipe.rounds, start=1):
         with clock.stage(context, f"onecycle-{number}") as here:
-            pruned = _prune(snapshots[-1], recipe, amount, folder / f"onecycle-{number}", number)
+            with distributed.main_first():
+                pruned = _prune(snapshots[-1], recipe, amount, folder / f"onecycle-{number}", number)
             snapshots.append(stages.retrain(here, recipe.retrain, pruned, folder / f"onecycle-{number}"))
     ensemble = stages.measure_ensemble(context, snapshots, folder / "ensemble")
     context.say(f"seed {context.seed}, ensemble of {len(snapshots)} snapshots: test accuracy "
@@ -80,7 +82,8 @@ def _one_seed(settings: Settings, context: Context, folder: Path, clock: "_Clock
         usual = [baseline]
         for number, amount in enumerate(recipe.rounds, start=1):
             with clock.stage(context, f"usual-{number}") as here:
-                pruned = _prune(usual[-1], recipe, amount, folder / f"usual-{number}", number)
+                with distributed.main_first():
+                    pruned = _prune(usual[-1], recipe, amount, folder / f"usual-{number}", number)
                 usual.append(stages.retrain(here, recipe.usual, pruned, folder / f"usual-{number}"))
         stages.measure_ensemble(context, usual, folder / "ensemble-usual", "ensemble-usual")
 

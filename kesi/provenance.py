@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+from kesi import distributed
+
 
 @functools.cache
 def commit() -> tuple[str | None, bool | None]:
@@ -55,10 +57,11 @@ def processor() -> str:
 
 def device_name(device: torch.device | str) -> str:
     """The accelerator's name, or the processor's with the number of threads that torch uses."""
-    device = torch.device(device)
+    device, world = torch.device(device), distributed.world()
+    several = f"{world} x " if world > 1 else ""
     if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{processor()}, {torch.get_num_threads()} threads"
+        return several + torch.cuda.get_device_name(device)
+    return f"{several}{processor()}, {torch.get_num_threads()} threads"
 
 
 def command() -> str:

@@ -18,7 +18,7 @@ from time import perf_counter
 import torch
 
 import models
-from kesi import checkpoints, health, states
+from kesi import checkpoints, distributed, health, states
 from kesi.checkpoints import Checkpoint
 from kesi.complexity import macs, parameters
 from kesi.data import Dataset
@@ -74,6 +74,7 @@ def adopt_baseline(context: Context, source: Path, arch: str, folder: Path) -> P
     if method_of(parent) is not None or parent.round:
         raise UsageError(f"{parent.path} is a pruned network, not a baseline")
     path = folder / CHECKPOINT
+    distributed.barrier()  # all processes find the same in the folder
     with held(folder):
         done = None if context.fresh else finished(folder, {})
         if done is None:
@@ -167,11 +168,13 @@ def measure_ensemble(context: Context, teachers: Sequence[Path], folder: Path, k
     members = [fitting(path, context.dataset) for path in teachers]
     digests = [member.digest for member in members]
     done = folder / RESULT
+    distributed.barrier()  # all processes find the same in the folder
     with held(folder):
         result = None if context.fresh else _measured(done, digests)
         if result is None:
             result = _measure(context, members, digests, kind)
             write_json(done, result)
+    distributed.barrier()
     return result
 
 
@@ -259,8 +262,9 @@ def _train(context: Context, folder: Path, stage: Stage, start, describe: dict, 
            objective: Objective = cross_entropy) -> Path:
     """Run one training into ``folder``, from wherever it stands; ``start`` gives (network, masks)."""
     folder = Path(folder)
-    if context.fresh and (folder / METRICS).exists():
-        context.say(f"the run before was moved to {start_over(folder)}")
+    if context.fresh and (folder / METRICS).exists() and (aside := start_over(folder)):
+        context.say(f"the run before was moved to {aside}")
+    distributed.barrier()  # all processes find the same in the folder
     settings = _settings(context, stage, describe, parent)
     path = folder / CHECKPOINT
     with held(folder):
@@ -271,7 +275,9 @@ def _train(context: Context, folder: Path, stage: Stage, start, describe: dict, 
         model, masks = start()
         check_images(model, context.dataset)
         resume, before = None, None
-        if (saved := states.newest(folder, model.arch)) is not None:
+        with distributed.main_first():
+            saved = states.newest(folder, model.arch)
+        if saved is not None:
             refuse_changes(folder, saved.info.get("settings"), settings)
             model, masks, resume = saved.model, saved.masks, saved.training
             before = saved.info.get("pruned_accuracy")
@@ -309,6 +315,7 @@ def _fit(context: Context, folder: Path, stage: Stage, model: Network, masks: Ma
         _rescue(context, saver, info["stage"], error)
         raise
     write_json(folder / RESULT, result)
+    distributed.barrier()
     states.remove(folder)
     if result["at_chance"] and info["round"]:
         warnings.warn(f"{info['stage']} has learned nothing: its test accuracy of {result['test_accuracy']:.2f} % "

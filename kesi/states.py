@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from kesi import checkpoints
+from kesi import checkpoints, distributed
 from kesi.checkpoints import Checkpoint
 from kesi.errors import KesiError, UsageError
 from kesi.pruning import Masks
@@ -65,6 +65,8 @@ def _continuable(training: dict, model: Network) -> bool:
 
 def remove(folder: Path) -> None:
     """Remove all states of a stage that is finished."""
+    if not distributed.is_main():
+        return
     for name in (STATE, PREVIOUS, DAMAGED):
         (folder / name).unlink(missing_ok=True)
 

@@ -34,7 +34,7 @@ def main(out, sync):
             gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
         norms = torch.cat([b.flatten().float() for n, b in model.named_buffers() if "running" in n])
     trained = small()
-    history = fit(trained, dataset, replace(ONE_CYCLE, epochs=4, batch_size=40), seed=1,
+    history = fit(trained, dataset, replace(ONE_CYCLE, epochs=3, batch_size=40, lr=0.01), seed=1,
                   options=Options(eval_every=2, sync_bn=sync))
     logits = predict(trained, dataset, dataset.test)
     if distributed.is_main():
