@@ -175,7 +175,8 @@ def run_pipeline(doc: str, family: str) -> None:
     print(f"{args.arch} on {args.dataset}, {args.method} pruning, on {options.device} -> {folder}", flush=True)
     pipeline.run(settings)
     if not args.no_report and distributed.is_main():
-        report.main([str(folder)])
+        made = report.report([folder])
+        print(made.text)
 
 
 def _pipeline_recipe(args, family: str) -> recipes.Recipe:

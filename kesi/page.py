@@ -32,12 +32,12 @@ NAMES = {"onecycle": "one-cycle", "usual": "usual"}
 CURVE_POINTS = 200  # of a stage; more than the eye sees
 
 
-def page(runs: Sequence[Path], out: Path | None = None) -> Path:
+def page(runs: Sequence[Path], out: Path | None = None, data_name: str | None = None) -> Path:
     """Write the page of one or several run folders to ``out`` and return it.
 
     Default: report.html where kesi.report puts its files. Raises what kesi.report.report() raises.
     """
-    loaded = load_runs(runs)
+    loaded = load_runs(runs, data_name)
     if out is None:
         out = common_folder([run.folder for run in loaded]) / "report" / "report.html"
     rows = main_rows(loaded)

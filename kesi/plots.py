@@ -56,7 +56,7 @@ def panels(count: int, title: str, height: float = 4.2, width: float = 5.2) -> t
 
 def subject(runs: Sequence[Run]) -> str:
     """The network and the data set of a plot's title."""
-    return f"{runs[0].info['arch']} on {runs[0].info['dataset']}"
+    return runs[0].subject
 
 
 def points(series: Sequence[tuple[float, list[float]]]) -> tuple[list[float], list[float], list[float]]:

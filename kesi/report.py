@@ -42,7 +42,8 @@ class Report:
 
     @property
     def markdown(self) -> str:
-        parts = [f"# {self.title}", *[table.markdown() for table in self.tables]]
+        first, *others = [table.markdown() for table in self.tables]
+        parts = [first.replace("## ", "# ", 1), *others]  # the title of the main table is that of the page
         if self.missing:
             parts.append("## Not finished\n\n" + "\n".join(f"- {line}" for line in self.missing))
         if self.plots:
@@ -133,14 +134,16 @@ def csv_text(lines: Sequence[dict]) -> str:
     return text.getvalue()
 
 
-def report(runs: Sequence[Path], out: Path | None = None, plots: bool = True) -> Report:
+def report(runs: Sequence[Path], out: Path | None = None, plots: bool = True,
+           data_name: str | None = None) -> Report:
     """Write the report of one or several run folders to ``out`` and return it.
 
-    Default for ``out``: ``report`` in the run's folder, or in the common parent of several. Raises UsageError
-    for folders that are no runs or do not belong in one table, KesiError where nothing is finished, a file is
-    damaged, or ``out`` cannot be written. Without matplotlib there are no plots, and ``hint`` says so.
+    ``data_name``: what titles call the data set. Default for ``out``: ``report`` in the run's folder, or in the
+    common parent of several. Raises UsageError for folders that are no runs or do not belong in one table,
+    KesiError where nothing is finished, a file is damaged, or ``out`` cannot be written. Without matplotlib
+    there are no plots, and ``hint`` says so.
     """
-    loaded = load_runs(runs)
+    loaded = load_runs(runs, data_name)
     if out is None:
         out = common_folder([run.folder for run in loaded]) / "report"
     rows = main_rows(loaded)
@@ -176,15 +179,16 @@ def main(argv: Sequence[str] | None = None) -> int:
                         help="run folder, as cifar/pipeline.py writes it")
     parser.add_argument("--out", type=Path, metavar="DIR",
                         help="folder for the report (default: RUN/report; of several runs, beside them)")
+    parser.add_argument("--data-name", metavar="TEXT", help="what titles call the data set (default: its name)")
     parser.add_argument("--no-plots", action="store_true", help="tables only")
     parser.add_argument("--html", action="store_true", help="also write report.html, one page with everything")
     args = parser.parse_args(argv)
     try:
-        made = report(args.runs, args.out, not args.no_plots)
+        made = report(args.runs, args.out, not args.no_plots, args.data_name)
         print(made.text)
         if args.html:
             from kesi.page import page  # here, since it takes from this module
-            print(f"page: {page(args.runs, made.out / 'report.html')}")
+            print(f"page: {page(args.runs, made.out / 'report.html', args.data_name)}")
     except KesiError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1

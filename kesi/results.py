@@ -22,6 +22,11 @@ class Run:
     label: str = ""
 
     @property
+    def subject(self) -> str:
+        """The network and the data set, for titles."""
+        return f"{self.info['arch']} on {self.info.get('data_name') or self.info['dataset']}"
+
+    @property
     def rounds(self) -> int:
         return int(self.info["rounds"])
 
@@ -85,12 +90,18 @@ def load_run(folder: Path) -> Run:
     return run
 
 
-def load_runs(folders: Sequence[Path]) -> list[Run]:
-    """Read the runs of one table, filter pruning first. Raises UsageError where they do not fit together."""
+def load_runs(folders: Sequence[Path], data_name: str | None = None) -> list[Run]:
+    """Read the runs of one table, filter pruning first. Raises UsageError where they do not fit together.
+
+    ``data_name``: what titles call the data set, such as what an "imagefolder" holds.
+    """
     unique = {Path(folder).resolve(): Path(folder) for folder in folders}
     if not unique:
         raise UsageError("name at least one run folder")
     runs = [load_run(folder) for folder in unique.values()]
+    if data_name:
+        for run in runs:
+            run.info["data_name"] = data_name
     first = runs[0]
     for run in runs[1:]:
         for name in ("arch", "dataset"):

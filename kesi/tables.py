@@ -129,9 +129,8 @@ def main_table(rows: Sequence[Row], runs: Sequence[Run]) -> Table:
         cells += [number(theirs.params_m, 2)] * bool(published) + [number(theirs.macs_saved, 2)] * saved
         cells += [number(theirs.macs_g, 2)] * giga + [spread(theirs.mean, theirs.std)] * bool(published)
         body.append(cells)
-    info = runs[0].info
     notes = main_notes(rows, runs, bool(published))
-    return Table(f"{info['arch']} on {info['dataset']}", columns, body, notes)
+    return Table(runs[0].subject, columns, body, notes)
 
 
 def main_notes(rows: Sequence[Row], runs: Sequence[Run], published: bool) -> list[str]:
