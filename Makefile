@@ -7,7 +7,7 @@ DEMO := runs/demo
 DIGITS := $(BIN)/python cifar/pipeline.py --arch resnet20 --dataset digits --compare --no-report --seeds $(SEEDS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test chaos lint clean
+.PHONY: help setup demo test chaos bench docs lint clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## */  make \1\t/' | expand -t 16
@@ -32,6 +32,12 @@ test: $(VENV)/.ready ## Run the tests
 
 chaos: $(VENV)/.ready ## Kill the pipeline 100 times at random moments and compare with a run left alone
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos --kills 100 --seed 0
+
+bench: $(VENV)/.ready ## Measure the speed of this machine against the classic way, about a quarter of an hour
+	$(BIN)/python -m benchmarks.throughput --json benchmarks/throughput.json
+
+docs: $(VENV)/.ready ## Make the API reference in docs/api
+	$(BIN)/python docs/build.py
 
 lint: $(VENV)/.ready ## Check the style
 	$(BIN)/ruff check .

@@ -3,9 +3,10 @@
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from kesi import checkpoints, cli, distributed, pipeline, recipes, report, stages
+from kesi import checkpoints, cli, distributed, pipeline, recipes, report, stages, tensorboard
 from kesi.checkpoints import Checkpoint
 from kesi.data import INFO
 from kesi.errors import UsageError
@@ -158,6 +159,8 @@ def run_pipeline(doc: str, family: str) -> None:
     parser.add_argument("--dry-run", action="store_true", help="print stages, sizes and work; touch nothing")
     parser.add_argument("--fresh", action="store_true", help="start over; the old run is moved aside")
     parser.add_argument("--no-report", action="store_true", help="leave the table and the plots to kesi.report")
+    parser.add_argument("--tensorboard", action="store_true",
+                        help="write event files to <save>/tensorboard as well, after every stage")
     cli.add_run(parser)
     args = parser.parse_args()
     if args.model and args.pretrained:
@@ -170,8 +173,12 @@ def run_pipeline(doc: str, family: str) -> None:
                                args.compare, folder))
         return
     options = cli.options_for(args)
+    after_stage = None
+    if args.tensorboard and distributed.is_main():
+        tensorboard.require()  # now, and not after the first stage
+        after_stage = partial(tensorboard.write_events, logdir=folder / "tensorboard")
     settings = pipeline.Settings(recipe, cli.dataset_for(args, family), folder, args.seeds, args.compare, args.model,
-                                 args.pretrained, options, args.fresh)
+                                 args.pretrained, options, args.fresh, after_stage)
     print(f"{args.arch} on {args.dataset}, {args.method} pruning, on {options.device} -> {folder}", flush=True)
     pipeline.run(settings)
     if not args.no_report and distributed.is_main():

@@ -6,7 +6,7 @@
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
@@ -31,7 +31,8 @@ class Settings:
 
     ``baseline``: the path of a trained network to start from instead of step 1; ``{seed}`` in it stands for
     the seed. ``pretrained``: ImageNet weights from which step 1 starts. ``compare`` adds the usual
-    retraining, so that all rows of the paper's table exist.
+    retraining, so that all rows of the paper's table exist. ``after_stage`` is called with the run's folder after
+    every training.
     """
 
     recipe: Recipe
@@ -43,6 +44,7 @@ class Settings:
     pretrained: str | None = None
     options: Options = Options()
     fresh: bool = False
+    after_stage: Callable[[Path], object] | None = None
 
 
 def run(settings: Settings) -> Path:
@@ -144,6 +146,7 @@ class _Clock:
         self._started, self._number, self._seconds, self._done = 0.0, 0, 0.0, 0.0
         self._name = ""
         self._seeds = len(settings.seeds)
+        self._after = settings.after_stage and (lambda: settings.after_stage(settings.folder))
 
     def stage(self, context: Context, name: str) -> "_Clock":
         self._number, self._name = self._number + 1, name
@@ -159,7 +162,9 @@ class _Clock:
         self._started = perf_counter()
         return self._context
 
-    def __exit__(self, *_exception: object) -> None:
+    def __exit__(self, kind: type | None, *_exception: object) -> None:
+        if kind is None and self._after is not None:
+            self._after()
         seconds, work = perf_counter() - self._started, self._work[self._name]
         self._left -= work
         if seconds > 0.5:  # a stage that was finished before tells nothing about the speed

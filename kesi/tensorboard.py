@@ -87,6 +87,11 @@ def _write(writer, folder: Path, rows: Sequence[dict], clock: float) -> None:
                     events.add_scalar(tag, row[name], row["epoch"], walltime=clock)
 
 
+def require() -> None:
+    """Raises UsageError where the package tensorboard is missing."""
+    _writer()
+
+
 def _writer():
     try:
         from torch.utils.tensorboard import SummaryWriter

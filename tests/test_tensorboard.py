@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from doors import works
 from kesi import tensorboard
 from kesi.errors import KesiError, UsageError
 
@@ -64,3 +65,10 @@ def test_what_is_wrong_is_said(filter_run, tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
     with pytest.raises(UsageError, match=r'tensorboard is not installed: pip install "kesi\[tensorboard\]"'):
         tensorboard.write_events(filter_run, tmp_path)
+
+
+def test_the_pipeline_writes_events_as_it_goes(tmp_path):
+    works("cifar/pipeline.py", "--arch", "resnet20", "--dataset", "digits", "--rounds", 1, "--epochs", 1, 1, 1,
+          "--no-report", "--tensorboard", "--save", tmp_path / "run")
+    assert {path.name for path in (tmp_path / "run" / "tensorboard" / "seed0").iterdir()} == {
+        "baseline", "onecycle-1", "kesi"}
