@@ -40,7 +40,7 @@ def run(main: Callable[[], None]) -> None:
     if not distributed.is_main():  # the first of several processes speaks for all
         warnings.showwarning = lambda *_args, **_kwargs: None
         sys.stdout = open(os.devnull, "w")
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # also where SIGINT is ignored, as in background jobs
     try:
         main()
         distributed.stop()

@@ -104,6 +104,13 @@ def _connected(ray, address: str, gpus: float) -> Iterator[None]:
 
 def _join(ray, address: str) -> bool:
     """Connect to a cluster; False where "auto" finds none."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if address != "auto":  # Ray itself tries for minutes
+        try:
+            socket.create_connection((host, int(port)), timeout=10).close()
+        except (OSError, ValueError) as error:
+            raise UsageError(f"--ray {address}: nothing answers there ({error}); an address is HOST:PORT, as ray start "
+                             f"prints it") from error
     try:
         ray.init(address=address, logging_level="warning")
         return True

@@ -181,7 +181,7 @@ def overview(statuses: Sequence[Status]) -> str:
     for status in statuses:
         lines.append(f"{status.state:<8} {status.job.name:<{wide}} "
                      f"{f'{len(status.finished)}/{len(status.job.stages)}':>7} {status.work_left / TERA:>17,.1f}"
-                     f"{'  ' + status.holder if status.holder else ''}")
+                     f"{'  ' + status.holder.partition(' (')[0] if status.holder else ''}")
     return "\n".join([*lines, "", summary(statuses)])
 
 
@@ -193,7 +193,10 @@ def summary(statuses: Sequence[Status]) -> str:
         *((status.work_left, sum(work(status.job).values())) for status in statuses), strict=True))
     text = f"{len(statuses)} pipelines: {counts}; {left / TERA:,.1f} of {whole / TERA:,.1f} TMAC are left"
     hours = hours_left(statuses)
-    return text + (f", about {hours:.1f} h on one device of the kind so far" if left and hours is not None else "")
+    if not left or hours is None:
+        return text
+    time = f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.0f} min"
+    return f"{text}, about {time} at the speed so far, one by one"
 
 
 def hours_left(statuses: Sequence[Status]) -> float | None:

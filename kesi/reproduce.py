@@ -117,7 +117,9 @@ def run_here(jobs: Sequence[Job]) -> dict[str, str]:
             continue
         print(f"\n{number}/{len(jobs)} {job.command()}", flush=True)
         code = _run([sys.executable, *job.words()])
-        if code and grid.look(job).state != RUNNING:  # it is, where another process was faster
+        if code and grid.look(job).state == RUNNING:
+            print(f"{job.name} is left to the process that was faster", flush=True)
+        elif code:
             failed[job.name] = f"exit code {code}: {job.command()}"
     return failed
 

@@ -222,6 +222,13 @@ def test_without_ray_it_says_how_to_get_it(tmp_path, monkeypatch):
     fails("kesi.reproduce", *TINY, "--save", tmp_path, "--ray", code=2, says='pip install "kesi[ray]"')
 
 
+def test_a_cluster_that_is_not_there_is_told_at_once(tmp_path):
+    pytest.importorskip("ray", reason="Ray is not installed")
+    for address in ("localhost:1", "nonsense"):
+        fails("kesi.reproduce", *TINY, "--save", tmp_path, "--ray", address, code=2,
+              says=f"--ray {address}: nothing answers")
+
+
 def test_a_worker_that_does_not_see_the_storage_says_so(tmp_path):
     code, reason = cluster.in_worker(str(tmp_path / "elsewhere"), [], "x", "y")
     assert code == 1 and "all machines need the same storage" in reason
@@ -232,7 +239,8 @@ def test_ray_continues_the_pipeline_of_a_lost_worker(tmp_path):
     pytest.importorskip("ray", reason="Ray is not installed")
     words = ["--epochs-scale", "0.05", "--rounds", "1", "--device", "cpu", "--threads", "1"]
     command = [sys.executable, "-m", "kesi.reproduce", "--table", "digits", "--seeds", "0", *words, "--save", "runs"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
+                   "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
     with open(tmp_path / "out", "w") as out:
         grid_run = subprocess.Popen([*command, "--ray", "local"], cwd=tmp_path, env=environment, stdout=out,
                                     stderr=subprocess.STDOUT)
