@@ -70,27 +70,31 @@ def _one_seed(settings: Settings, context: Context, folder: Path, clock: "_Clock
     with clock.stage(context, "baseline") as here:
         baseline = _baseline(settings, here, folder / "baseline")
 
-    snapshots = [baseline]
-    for number, amount in enumerate(recipe.rounds, start=1):
-        with clock.stage(context, f"onecycle-{number}") as here:
-            with distributed.main_first():
-                pruned = _prune(snapshots[-1], recipe, amount, folder / f"onecycle-{number}", number)
-            snapshots.append(stages.retrain(here, recipe.retrain, pruned, folder / f"onecycle-{number}"))
+    snapshots = _chain(settings, context, clock, baseline, "onecycle", folder)
     ensemble = stages.measure_ensemble(context, snapshots, folder / "ensemble")
     context.say(f"seed {context.seed}, ensemble of {len(snapshots)} snapshots: test accuracy "
                 f"{ensemble['test_accuracy']:.2f} %")
 
     if settings.compare:
-        usual = [baseline]
-        for number, amount in enumerate(recipe.rounds, start=1):
-            with clock.stage(context, f"usual-{number}") as here:
-                with distributed.main_first():
-                    pruned = _prune(usual[-1], recipe, amount, folder / f"usual-{number}", number)
-                usual.append(stages.retrain(here, recipe.usual, pruned, folder / f"usual-{number}"))
+        usual = _chain(settings, context, clock, baseline, "usual", folder)
         stages.measure_ensemble(context, usual, folder / "ensemble-usual", "ensemble-usual")
 
     with clock.stage(context, "kesi") as here:
         stages.distill(here, recipe.distill, recipe.temperature, snapshots[-1], snapshots, folder / "kesi")
+
+
+def _chain(settings: Settings, context: Context, clock: "_Clock", baseline: Path, kind: str,
+           folder: Path) -> list[Path]:
+    """Prune and retrain, round after round, "onecycle" or "usual": the baseline and the snapshots that follow it."""
+    recipe = settings.recipe
+    stage = recipe.retrain if kind == "onecycle" else recipe.usual
+    snapshots = [baseline]
+    for number, amount in enumerate(recipe.rounds, start=1):
+        with clock.stage(context, f"{kind}-{number}") as here:
+            with distributed.main_first():
+                pruned = _prune(snapshots[-1], recipe, amount, folder / f"{kind}-{number}", number)
+            snapshots.append(stages.retrain(here, stage, pruned, folder / f"{kind}-{number}"))
+    return snapshots
 
 
 def _baseline(settings: Settings, context: Context, folder: Path) -> Path:
