@@ -1,4 +1,4 @@
-"""Anybody's images: train/<class>/* and test/<class>/*, of any sizes and modes (see `kesi.data.decode`)."""
+"""Anybody's images: `train/<class>/*` and `test/<class>/*`, of any sizes and modes (see `kesi.data.decode`)."""
 
 from pathlib import Path
 

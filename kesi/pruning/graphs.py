@@ -224,6 +224,7 @@ def _members(group, names: dict[nn.Module, str]) -> _Width:
         elif module in names:  # and no stand-in of torch-pruning's for an operation
             if isinstance(module, nn.Conv2d):
                 simple &= module.groups == 1 or _depthwise(module)
+            simple &= max(item.idxs) < _length(item.dep.handler, module)  # beside what it knows, it guesses
             parts.append((names[module], item.dep.handler, list(item.idxs), list(item.root_idxs)))
     makers = {name for name, cut, _, _ in parts if _output(cut)}
     convs = [name for module, name in names.items() if name in makers and isinstance(module, nn.Conv2d)]
@@ -235,18 +236,22 @@ def _output(cut: Callable) -> bool:
     return cut.__func__.__name__ == "prune_out_channels"
 
 
+def _length(cut: Callable, module: nn.Module) -> int:
+    """How many channels a layer has on the axis that a function of torch-pruning's cuts."""
+    return (cut.__self__.get_out_channels if _output(cut) else cut.__self__.get_in_channels)(module)
+
+
 def _depthwise(conv: nn.Conv2d) -> bool:
     return 1 < conv.groups == conv.in_channels == conv.out_channels
 
 
 def _graph(widths: Sequence[_Width], modules: dict[str, nn.Module]) -> Graph:
-    """All widths together, by layer and axis."""
+    """All widths together, by layer and axis; of those that cannot be pruned only the names."""
     axes: dict[tuple[str, bool], Axis] = {}
     for place, width in enumerate(widths):
-        for name, cut, positions, channels in width.parts:
-            output, pruner = _output(cut), cut.__self__
+        for name, cut, positions, channels in width.parts if width.simple else ():
+            output, length = _output(cut), _length(cut, modules[name])
             if (name, output) not in axes:
-                length = (pruner.get_out_channels if output else pruner.get_in_channels)(modules[name])
                 axes[name, output] = Axis(name, output, cut, torch.full((length,), -1), torch.full((length,), -1))
             axes[name, output].width[positions] = place
             axes[name, output].channel[positions] = torch.tensor(channels)
@@ -289,6 +294,7 @@ def _holds(graph: Graph, network: nn.Module, image_size: int) -> bool:
         return False
 
 
+@torch.no_grad()
 def _randomised(network: nn.Module, draw: torch.Generator) -> nn.Module:
     """A copy in which no two channels do the same, and none does nothing, whatever the initial weights are."""
     network = copy.deepcopy(network)

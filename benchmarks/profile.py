@@ -1,0 +1,113 @@
+"""Where the time of a training step goes: its top operations, for any network and stage.
+
+    python -m benchmarks.profile --arch resnet56 --stage onecycle --round 1
+    python -m benchmarks.profile --arch resnet56 --stage kesi --device cuda
+    python -m benchmarks.profile --arch wrn-16-8 --stage onecycle --method weight --batch-size 32
+
+The step is the one that fit() runs, on noise: from the augmentation to the weight masks. Times are those of an
+operation itself, without what it calls. On a GPU they are those of its kernels, and a step that is captured as a CUDA
+graph shows its kernels only; --compile off shows the operations that launch them.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+import models
+from benchmarks.sides import Job, Ours, device_for, networks, our_batches, recipe_of, set_threads, size_of, synchronize
+from kesi import cli, steps
+from kesi.errors import UsageError
+from kesi.pruning import prune_weights
+from kesi.recipes import METHODS, ROUNDS
+
+STAGES = ("baseline", "onecycle", "kesi")
+WARM_UP = 3
+
+
+def step_of(job: Job, stage: str, round_: int, method: str) -> Callable[[], object]:
+    """One step of a stage: the network of that round, six teachers or fewer for "kesi", masks for "weight"."""
+    plan = recipe_of(job.arch, method)
+    settings = {"baseline": plan.baseline, "onecycle": plan.retrain, "kesi": plan.distill}[stage]
+    rounds = networks(job.arch, job.size)
+    if method == "weight":
+        rounds = [rounds[0]] * len(rounds)
+    model = rounds[round_]
+    teachers = rounds[:round_ + 1] if stage == "kesi" else []
+    masks = prune_weights(model, plan.rounds[round_ - 1]) if method == "weight" and round_ else None
+    ours = Ours(job, model, replace(settings, batch_size=job.batch), teachers, plan.temperature, masks)
+    batches = our_batches(job)
+
+    def endless():
+        epoch = 0
+        while True:
+            epoch += 1
+            yield from batches.epoch(epoch)
+
+    source = endless()
+    return lambda: ours.advance(*next(source))
+
+
+def top(step: Callable[[], object], device: torch.device, count: int, rows: int) -> str:
+    """The operations of ``count`` steps that take most time, and what is left over, as a text table."""
+    for _ in range(WARM_UP):
+        step()
+    synchronize(device)
+    cuda = device.type == "cuda"
+    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if cuda else [])
+    with profile(activities=activities) as found:
+        for _ in range(count):
+            step()
+        synchronize(device)
+
+    def own(event) -> float:
+        return (event.self_device_time_total if cuda else event.self_cpu_time_total) / 1e3 / count
+
+    events = sorted((event for event in found.key_averages() if own(event) > 0), key=own, reverse=True)
+    total = sum(map(own, events))
+    lines = [f"{'operation':<56} {'calls':>7} {'self ms':>9} {'share':>7}"]
+    for event in events[:rows]:
+        name = event.key if len(event.key) <= 56 else event.key[:53] + "..."
+        lines.append(f"{name:<56} {event.count / count:>7.0f} {own(event):>9.2f} {own(event) / total:>7.1%}")
+    rest = sum(map(own, events[rows:]))
+    lines.append(f"{f'{max(0, len(events) - rows)} others':<56} {'':>7} {rest:>9.2f} {rest / total:>7.1%}")
+    lines.append(f"{'a step':<56} {'':>7} {total:>9.2f}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = cli.parser(__doc__, "benchmarks.profile")
+    parser.add_argument("--arch", choices=list(models.ARCHITECTURES), default="resnet56", metavar="NAME",
+                        help="default: %(default)s")
+    parser.add_argument("--stage", choices=STAGES, default="onecycle", help="default: %(default)s")
+    parser.add_argument("--round", type=int, metavar="N", help="default: 0 for baseline, 1 for onecycle, 5 for kesi")
+    parser.add_argument("--method", choices=METHODS, default="filter", help="default: %(default)s")
+    parser.add_argument("--batch-size", type=int, metavar="N", help="default: the recipe's")
+    parser.add_argument("--device", default="auto", metavar="NAME", help="default: a GPU if any")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's)")
+    parser.add_argument("--precision", choices=steps.PRECISIONS, default="auto")
+    parser.add_argument("--compile", choices=steps.COMPILE, nargs="?", const="on", default="auto")
+    parser.add_argument("--steps", type=int, default=3, metavar="N", help="steps to profile (default: %(default)s)")
+    parser.add_argument("--top", type=int, default=12, metavar="N", help="operations to show (default: %(default)s)")
+    args = parser.parse_args()
+    round_ = {"baseline": 0, "onecycle": 1, "kesi": ROUNDS}[args.stage] if args.round is None else args.round
+    if not 0 <= round_ <= ROUNDS or (args.stage == "baseline" and round_):
+        raise UsageError(f"--round {round_}: the baseline is round 0, and the recipe has {ROUNDS} rounds")
+    if args.steps < 1 or args.top < 1:
+        raise UsageError("--steps and --top must be at least 1")
+    set_threads(args.threads)
+    device = device_for(args.device)
+    plan = recipe_of(args.arch, args.method)
+    batch = args.batch_size or {"baseline": plan.baseline, "onecycle": plan.retrain,
+                                "kesi": plan.distill}[args.stage].batch_size
+    if batch < 2:
+        raise UsageError(f"--batch-size must be at least 2, not {batch}")
+    job = Job("ours", args.stage, args.arch, batch, 2 * batch, size_of(args.arch), device, precision=args.precision,
+              compile=args.compile)
+    print(f"{args.stage}, round {round_} ({args.method}), {args.arch}, batch {batch}, {device}")
+    print(top(step_of(job, args.stage, round_, args.method), torch.device(device), args.steps, args.top))
+
+
+if __name__ == "__main__":
+    cli.run(main)

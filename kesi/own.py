@@ -1,0 +1,238 @@
+"""The whole method on a network of one's own: any nn.Module that classifies images.
+
+    result = kesi.compress(network, (images, labels), (test_images, test_labels))
+    kesi.register("mine", Mine); network = kesi.load_model("runs/images-mine-filter/seed0/kesi")
+    python -m kesi.own my_networks kesi.compare runs/images-mine-filter/seed0/{baseline,kesi}
+
+A checkpoint never holds code, and so not the network's: whoever loads one says how it is built (kesi.registry).
+The last form imports a module that does so, and then runs one of KESI's commands.
+"""
+
+import argparse
+import copy
+import importlib
+import importlib.util
+import re
+import runpy
+import statistics
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import models
+from kesi import checkpoints, cli, pipeline, recipes
+from kesi.data import Dataset
+from kesi.data.arrays import Pairs, from_arrays
+from kesi.errors import UsageError
+from kesi.folders import move_aside
+from kesi.locks import held
+from kesi.provenance import provenance
+from kesi.pruning import Masks
+from kesi.pruning.filters import pruned_widths
+from kesi.pruning.graphs import GRAPHS, Graph
+from kesi.recipes import Recipe
+from kesi.registry import Factory, register
+from kesi.report import Report, report
+from kesi.results import load_run
+from kesi.training import Options
+
+START = "start.pth.tar"
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """What compress() made.
+
+    ``network``: the compressed network, of the class that was given, in eval mode on the CPU; ``masks`` of its
+    weights, or None after filter pruning. ``accuracies``: in percent on the test images by stage ("baseline",
+    "onecycle-1" ..., "ensemble", "kesi"), means over the seeds. ``checkpoint``: the file of ``network``, which
+    is that of the first seed.
+    """
+
+    network: nn.Module
+    masks: Masks | None
+    folder: Path
+    checkpoint: Path
+    accuracies: dict[str, float]
+    report: Report
+
+
+def compress(model: nn.Module | Factory, train: Pairs | Dataset, test: Pairs | None = None, method: str = "filter", *,
+             name: str | None = None, folder: str | Path | None = None, rounds: int | None = None,
+             rates: float | dict[str, float] | None = None, sparsities: Sequence[float] | None = None,
+             epochs: tuple[int, int, int] | None = None, batch_size: int | None = None, lr: float | None = None,
+             recipe: Recipe | None = None, seeds: Sequence[int] = (0,), trained: bool = False, compare: bool = False,
+             flip: bool = True, options: Options | None = None, fresh: bool = False) -> Compressed:
+    """Train, prune, retrain, repeat and distil a network; the same call with the same folder continues.
+
+    ``model``: a network, which stays as it is and whose weights are where training starts (with ``trained`` they
+    are the baseline, and step 1 is left out); or a function that builds one, with weights drawn anew for each
+    seed. ``train``, ``test``: pairs of uint8 images and labels, mirrored in training where ``flip``, see
+    kesi.data.arrays.from_arrays; or a kesi.data.Dataset and nothing. ``method``: "filter" or "weight".
+
+    ``rounds`` of pruning (default: five). ``rates``: the share of filters that goes in a round, one for all or by
+    the name of a convolution, where those not named keep theirs (default: 0.2). ``sparsities``: the share of zero
+    weights after each round. ``epochs`` of baseline, retraining and distillation, ``batch_size``, and ``lr``, the
+    highest rate of baseline and one-cycle retraining, replace those of the paper's CIFAR recipe; or give a whole
+    ``recipe``. ``compare``: also retrain the usual way.
+
+    ``name``: what the network is called in checkpoints (default: its class). ``folder``: default
+    runs/<data>-<name>-<method>; ``fresh`` moves what is there aside. ``options``: the machine (default: a GPU if
+    there is one). Raises UsageError for arguments that do not fit, KesiError for files.
+    """
+    if method not in recipes.METHODS:
+        raise UsageError(f"unknown method {method!r}; choose one of: {', '.join(recipes.METHODS)}")
+    given = _copy(model) if isinstance(model, nn.Module) else None
+    if given is None and trained:
+        raise UsageError("trained=True needs a network with its weights, not a function that builds one")
+    dataset = _dataset(train, test, flip)
+    name = name or _name(model)
+    graph = register(name, model if given is None else lambda: copy.deepcopy(given), dataset.num_classes,
+                     dataset.image_size)
+    if recipe is None:
+        amounts = _amounts(graph, method, rounds, rates, sparsities)
+        recipe = _recipe(recipes.recipe(name, dataset.name, method), amounts, epochs, batch_size, lr)
+    _check(graph, name, method, recipe)
+    folder = Path("runs") / f"{dataset.name}-{name}-{method}" if folder is None else Path(folder)
+    if fresh and (aside := move_aside(folder)):
+        print(f"the run before was moved to {aside}")
+    start = None if given is None else _start(name, given, dataset, folder, trained)
+    options = options or Options("cuda" if torch.cuda.is_available() else "cpu")
+    pipeline.run(pipeline.Settings(recipe, dataset, folder, tuple(seeds), compare, str(start) if trained else None,
+                                   options=options))
+    return _collect(folder, folder / f"seed{seeds[0]}" / "kesi")
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model).cpu()
+    except Exception as error:  # of any type
+        raise UsageError(f"the network cannot be copied ({(str(error).splitlines() or [''])[0][:120]}): give a "
+                         f"function that builds it") from error
+
+
+def _name(model: nn.Module | Factory) -> str:
+    """A network's name by its class, or by the function that builds it."""
+    said = type(model).__name__ if isinstance(model, nn.Module) else getattr(model, "__name__", "network")
+    name = re.sub(r"[^\w.-]+", "", said).lower()
+    return f"own-{name}" if name in models.ARCHITECTURES and name not in GRAPHS else name
+
+
+def _dataset(train: Pairs | Dataset, test: Pairs | None, flip: bool) -> Dataset:
+    if isinstance(train, Dataset):
+        if test is not None:
+            raise UsageError("a kesi.data.Dataset has its test images already: leave test out")
+        return train
+    if test is None:
+        raise UsageError("test images are missing: give test=(images, labels)")
+    return from_arrays(train, test, flip=flip)
+
+
+def _amounts(graph: Graph, method: str, rounds: int | None, rates: float | dict[str, float] | None,
+             sparsities: Sequence[float] | None) -> tuple:
+    """What every round prunes. Raises UsageError for what does not fit the method or each other."""
+    if rounds is not None and rounds < 1:
+        raise UsageError(f"rounds must be at least 1, not {rounds}")
+    if method == "filter":
+        if sparsities is not None:
+            raise UsageError('sparsities are for method="weight"; filter pruning takes rates')
+        return (graph.rates(recipes.OWN_RATE if rates is None else rates),) * (rounds or recipes.ROUNDS)
+    if rates is not None:
+        raise UsageError('rates are for method="filter"; weight pruning takes sparsities')
+    shares = tuple(sparsities or recipes.OWN_SPARSITIES)
+    if rounds is not None and (rounds > len(shares) or sparsities is not None):
+        raise UsageError(f"there are {len(shares)} sparsities, one a round: give as many as there are to be rounds")
+    return shares[:rounds]
+
+
+def _recipe(recipe: Recipe, amounts: tuple, epochs: tuple[int, int, int] | None, batch_size: int | None,
+            lr: float | None) -> Recipe:
+    """The recipe with everything that the caller replaces."""
+    stages = {name: getattr(recipe, name) for name in ("baseline", "retrain", "usual", "distill")}
+    if epochs is not None:
+        if len(epochs) != 3:
+            raise UsageError(f"epochs are three numbers, of baseline, retraining and distillation, not {epochs!r}")
+        for stage, number in zip(stages, (epochs[0], epochs[1], epochs[1], epochs[2]), strict=True):
+            stages[stage] = replace(stages[stage].scaled(number / stages[stage].epochs), epochs=number)
+    if batch_size is not None:
+        stages = {name: replace(stage, batch_size=batch_size) for name, stage in stages.items()}
+    if lr is not None:
+        stages |= {name: replace(stages[name], lr=lr) for name in ("baseline", "retrain")}
+    return replace(recipe, rounds=amounts, **stages)
+
+
+def _check(graph: Graph, name: str, method: str, recipe: Recipe) -> None:
+    """That the recipe is for this network, before anything is trained. Raises UsageError where it is not."""
+    if (recipe.arch, recipe.method) != (name, method):
+        raise UsageError(f"the recipe is for {recipe.arch} and {recipe.method} pruning, not for {name} and {method}")
+    if method == "weight":
+        shares = list(recipe.rounds)
+        if not shares or shares != sorted(shares) or not all(0 <= share < 1 for share in shares):
+            raise UsageError(f"sparsities are shares from 0 to below 1 that never fall, not {shares}")
+        return
+    if graph.problem:
+        raise UsageError(graph.problem)
+    if not graph.cfg:
+        raise UsageError(f"{name} has no convolution that can lose single filters; prune its weights instead")
+    try:
+        for rates in recipe.rounds:
+            pruned_widths(graph.cfg, rates)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    if graph.left_alone:
+        print(f"{name}: {len(graph.left_alone)} convolutions keep all filters, since their channels are split, "
+              f"grouped, shuffled or normalised together: {', '.join(graph.left_alone)}")
+
+
+def _start(name: str, given: nn.Module, dataset: Dataset, folder: Path, trained: bool) -> Path:
+    """Keep the weights that were given, so that every later call starts from the very same."""
+    path = folder / START
+    if path.is_file():
+        kept = checkpoints.load(path, name).model.state_dict()
+        same = all(torch.equal(kept[key], value) for key, value in given.state_dict().items())
+        if trained and not same:
+            raise UsageError(f"{folder} holds a run from other weights than these: use another folder, or fresh=True")
+        if not same:
+            print(f"starting from the weights of the first call, which are kept in {path}")
+        given.load_state_dict(kept)
+        return path
+    with held(folder):
+        info = {"stage": "start", "kind": "baseline", "round": 0, "dataset": dataset.describe(), **provenance("cpu")}
+        checkpoints.save(path, models.create(name, dataset.num_classes), info)
+    return path
+
+
+def _collect(folder: Path, last: Path) -> Compressed:
+    run = load_run(folder)
+    accuracies = {stage: statistics.fmean(run.values(stage)) for stage in run.stages() if run.values(stage)}
+    done = checkpoints.load(last)
+    return Compressed(done.model, done.masks, folder, done.path, accuracies, report([folder]))
+
+
+def main() -> None:
+    """The command: import a module of the user's, which registers networks, and run a command of KESI's."""
+    parser = cli.parser(__doc__, "python -m kesi.own")
+    parser.add_argument("module", metavar="MODULE", help="a module that calls kesi.register, as one would import it")
+    parser.add_argument("command", metavar="COMMAND", help="kesi.export, kesi.compare, ..., or a script (ends in .py)")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="its arguments")
+    args = parser.parse_args()
+    script = args.command.endswith(".py")
+    try:
+        importlib.import_module(args.module)
+        if not script and importlib.util.find_spec(args.command) is None:
+            raise ModuleNotFoundError(name=args.command)
+    except ModuleNotFoundError as error:
+        raise UsageError(f"there is no module {error.name}") from error
+    sys.argv = [args.command, *args.arguments]
+    # this module has imported some of the commands already
+    warnings.filterwarnings("ignore", ".*found in sys.modules", RuntimeWarning)
+    (runpy.run_path if script else runpy.run_module)(args.command, run_name="__main__")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,313 @@
+"""What README and docs/ say can be done: every command, every piece of Python, every link, and the figures.
+
+Commands run in an empty folder, in the order of their document, changed as little as brings them to seconds:
+
+- ``pipeline.py`` and ``kesi.reproduce``: with --dry-run, which reads all flags and looks at everything but images (of
+  pipelines of one network and method in one document the first; of the others the flags);
+- the scripts of single stages: on digits with resnet20 and a hundredth of the epochs (a folder of images stays one);
+- ``kesi.plan``, ``kesi.report``, ``kesi.compare``: as they stand, ``kesi.verify`` with --no-accuracy; run folders
+  that a document names and does not make are copies of tiny runs on digits;
+- everything else of ours: its flags are read by its own parser, which then stops.
+"""
+
+import argparse
+import importlib
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import models
+from doors import ROOT, script
+from kesi import paper, plan, recipes
+from kesi.data import INFO
+
+pytest_plugins = ["tinyrun"]
+
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+LINKED = sorted({*DOCUMENTS, "CHANGELOG.md", *(str(path.relative_to(ROOT)) for folder in ("benchmarks", "results")
+                                               for path in (ROOT / folder).rglob("*.md"))})
+STAGES = ("train.py", "prune.py", "finetune.py", "ensemble_finetune.py")
+AS_THEY_ARE = {"kesi.plan": [], "kesi.report": [], "kesi.compare": ["--no-latency"], "kesi.verify": ["--no-accuracy"]}
+OURS = {"python", "make", "pip", "torchrun"}
+NOT_OURS = {"tensorboard", "git", "cd", "sbatch", "srun", "ray", "jupyter", "ssh", "export", "source", "module"}
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+INLINE = re.compile(r"(?<!`)`((?:python|make|pip install|torchrun) [^`\n]+)`(?!`)")
+
+
+@dataclass
+class Piece:
+    """Something that a document tells to do: a command line, or lines of Python."""
+
+    kind: str
+    text: str
+    place: int
+
+
+def pieces(text: str) -> list[Piece]:
+    """The commands and the Python of a document, in order."""
+    found = []
+    for block in FENCE.finditer(text):
+        language, body = block.groups()
+        if language == "python":
+            found.append(Piece("python", body, block.start()))
+        elif language in ("", "bash", "sh", "console"):
+            for line in body.replace("\\\n", " ").splitlines():
+                line = re.sub(r"^(for .*; do )?(\$ )?(\w+=\S+ )*", "", line.strip())
+                if line.partition(" ")[0] in OURS | NOT_OURS:
+                    found.append(Piece("command", re.sub(r" \d?>.*; done$", "", line), block.start()))
+    plain = FENCE.sub(lambda block: " " * len(block.group()), text)
+    found += [Piece("command", code.group(1), code.start()) for code in INLINE.finditer(plain)]
+    return sorted(found, key=lambda piece: piece.place)
+
+
+class Sandbox:
+    """An empty folder in which a document is followed."""
+
+    def __init__(self, folder: Path, runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch):
+        self.folder, self.runs, self.monkeypatch = folder, runs, monkeypatch
+        self.known: set[tuple] = set()  # of pipelines, see planned()
+        monkeypatch.chdir(folder)
+        for split, count in (("train", 12), ("test", 2)):
+            for shade, name in enumerate(("cat", "dog")):
+                (folder / "my-images" / split / name).mkdir(parents=True)
+                for number in range(count):
+                    pixels = np.full((40, 36 + number, 3), 100 * shade + number, np.uint8)
+                    Image.fromarray(pixels).save(folder / "my-images" / split / name / f"{number}.png")
+        shutil.copytree(folder / "my-images", folder / "photos")
+
+    def follow(self, command: str) -> None:
+        """Do what a command says, or see that it could be done."""
+        words = shlex.split(command, comments=True)
+        if ">" in words:
+            words = words[:words.index(">")]
+        words = [word for word in words if not re.fullmatch(r"\[\w+|\[?\.\.\.\]?", word)]  # "RUN [RUN ...]"
+        tool, arguments = words[0], words[1:]
+        if tool == "make":
+            targets = [word for word in arguments if "=" not in word]
+            assert targets and all(re.search(rf"^{word}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+                                   for word in targets), command
+        elif tool == "pip":
+            assert known_to_pip(arguments), command
+        elif tool == "torchrun":
+            place = next(place for place, word in enumerate(arguments) if word.endswith(".py"))
+            self.read(arguments[place], arguments[place + 1:], command)
+        elif tool == "python":
+            self.python(arguments, command)
+        else:
+            assert tool in NOT_OURS, command
+
+    def python(self, arguments: list[str], command: str) -> None:
+        name, flags = (arguments[1], arguments[2:]) if arguments[0] == "-m" else (arguments[0], arguments[1:])
+        if name == "pip":
+            assert known_to_pip(flags), command
+            return
+        if name == "-c":
+            compile(flags[0], command, "exec")
+            return
+        if not flags:  # the name of a command rather than a line to type
+            path = name if name.endswith(".py") else f"{name.replace('.', '/')}.py"
+            assert (ROOT / path).is_file(), command
+            return
+        flags = ["runs/RUN-filter" if word == "RUN" else word for word in flags]
+        if Path(name).name == "pipeline.py" and self.planned(name, flags):
+            self.read(name, flags, command)
+        elif Path(name).name == "pipeline.py" or name == "kesi.reproduce":
+            self.run(name, [*flags, *([] if "--dry-run" in flags else ["--dry-run"])], command)
+        elif Path(name).name in STAGES and self.provide(flags):
+            self.run(name, self.shortened(name, flags), command)
+        elif name in AS_THEY_ARE and self.provide(flags):
+            self.run(name, [*flags, *(word for word in AS_THEY_ARE[name] if word not in flags)], command)
+        else:
+            self.read(name, flags, command)
+
+    def planned(self, name: str, flags: list[str]) -> bool:
+        """Whether a pipeline of this network and method was planned before; other classes or seeds say nothing new."""
+        subject = (name, *(flags[flags.index(flag) + 1] for flag in ("--arch", "--method") if flag in flags))
+        known = subject in self.known
+        self.known.add(subject)
+        return known
+
+    def provide(self, flags: list[str]) -> bool:
+        """Whether the run folders that a command reads are there; a whole run is made up where it is not."""
+        written = {"--save", "--out", "--csv", "--logdir"}
+        for place, word in enumerate(flags):
+            if word.startswith("runs/") and not (place and flags[place - 1] in written):
+                whole = Path(*Path(word).parts[:2])
+                method = whole.name.rpartition("-")[2]
+                if not whole.exists() and method in self.runs:
+                    shutil.copytree(self.runs[method], whole)
+                if not Path(word).exists():
+                    return False
+        return True
+
+    def shortened(self, name: str, flags: list[str]) -> list[str]:
+        """Flags of a stage on digits, unless they name a folder of images that is here."""
+        flags = list(flags)
+        values = {flag: flags[place + 1] for place, flag in enumerate(flags[:-1]) if flag.startswith("--")}
+        swap = {"--arch": "resnet20"} if "--dataset" in flags else {}
+        if values.get("--dataset") not in (None, "imagefolder"):
+            swap["--dataset"] = "digits"
+        for flag, value in swap.items():
+            if flag in flags:
+                flags[flags.index(flag) + 1] = value
+        return flags + ([] if name.endswith("/prune.py") else ["--epochs-scale", "0.01", "--threads", "1"])
+
+    def run(self, name: str, flags: list[str], command: str) -> None:
+        outcome = script(name, *flags)
+        assert outcome.code == 0, f"{command}\n(run as {name} {shlex.join(flags)})\n{outcome.err}"
+
+    def read(self, name: str, flags: list[str], command: str) -> None:
+        """Only let the command's own parser read the flags."""
+        def parse_and_stop(parser, args=None, namespace=None):
+            found, rest = parser.parse_known_args(args, namespace)
+            if rest:
+                parser.error(f"unrecognized arguments: {' '.join(rest)}")
+            raise SystemExit(0)
+
+        with self.monkeypatch.context() as patch:
+            patch.setattr(argparse.ArgumentParser, "parse_args", parse_and_stop)
+            outcome = script(name, *flags)
+        assert outcome.code == 0, f"{command}\n{outcome.err}"
+
+
+def known_to_pip(words: list[str]) -> bool:
+    """Whether what is installed from here is here: files, and extras of pyproject.toml."""
+    extras = set(re.findall(r"^(\w+) = \[", (ROOT / "pyproject.toml").read_text(), re.MULTILINE))
+    asked = {extra.strip() for word in words for group in re.findall(r"(?:\.|kesi)\[([\w,\s]+)\]", word)
+             for extra in group.split(",")}
+    files = [words[place + 1] for place, word in enumerate(words) if word == "-r"]
+    return asked <= extras and all((ROOT / file).is_file() for file in files)
+
+
+@pytest.fixture
+def sandbox(tmp_path, filter_run, weight_run, monkeypatch):
+    return Sandbox(tmp_path, {"filter": filter_run, "weight": weight_run}, monkeypatch)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_what_a_document_says_can_be_done(document, sandbox):
+    names: dict = {}
+    for piece in pieces((ROOT / document).read_text()):
+        if piece.kind == "command":
+            sandbox.follow(piece.text)
+        elif document == "docs/own-network.md":  # minutes, and in the tests of kesi.compress
+            compile(piece.text, document, "exec")
+        else:
+            exec(compile(piece.text, document, "exec"), names)
+
+
+def test_the_commands_are_found():
+    text = ("Do `make x`.\n```\npython a.py --b  # c\n  --d\n$ git e\nfolder/\n```\n```python\nf()\n```\n"
+            "or `python -m g`")
+    assert [(piece.kind, piece.text) for piece in pieces(text)] == [
+        ("command", "make x"), ("command", "python a.py --b  # c"), ("command", "git e"), ("python", "f()\n"),
+        ("command", "python -m g")]
+
+
+@pytest.mark.parametrize("command", ["python cifar/train.py --lerning-rate 1", "python -m kesi.plan --arch resnet57",
+                                     "python cifar/pipeline.py --dataset cifar11", "make tea", "python -m kesi.nothing",
+                                     "pip install -e '.[tea]'", "python cifar/finetune.py", "tea", "python tea.py --b",
+                                     "python -m kesi.verify runs/none --tea", "python -c 'f('"])
+def test_a_command_that_does_not_work_is_noticed(command, sandbox):
+    with pytest.raises((AssertionError, ImportError, OSError, SyntaxError)):
+        sandbox.follow(command)
+
+
+def headings(path: Path) -> set[str]:
+    """The anchors of a Markdown file, as GitHub makes them."""
+    text = FENCE.sub("", path.read_text())
+    return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-")
+            for title in re.findall(r"^#+ (.*)$", text, re.MULTILINE)}
+
+
+@pytest.mark.parametrize("document", [*LINKED, "example.ipynb"])
+def test_links_lead_somewhere(document):
+    text = FENCE.sub("", (ROOT / document).read_text())
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"\w+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        there = (ROOT / document).parent / path if path else ROOT / document
+        assert there.exists(), f"{document}: {target}"
+        assert not anchor or anchor in headings(there), f"{document}: {target}"
+
+
+@pytest.mark.parametrize("document", [name for name in DOCUMENTS if name != "docs/clusters.md"])
+def test_flags_and_files_that_are_named_exist(document):
+    sources = "".join(path.read_text() for folder in ("kesi", "benchmarks") for path in (ROOT / folder).rglob("*.py"))
+    text = FENCE.sub("", (ROOT / document).read_text())
+    for code in re.findall(r"`([^`\n]+)`", text):
+        for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]+", code):
+            assert f'"{flag}"' in sources or flag == "--help", f"{document}: {code}"
+        for path in re.findall(r"(?<![\w./-])(?:kesi|models|cifar|tinyimagenet|tests|benchmarks)/[\w/]+\.py", code):
+            assert (ROOT / path).is_file(), f"{document}: {code}"
+        for module in re.findall(r"^kesi(?:\.\w+)+$", code):
+            assert resolves(module), f"{document}: {code}"
+
+
+def resolves(dotted: str) -> bool:
+    """Whether a name like kesi.training.fit can be had."""
+    parts = dotted.split(".")
+    for length in range(len(parts), 0, -1):
+        try:
+            found = importlib.import_module(".".join(parts[:length]))
+        except ModuleNotFoundError:
+            continue
+        for name in parts[length:]:
+            if not hasattr(found, name):
+                return False
+            found = getattr(found, name)
+        return True
+    return False
+
+
+NAMES = {"ResNet-56": "resnet56", "ResNet-110": "resnet110", "PreResNet-164": "preresnet164", "WRN-16-8": "wrn-16-8",
+         "VGG-16": "vgg16", "ResNet-18": "resnet18", "ResNet-34": "resnet34"}
+
+
+def test_the_table_of_work_is_what_the_plan_says():
+    lines = re.findall(r"^\| ([\w-]+) \| (filter|weight) \| (.*) \|$", (ROOT / "docs/reproduce.md").read_text(),
+                       re.MULTILINE)
+    assert len(lines) == 11
+    for network, method, cells in lines:
+        arch = NAMES[network]
+        family = "tinyimagenet" if arch in ("resnet18", "resnet34") else "cifar"
+        dataset = "tinyimagenet" if family == "tinyimagenet" else "cifar10"
+        info, recipe = INFO[dataset], recipes.recipe(arch, dataset, method, family)
+        sizes = plan.sizes(recipe, info.num_classes, info.image_size)
+        stages = plan.stages(recipe, sizes, compare=True)
+        epochs = sum(one.stage.epochs for one in stages)
+        work = sum(one.work(info.train_images, sizes if one.name == "kesi" else ()) for one in stages)
+        assert cells.split(" | ") == [
+            f"{sizes[0].params / 1e6:.3f} to {sizes[-1].nonzero_params / 1e6:.3f}",
+            f"{sizes[0].macs / 1e6:.1f} to {sizes[-1].macs / 1e6:.1f}", str(epochs),
+            f"{epochs * info.train_images / 1e6:.1f}", f"{work / 1e15:.1f}"]
+
+
+def test_every_row_of_the_paper_has_its_command():
+    text = (ROOT / "docs/reproduce.md").read_text()
+    for arch in models.ARCHITECTURES:
+        for dataset in INFO:
+            for method in recipes.METHODS:
+                where = "tinyimagenet/pipeline.py" if dataset == "tinyimagenet" else "cifar/pipeline.py"
+                data = "" if dataset == "tinyimagenet" else f" --dataset {dataset}"
+                command = f"python {where} --arch {arch}{data} --method {method} --compare --seeds 0 1 2`"
+                assert (command in text) == bool(paper.published(arch, dataset, method)), command
+
+
+def test_reference_is_built_without_a_warning(tmp_path):
+    pytest.importorskip("pdoc", reason="the reference needs pdoc: pip install -e '.[docs]'")
+    done = subprocess.run([sys.executable, "docs/build.py", str(tmp_path / "api")], cwd=ROOT, capture_output=True,
+                          text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "api" / "kesi" / "training.html").read_text()
+    assert "fit" in page and (tmp_path / "api" / "index.html").is_file()
