@@ -7,7 +7,7 @@ DEMO := runs/demo
 DIGITS := $(BIN)/python cifar/pipeline.py --arch resnet20 --dataset digits --compare --no-report --seeds $(SEEDS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test chaos bench docs lint clean
+.PHONY: help setup demo test slow chaos bench docs lint clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## */  make \1\t/' | expand -t 16
@@ -27,8 +27,13 @@ demo: $(VENV)/.ready ## Run all five steps on digits, both methods, and print th
 	$(BIN)/python -m kesi.report $(DEMO)/filter $(DEMO)/weight
 
 # One thread a process: two processes of one thread each finish sooner than one after the other with two.
-test: $(VENV)/.ready ## Run the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+test: $(VENV)/.ready ## Run the tests of the method, about four minutes on two cores
+	$(PYTEST) -m 'not slow'
+
+slow: $(VENV)/.ready ## Run the tests of notebook, documents, own networks and benchmarks, about as long again
+	$(PYTEST) -m slow
 
 chaos: $(VENV)/.ready ## Kill the pipeline 100 times at random moments and compare with a run left alone
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos --kills 100 --seed 0

@@ -17,7 +17,7 @@ from kesi.distillation import SnapshotEnsemble
 BATCHES = (32, 64, 128, 256, 512)
 EPOCHS_OF = (1, 2, 4)  # times the fewest images
 FEWEST_BATCHES = 4
-TURNS = 5
+TURNS = 3
 
 
 def measure(arch: str, device: str, batch: int, seconds: float, quick: bool) -> dict:

@@ -19,6 +19,8 @@ from kesi.errors import KesiError
 from kesi.pruning import prune_weights
 from kesi.recipes import ONE_CYCLE
 
+pytestmark = pytest.mark.slow
+
 
 def run(*words):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}

@@ -30,6 +30,8 @@ from doors import ROOT, script
 from kesi import paper, plan, recipes
 from kesi.data import INFO
 
+pytestmark = pytest.mark.slow
+
 pytest_plugins = ["tinyrun"]
 
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]

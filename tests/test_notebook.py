@@ -1,11 +1,14 @@
 """The notebook: as it is committed, and executed from a clean kernel on a budget of seconds."""
 
+import copy
 import os
 import re
 
 import pytest
 
 from doors import ROOT
+
+pytestmark = pytest.mark.slow
 
 INSTALL = "pip install -e '.[notebook]'"
 nbformat = pytest.importorskip("nbformat", reason=f"the notebook needs nbformat: {INSTALL}")
@@ -60,7 +63,7 @@ def test_shows_what_it_promises(committed):
 def test_runs_from_a_clean_kernel(committed, tmp_path):
     nbclient = pytest.importorskip("nbclient", reason=f"executing the notebook needs nbclient: {INSTALL}")
     pytest.importorskip("ipykernel", reason=f"executing the notebook needs ipykernel: {INSTALL}")
-    notebook = nbformat.from_dict(committed)
+    notebook = copy.deepcopy(committed)
     place, = (number for number, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", ()))
     notebook.cells.insert(place + 1, nbformat.v4.new_code_cell(SHORT, id="short"))
     for cell in notebook.cells:
@@ -72,6 +75,8 @@ def test_runs_from_a_clean_kernel(committed, tmp_path):
                                      resources={"metadata": {"path": str(tmp_path)}})
     client.execute(env=environment)  # raises where a cell does
     assert figures(notebook) == figures(committed)
-    assert not any(output.get("name") == "stderr" for cell in notebook.cells if cell.cell_type == "code"
-                   for output in cell.outputs)
+    for cell in notebook.cells:
+        for output in cell.outputs if cell.cell_type == "code" else ():
+            if output.get("name") == "stderr":  # an epoch may be too short to learn anything, which is warned of
+                assert all("has learned nothing" in line or line.startswith("  ") for line in output.text.splitlines())
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]  # nothing is left anywhere else

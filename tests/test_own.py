@@ -28,6 +28,8 @@ from kesi.pruning.graphs import GRAPHS, analyse
 from kesi.training import Options
 from tinyrun import ENVIRONMENT, ROOT
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("torch_pruning")
 
 CPU = Options(device="cpu", eval_every=0)
