@@ -53,7 +53,8 @@ class Report:
     @property
     def text(self) -> str:
         parts = [self.tables[0].text(), "\n".join(f"not finished: {line}" for line in self.missing),
-                 self.hint or "", f"report: {self.out / 'table.md'}"]
+                 self.hint or "",
+                 f"plots: {self.out}/*.png" if self.plots else "", f"report: {self.out / 'table.md'}"]
         return "\n\n".join(part for part in parts if part)
 
 

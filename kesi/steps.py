@@ -49,8 +49,8 @@ def set_up(device: str, precision: str, deterministic: bool) -> str:
 def _keep_freed_memory() -> None:
     """Have the C library keep freed memory for the next tensor instead of giving it back to the system.
 
-    Given back, the memory of a step's activations is cleared and mapped anew, page by page, in every step: about
-    a seventh of the time of a CPU step (benchmarks/README.md). Only glibc knows these switches.
+    glibc gives back every tensor of 32 MiB and more, whose pages are then cleared and mapped anew in every step:
+    a twelfth of the time of a step of VGG-16 (benchmarks/README.md). Other libraries do not know these switches.
     """
     m_trim_threshold, m_mmap_threshold = -1, -3  # from malloc.h
     with contextlib.suppress(OSError, AttributeError, TypeError):
