@@ -16,7 +16,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 import models
-from benchmarks.sides import Job, Ours, device_for, networks, our_batches, recipe_of, set_threads, size_of, synchronize
+from benchmarks.sides import Job, Ours, networks, our_batches, recipe_of, set_threads, size_of, synchronize
 from kesi import cli, steps
 from kesi.errors import UsageError
 from kesi.pruning import prune_weights
@@ -97,7 +97,7 @@ def main() -> None:
     if args.steps < 1 or args.top < 1:
         raise UsageError("--steps and --top must be at least 1")
     set_threads(args.threads)
-    device = device_for(args.device)
+    device = cli.device_for(args.device)
     plan = recipe_of(args.arch, args.method)
     batch = args.batch_size or {"baseline": plan.baseline, "onecycle": plan.retrain,
                                 "kesi": plan.distill}[args.stage].batch_size

@@ -142,18 +142,6 @@ def our_batches(job: Job) -> TrainBatches:
     return TrainBatches(dataset, job.batch, 0, job.device)
 
 
-def device_for(name: str) -> str:
-    """The device that a flag means ("auto": a GPU if any). Raises UsageError where it is not there."""
-    chosen = name
-    if name == "auto":
-        chosen = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(1, device=chosen)
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"--device {name}: {str(error).splitlines()[0]}") from error
-    return chosen
-
-
 def set_threads(threads: int | None) -> None:
     """CPU threads of this process. Raises UsageError for less than one."""
     if threads is None:

@@ -18,7 +18,7 @@ from torch import nn
 
 import models
 from kesi import limits
-from kesi.errors import KesiError, UsageError
+from kesi.errors import KesiError, UsageError, first_line
 from kesi.files import write_atomic
 from kesi.pruning.graphs import GRAPHS
 from kesi.pruning.weights import Masks, masks_from_zeros
@@ -165,7 +165,7 @@ def load(path: str | Path, arch: str | None = None, num_classes: int | None = No
     except (ValueError, KeyError, IndexError, OverflowError, RuntimeError, TypeError, AttributeError) as error:
         # without a message of many lines: load_state_dict lists every name
         raise KesiError(f"{path} does not fit {arch} with {classes} classes: "
-                        f"{_first_line(error).rstrip(': ')}") from error
+                        f"{first_line(error).rstrip(': ')}") from error
     if masks is None and not ours:
         masks = masks_from_zeros(model)
     if not ours:
@@ -191,7 +191,7 @@ def read(path: Path) -> dict:
     except OSError as error:
         raise KesiError(f"cannot read {path}: {error.strerror or error}") from error
     except Exception as error:  # torch.load raises a dozen types for damaged files
-        raise KesiError(f"{path} is damaged or not a checkpoint: {_first_line(error)}") from error
+        raise KesiError(f"{path} is damaged or not a checkpoint: {first_line(error)}") from error
     if not isinstance(content, dict):
         raise KesiError(f"{path} is not a checkpoint: it holds a {type(content).__name__}, not a dictionary")
     limits.check_content(path, content)
@@ -204,11 +204,6 @@ def read(path: Path) -> dict:
             raise KesiError(f"{path} is damaged: its content does not match its checksum")
         limits.check_fields(path, content)
     return content
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return (text[0][:160] if text else type(error).__name__).rstrip(".")
 
 
 def _state_dict(path: Path, content: dict) -> dict[str, torch.Tensor]:

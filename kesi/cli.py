@@ -200,19 +200,25 @@ def classes_and_size(args: argparse.Namespace, family: str) -> tuple[int, int]:
     return args.num_classes or DEFAULT_CLASSES, args.image_size or size
 
 
+def device_for(name: str) -> str:
+    """The device that a flag means ("auto": a GPU if any). Raises UsageError where it is not there."""
+    chosen = name
+    if name == "auto":
+        chosen = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"--device {name}: {str(error).splitlines()[0]}") from error
+    return chosen
+
+
 def options_for(args: argparse.Namespace) -> Options:
     """The machine's side of a run. Raises UsageError for a device that is not there."""
     if args.threads is not None:
         if args.threads < 1:
             raise UsageError(f"--threads must be at least 1, not {args.threads}")
         torch.set_num_threads(args.threads)
-    name = args.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"--device {args.device}: {str(error).splitlines()[0]}") from error
+    name = device_for(args.device)
     eval_every = args.eval_every if args.eval_every is not None else (0 if args.dataset == "digits" else 1)
     if eval_every < 0 or args.save_every < 1:
         raise UsageError("--eval-every must be at least 0 and --save-every at least 1")

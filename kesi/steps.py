@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from kesi import distributed
-from kesi.errors import UsageError
+from kesi.errors import UsageError, first_line
 
 PRECISIONS = ("auto", "fp32", "tf32", "bf16")
 COMPILE = ("auto", "on", "off")
@@ -113,7 +113,7 @@ class _Compiled:
         try:
             return self._function(images, labels)
         except Exception as error:  # a missing compiler, an unsupported operation: dozens of types
-            _say(f"compiling failed ({_first_line(error)}); continuing without")
+            _say(f"compiling failed ({first_line(error)}); continuing without")
             self._function = self._plain
             return self._plain(images, labels)
 
@@ -146,7 +146,7 @@ class _Captured:
             self._capture(images, labels)
         except Exception as error:
             self._graph, self._failed = None, True
-            _say(f"capturing the step as a CUDA graph failed ({_first_line(error)}); continuing without")
+            _say(f"capturing the step as a CUDA graph failed ({first_line(error)}); continuing without")
         # neither warming up nor capturing counts as a step
         for buffer, before in zip(self._model.buffers(), buffers, strict=True):
             buffer.copy_(before)
@@ -166,11 +166,6 @@ class _Captured:
             self._loss, self._correct = self._step(self._images, self._labels)
         self._gradients = [parameter.grad for parameter in self._model.parameters()]
         self._graph = graph
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return text[0][:120] if text else type(error).__name__
 
 
 def _say(text: str) -> None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from kesi.errors import UsageError
+from kesi.errors import UsageError, first_line
 
 TOLERANCE = 1e-4  # of the largest output, in the trial of a width
 IMAGES = 4  # of the trial
@@ -169,7 +169,7 @@ def analyse(network: nn.Module, image_size: int) -> Graph:
                 network, torch.zeros(1, 3, image_size, image_size), verbose=False)
             widths = _widths(dependencies, network)
     except Exception as error:  # of any type: whatever its assumptions run into
-        return Graph(problem=f"torch-pruning cannot trace this network ({_first_line(error)}); prune its weights "
+        return Graph(problem=f"torch-pruning cannot trace this network ({first_line(error)}); prune its weights "
                              f"instead")
     graph = _graph(widths, dict(network.named_modules()))
     kept = _sound(graph, network, image_size, [], [place for place, width in enumerate(widths) if width.simple])
@@ -307,8 +307,3 @@ def _randomised(network: nn.Module, draw: torch.Generator) -> nn.Module:
             module.running_mean.normal_(0, 0.3, generator=draw)
             module.running_var.uniform_(0.5, 1.5, generator=draw)
     return network
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return text[0][:160].rstrip(".") if text else type(error).__name__
