@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from kesi import distributed
+from kesi import distributed, norms
 from kesi.errors import UsageError, first_line
 
 PRECISIONS = ("auto", "fp32", "tf32", "bf16")
@@ -77,6 +77,8 @@ def make_step(model: nn.Module, objective: Callable, device: str, precision: str
     """
     cuda = torch.device(device).type == "cuda"
     called: nn.Module = DistributedDataParallel(model) if distributed.world() > 1 else model
+    compiled = compile_ == "on" or (compile_ == "auto" and cuda and steps >= COMPILE_FROM_STEPS)
+    slow = [] if cuda else norms.slow_norms(model)
 
     def forward(images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         # the cache of casted weights would outlive a captured graph
@@ -85,8 +87,11 @@ def make_step(model: nn.Module, objective: Callable, device: str, precision: str
             loss = objective(logits, images, labels)
         return loss, (logits.detach().argmax(1) == labels).sum()
 
-    compiled = compile_ == "on" or (compile_ == "auto" and cuda and steps >= COMPILE_FROM_STEPS)
-    step: Step = _eager(model, _Compiled(forward) if compiled else forward)
+    def plain(images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        with norms.grouped(slow):
+            return forward(images, labels)
+
+    step: Step = _eager(model, _Compiled(forward, plain) if compiled else plain)
     return _Captured(model, step) if cuda and compile_ != "off" and distributed.world() == 1 else step
 
 
@@ -101,11 +106,11 @@ def _eager(model: nn.Module, forward: Forward) -> Step:
 
 
 class _Compiled:
-    """A function through torch.compile, or as it is once that has failed."""
+    """A function through torch.compile, or ``plain`` once that has failed."""
 
-    def __init__(self, function: Forward):
+    def __init__(self, function: Forward, plain: Forward):
         torch._dynamo.reset()  # stages are different networks: their number must not hit the limit of recompilations
-        self._plain, self._function = function, torch.compile(function)
+        self._plain, self._function = plain, torch.compile(function)
 
     def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if self._function is self._plain:
