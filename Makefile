@@ -32,7 +32,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 test: $(VENV)/.ready ## Run the tests of the method, about four minutes on two cores
 	$(PYTEST) -m 'not slow'
 
-slow: $(VENV)/.ready ## Run the tests of notebook, documents, own networks and benchmarks, about as long again
+slow: $(VENV)/.ready ## Run the tests of notebook, documents, own networks, benchmarks and Ray, about as long again
 	$(PYTEST) -m slow
 
 chaos: $(VENV)/.ready ## Kill the pipeline 100 times at random moments and compare with a run left alone

@@ -222,6 +222,7 @@ def test_without_ray_it_says_how_to_get_it(tmp_path, monkeypatch):
     fails("kesi.reproduce", *TINY, "--save", tmp_path, "--ray", code=2, says='pip install "kesi[ray]"')
 
 
+@pytest.mark.slow
 def test_a_cluster_that_is_not_there_is_told_at_once(tmp_path):
     pytest.importorskip("ray", reason="Ray is not installed")
     for address in ("localhost:1", "nonsense"):
@@ -234,6 +235,7 @@ def test_a_worker_that_does_not_see_the_storage_says_so(tmp_path):
     assert code == 1 and "all machines need the same storage" in reason
 
 
+@pytest.mark.slow
 def test_ray_continues_the_pipeline_of_a_lost_worker(tmp_path):
     """Two workers; one is killed, the other told to end, both in the middle of a stage."""
     pytest.importorskip("ray", reason="Ray is not installed")
