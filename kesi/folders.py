@@ -57,7 +57,8 @@ def refuse_changes(folder: Path, before: object, now: dict) -> None:
             key, old, new = next(((name, old.get(name), new[name]) for name in new if old.get(name) != new[name]),
                                  (key, None, None))
         if old != new:
-            raise UsageError(f"{folder} holds a run with another {key} ({_short(old)}, now {_short(new)}): use "
+            other = "other" if key.endswith("s") else "another"  # images, epochs, milestones
+            raise UsageError(f"{folder} holds a run with {other} {key} ({_short(old)}, now {_short(new)}): use "
                              f"another --save, or --fresh to start over (the old one is moved aside)")
 
 
