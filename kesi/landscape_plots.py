@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 if TYPE_CHECKING:
     from kesi.landscape import PlanePoint
@@ -43,8 +44,15 @@ def plane_figure(points: Sequence["PlanePoint"], name: str, images: str) -> Figu
         if what == "loss":  # it grows by orders of magnitude
             values = [[math.log10(max(value, 1e-6)) for value in row] for row in values]
             label = "log10 of the cross-entropy"
-        filled = axis.contourf(xs, ys, values, levels=15, cmap="cividis_r" if what == "loss" else "cividis")
-        axis.contour(xs, ys, values, levels=15, colors="black", linewidths=0.3)
+        low, high = min(map(min, values)), max(map(max, values))
+        flat = high - low < 1e-6
+        levels = MaxNLocator(15, min_n_ticks=2).tick_values(low - flat / 2, high + flat / 2)
+        if what == "accuracy":  # round steps would go on beyond what there is
+            levels = sorted({min(max(level, 0.0), 100.0) for level in levels})
+        filled = axis.contourf(xs, ys, values, levels=levels, cmap="cividis_r" if what == "loss" else "cividis")
+        axis.contour(xs, ys, values, levels=levels, colors="black", linewidths=0.3, linestyles="solid")
+        for direction in (axis.xaxis, axis.yaxis):
+            direction.set_major_locator(MaxNLocator(5))
         axis.plot(0, 0, "+", color="#D55E00", markersize=12, markeredgewidth=2)
         axis.set_aspect("equal")
         axis.set_xlabel("first direction (norms of the filters)")
