@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 import models
-from kesi import limits
+from kesi import limits, registry
 from kesi.errors import KesiError, UsageError, first_line
 from kesi.files import write_atomic
 from kesi.pruning.graphs import GRAPHS
@@ -151,9 +151,7 @@ def load(path: str | Path, arch: str | None = None, num_classes: int | None = No
     classes = content["num_classes"] if ours else _classes(path, state)
     if num_classes is not None and num_classes != classes:
         raise UsageError(f"{path} has {classes} classes, not {num_classes}")
-    if arch not in models.ARCHITECTURES:
-        raise UsageError(f"{path} holds a network that is not one of KESI's: say how it is built with "
-                         f"kesi.register({arch!r:.60}, factory), and load it then")
+    registry.require(arch, path)
     if arch in GRAPHS and GRAPHS[arch].problem and content.get("cfg"):
         raise UsageError(f"{path} cannot be loaded: {GRAPHS[arch].problem}")
     try:

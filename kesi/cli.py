@@ -34,8 +34,11 @@ def parser(doc: str, prog: str | None = None) -> argparse.ArgumentParser:
                    allow_abbrev=False)
 
 
-def run(main: Callable[[], None]) -> None:
-    """Call a script's main function and exit: 0, 2 for wrong usage, 1 for other errors, 130 when interrupted."""
+def run(main: Callable[[], None], resumes: bool = False) -> None:
+    """Call a script's main function and exit: 0, 2 for wrong usage, 1 for other errors, 130 when interrupted.
+
+    ``resumes``: it is one that, started again, continues where it was interrupted, which is said then.
+    """
     warnings.showwarning = lambda message, *_args, **_kwargs: print(f"warning: {message}", file=sys.stderr)
     if not distributed.is_main():  # the first of several processes speaks for all
         warnings.showwarning = lambda *_args, **_kwargs: None
@@ -56,7 +59,7 @@ def run(main: Callable[[], None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever reads has had enough
         sys.exit(1)
     except KeyboardInterrupt:
-        _end("interrupted; the same command continues from the last saved epoch", 130)
+        _end("interrupted" + "; the same command continues from the last saved epoch" * resumes, 130)
 
 
 def _end(message: str, code: int) -> None:

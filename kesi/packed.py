@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 import models
+from kesi import registry
 from kesi.errors import KesiError, UsageError
 from kesi.pruning.weights import conv_weights
 from models import Network
@@ -47,8 +48,8 @@ def save_bytes(model: Network, about: dict[str, Any], sparse: bool = False) -> b
 def load_safetensors(path: str | Path) -> Network:
     """The network in a file of save_bytes(), dense or sparse, in eval mode on the CPU.
 
-    Raises UsageError for a missing file or a missing safetensors, KesiError for a file that is damaged or not
-    of this kind.
+    Raises UsageError for a missing file, a missing safetensors or a network of one's own that is not registered,
+    KesiError for a file that is damaged or not of this kind.
     """
     return load_with_metadata(path)[0]
 
@@ -69,6 +70,7 @@ def load_with_metadata(path: str | Path) -> tuple[Network, dict[str, Any]]:
     try:
         about = {key: value if key in ("format", "version", "arch") else json.loads(value)
                  for key, value in text.items()}
+        registry.require(about["arch"], path)
         model = models.create(about["arch"], about["num_classes"], about["cfg"])
         shapes = {name: value.shape for name, value in model.state_dict().items()}
         for name in about["sparse"]:

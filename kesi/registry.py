@@ -19,6 +19,13 @@ from kesi.pruning.graphs import GRAPHS, Graph, analyse
 Factory = Callable[[], nn.Module]
 
 
+def require(arch: str, path: object) -> None:
+    """Raise a UsageError unless the network ``arch``, of which a file speaks, is KESI's or registered."""
+    if arch not in models.ARCHITECTURES:
+        raise UsageError(f"{path} holds a network that is not one of KESI's: say how it is built with "
+                         f"kesi.register({arch!r:.60}, factory), and load it then")
+
+
 def register(name: str, factory: Factory, num_classes: int | None = None, image_size: int = 32) -> Graph:
     """Make networks that ``factory()`` builds known under ``name``, in this process; returns their widths.
 

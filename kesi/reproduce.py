@@ -198,4 +198,4 @@ def _seeds(runs: Sequence[Run]) -> str:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, resumes=True)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import models
-from kesi import checkpoints, export, formats, packed
+from kesi import checkpoints, export, formats, packed, registry
 from kesi.data import load
 from kesi.errors import KesiError, UsageError
 from kesi.inputs import inputs_of
@@ -196,3 +196,16 @@ def test_damaged_safetensors(weight_run, tmp_path):
         packed.unpack({"values": torch.zeros(3), "bits": torch.from_numpy(np.array([255], dtype=np.uint8))}, [8])
     with pytest.raises(UsageError, match="no such file"):
         export.load_safetensors(tmp_path / "nothing")
+
+
+def test_safetensors_of_an_unregistered_network_says_what_to_register(tmp_path, monkeypatch):
+    pytest.importorskip("safetensors", reason="safetensors is not installed")
+    monkeypatch.setattr(models, "ARCHITECTURES", dict(models.ARCHITECTURES))
+    monkeypatch.setattr(registry, "GRAPHS", {})
+    registry.register("lone", lambda: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(768, 10)), image_size=16)
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(packed.save_bytes(models.create("lone", 10), {"image_size": 16}))
+    assert packed.load_safetensors(path).num_classes == 10
+    del models.ARCHITECTURES["lone"]
+    with pytest.raises(UsageError, match=r"say how it is built with kesi.register\('lone', factory\)"):
+        packed.load_safetensors(path)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ import torch
 
 import models
 from doors import ROOT, fails, script, works
-from kesi import checkpoints
+from kesi import checkpoints, cli
 from kesi.pruning import prune_filters
 
 SHORT = ("--epochs-scale", "0.02")  # two epochs for the baseline, one for everything else
@@ -168,6 +169,22 @@ def test_released_checkpoint_continues_here(tmp_path):
     fails("cifar/filter_pruning/ensemble_finetune.py", "--refine", tmp_path / "theirs.pth.tar", "--dataset", "digits",
           code=2, says="does not say what it was made from: name the teachers")
     fails("cifar/filter_pruning/finetune.py", "--refine", tmp_path / "theirs.pth.tar", code=2, says="give --dataset")
+
+
+@pytest.mark.parametrize("resumes", [False, True])
+def test_only_what_continues_says_so_when_it_is_interrupted(resumes, capsys):
+    def main():
+        raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as end:
+            cli.run(main, resumes)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert end.value.code == 130
+    said = capsys.readouterr().err
+    assert said.startswith("interrupted") and ("the same command continues" in said) == resumes
 
 
 def test_an_interrupted_stage_continues_and_equals_a_whole_one(runs, tmp_path):

@@ -12,9 +12,9 @@ from kesi.data import cifar, digits, imagefolder, tinyimagenet
 from kesi.data.augment import Augmentation, PadCrop, RandomResizedCrop
 from kesi.data.split import Split, histogram, hold_out, mean_and_std
 from kesi.errors import UsageError
+from kesi.recipes import FAMILIES
 
 DATASETS = ("cifar10", "cifar100", "digits", "imagefolder", "tinyimagenet")
-FAMILIES = ("cifar", "tinyimagenet")
 
 CIFAR_STATISTICS = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)  # mean and std as in the paper
 IMAGENET_STATISTICS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -6,4 +6,4 @@
 from kesi import cli, commands
 
 if __name__ == "__main__":
-    cli.run(lambda: commands.finetune(__doc__, "tinyimagenet"))
+    cli.run(lambda: commands.finetune(__doc__, "tinyimagenet"), resumes=True)

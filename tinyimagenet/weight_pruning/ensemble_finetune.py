@@ -12,4 +12,4 @@ from kesi import cli, commands
 checkpoint_paths: list[str] = []
 
 if __name__ == "__main__":
-    cli.run(lambda: commands.ensemble_finetune(__doc__, "tinyimagenet", checkpoint_paths))
+    cli.run(lambda: commands.ensemble_finetune(__doc__, "tinyimagenet", checkpoint_paths), resumes=True)
