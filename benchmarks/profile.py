@@ -5,14 +5,14 @@
     python -m benchmarks.profile --arch wrn-16-8 --stage onecycle --method weight --batch-size 32
 
 The step is the one that fit() runs, on noise: from the augmentation to the weight masks. Times are those of an
-operation itself, without what it calls. On a GPU they are those of its kernels, and a step that is captured as a CUDA
-graph shows its kernels only; --compile off shows the operations that launch them.
+operation itself, without what it calls. On a GPU they are those of its kernels, whatever launches them.
 """
 
 from collections.abc import Callable
 from dataclasses import replace
 
 import torch
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 import models
@@ -64,7 +64,11 @@ def top(step: Callable[[], object], device: torch.device, count: int, rows: int)
     def own(event) -> float:
         return (event.self_device_time_total if cuda else event.self_cpu_time_total) / 1e3 / count
 
-    events = sorted((event for event in found.key_averages() if own(event) > 0), key=own, reverse=True)
+    listed = found.key_averages()
+    if cuda:  # a kernel's time is listed under the operation that launched it, too, which would count it twice
+        listed = [event for event in listed if event.device_type == DeviceType.CUDA
+                  and not getattr(event, "is_user_annotation", False)]
+    events = sorted((event for event in listed if own(event) > 0), key=own, reverse=True)
     total = sum(map(own, events))
     lines = [f"{'operation':<56} {'calls':>7} {'self ms':>9} {'share':>7}"]
     for event in events[:rows]:

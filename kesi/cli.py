@@ -204,10 +204,15 @@ def classes_and_size(args: argparse.Namespace, family: str) -> tuple[int, int]:
 
 
 def device_for(name: str) -> str:
-    """The device that a flag means ("auto": a GPU if any). Raises UsageError where it is not there."""
+    """The device that a flag means ("auto": a GPU if any; of several processes each its own).
+
+    Raises UsageError where it is not there.
+    """
     chosen = name
     if name == "auto":
         chosen = "cuda" if torch.cuda.is_available() else "cpu"
+    if chosen == "cuda" and "LOCAL_RANK" in os.environ:
+        chosen = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         torch.empty(1, device=chosen)
     except (RuntimeError, AssertionError) as error:
@@ -225,8 +230,6 @@ def options_for(args: argparse.Namespace) -> Options:
     eval_every = args.eval_every if args.eval_every is not None else (0 if args.dataset == "digits" else 1)
     if eval_every < 0 or args.save_every < 1:
         raise UsageError("--eval-every must be at least 0 and --save-every at least 1")
-    if args.deterministic:  # cuBLAS reads this when it starts
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     steps.set_up(name, args.precision, args.deterministic)
     name = distributed.start(name)
     return Options(name, eval_every, args.save_every, args.precision, args.compile, args.deterministic, args.sync_bn)

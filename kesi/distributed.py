@@ -27,7 +27,8 @@ def start(device: str) -> str:
     if cuda:
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if cuda else "gloo", timeout=PATIENCE)
+    dist.init_process_group("nccl" if cuda else "gloo", timeout=PATIENCE,
+                            device_id=torch.device(device) if cuda else None)
     return device
 
 

@@ -31,6 +31,7 @@ from kesi.errors import UsageError
 from kesi.files import make_folder, write_atomic, write_text
 from kesi.inputs import add_flags, dataset_of, device_for, first_images, inputs_of
 from kesi.report import csv_text
+from kesi.steps import full_precision
 from kesi.training import evaluate
 
 BN_IMAGES = 2048  # training images that running statistics are estimated from
@@ -132,7 +133,7 @@ def recompute_statistics(model: nn.Module, dataset: Dataset, device: str = "cpu"
         norm.reset_running_stats()
         norm.momentum = None  # torch's word for the plain mean over batches
         norm.train()
-    with torch.no_grad():
+    with torch.no_grad(), full_precision():
         for batch, _ in TrainBatches(chosen, min(BN_BATCH, len(images)), seed=0, device=device).epoch(1):
             model(batch)
     for norm, (momentum, training) in zip(norms, before, strict=True):

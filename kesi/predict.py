@@ -22,6 +22,7 @@ from kesi.data.augment import Normalise
 from kesi.data.decode import Storage, decode, is_image
 from kesi.errors import UsageError
 from kesi.inputs import Inputs, add_flags, device_for, inputs_of
+from kesi.steps import full_precision
 
 BATCH = 64
 
@@ -71,7 +72,7 @@ def predict_images(checkpoint: Checkpoint, paths: Iterable[str | Path], inputs: 
     for start in range(0, len(files), BATCH):
         part = files[start:start + BATCH]
         pixels = torch.from_numpy(np.stack([decode(path, storage).pixels for path in part])).to(device)
-        with torch.inference_mode():
+        with torch.inference_mode(), full_precision():
             logits = model(inputs.augmentation.test(pixels, None, normalise))
         predictions += map(_prediction, part, logits.double().softmax(1).cpu(), [inputs] * len(part))
     return predictions

@@ -68,7 +68,7 @@ def _build(factory: Factory) -> nn.Module:
         raise UsageError(f"a network has to be a torch.nn.Module, not a {type(network).__name__}")
     if not hasattr(network, "min_image_size"):
         network.min_image_size = 1
-    return network
+    return network.cpu()
 
 
 def _outputs(network: nn.Module, image_size: int) -> int:

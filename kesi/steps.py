@@ -2,8 +2,10 @@
 
 import contextlib
 import ctypes
+import os
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
@@ -35,15 +37,37 @@ def set_up(device: str, precision: str, deterministic: bool) -> str:
     """
     cuda = torch.device(device).type == "cuda"
     if precision == "auto":
-        precision = "bf16" if cuda and torch.cuda.is_bf16_supported() else "fp32"
+        precision = "bf16" if cuda and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     if precision == "tf32" and not cuda:
         raise UsageError("--precision tf32 is for GPUs; use fp32 or bf16 on a CPU")
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    if cuda and torch.device(device).index is not None:
+        torch.cuda.set_device(device)  # graphs are captured on the current one
+    if cuda and deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
+    _allow_tf32(precision == "tf32", precision == "tf32")
     torch.backends.cudnn.benchmark = cuda and not deterministic
     torch.use_deterministic_algorithms(deterministic)
     if not cuda:
         _keep_freed_memory()
     return precision
+
+
+@contextlib.contextmanager
+def full_precision() -> Iterator[None]:
+    """Within, a GPU computes fp32 as fp32: what is reported does not depend on the precision of the training."""
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    _allow_tf32(False, False)
+    try:
+        yield
+    finally:
+        _allow_tf32(*before)
+
+
+def _allow_tf32(convolutions: bool, products: bool) -> None:
+    with warnings.catch_warnings():
+        # torch 2.9 and later recommend another switch, but their own compiler still reads these
+        warnings.simplefilter("ignore")
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = convolutions, products
 
 
 def _keep_freed_memory() -> None:
@@ -106,14 +130,16 @@ def _eager(model: nn.Module, forward: Forward) -> Step:
 
 
 class _Compiled:
-    """A function through torch.compile, or ``plain`` once that has failed."""
+    """A function through torch.compile; ``plain`` once that has failed, and for the last batch of another shape."""
 
     def __init__(self, function: Forward, plain: Forward):
         torch._dynamo.reset()  # stages are different networks: their number must not hit the limit of recompilations
         self._plain, self._function = plain, torch.compile(function)
+        self._shape: torch.Size | None = None
 
     def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        if self._function is self._plain:
+        self._shape = self._shape or images.shape
+        if self._function is self._plain or images.shape != self._shape:
             return self._plain(images, labels)
         try:
             return self._function(images, labels)
@@ -148,9 +174,11 @@ class _Captured:
         buffers = [buffer.clone() for buffer in self._model.buffers()]
         random = torch.cuda.get_rng_state(images.device)
         try:
-            self._capture(images, labels)
+            with torch.cuda.device(images.device):
+                self._capture(images, labels)
         except Exception as error:
             self._graph, self._failed = None, True
+            torch.cuda.synchronize(images.device)
             _say(f"capturing the step as a CUDA graph failed ({first_line(error)}); continuing without")
         # neither warming up nor capturing counts as a step
         for buffer, before in zip(self._model.buffers(), buffers, strict=True):
@@ -159,18 +187,34 @@ class _Captured:
 
     def _capture(self, images: torch.Tensor, labels: torch.Tensor) -> None:
         self._images, self._labels = images.clone(), labels.clone()
-        stream = torch.cuda.Stream(images.device)
-        stream.wait_stream(torch.cuda.current_stream(images.device))
+        ours, stream = torch.cuda.current_stream(), torch.cuda.Stream()
+        stream.wait_stream(ours)
         with torch.cuda.stream(stream):  # so that cuDNN has chosen its algorithms and the compiler has finished
             for _ in range(3):
                 self._step(self._images, self._labels)
-        torch.cuda.current_stream(images.device).wait_stream(stream)
+            with _no_synchronisation():  # what waits for the GPU fails here rather than in the middle of a capture
+                self._step(self._images, self._labels)
+        ours.wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         self._model.zero_grad(set_to_none=True)
-        with torch.cuda.graph(graph):
+        # The outer context gives the stream back where the end of a capture raises. thread_local: the thread that
+        # gathers the next batch may allocate meanwhile.
+        with torch.cuda.stream(ours), torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             self._loss, self._correct = self._step(self._images, self._labels)
         self._gradients = [parameter.grad for parameter in self._model.parameters()]
         self._graph = graph
+
+
+@contextlib.contextmanager
+def _no_synchronisation() -> Iterator[None]:
+    """Within, an operation that has the CPU wait for the GPU raises."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns that this mode is a prototype
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def _say(text: str) -> None:

@@ -18,7 +18,7 @@ from kesi.errors import KesiError
 from kesi.pruning import Masks
 from kesi.recipes import Stage
 from kesi.seeds import derive
-from kesi.steps import Step, make_step, set_up
+from kesi.steps import Step, full_precision, make_step, set_up
 
 
 class Objective(Protocol):
@@ -193,16 +193,30 @@ def predict(model: nn.Module, dataset: Dataset, split: Split, device: str = "cpu
     """
     training = model.training
     whole = len(split)
+    _settle(model, device)  # outside of inference_mode: weights stay trainable
     if distributed.world() > 1:
         distributed.share_buffers(model)
         split = split.subset(torch.arange(distributed.rank(), whole, distributed.world()))
-    model.to(device=device, memory_format=torch.channels_last).eval()  # outside: weights stay trainable
+    model.eval()
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), full_precision():
             logits = [model(images) for images, _ in eval_batches(dataset, split, device)]
     finally:
         model.train(training)
     return distributed.gather_rows(torch.cat(logits).float(), whole).cpu()
+
+
+def _settle(model: nn.Module, device: str) -> None:
+    """Put a network on a device in channels_last, unless it is there.
+
+    Module.to() gives weights of shape (N, 1, 1, 1) new memory every time, of which a captured step would not know.
+    """
+    where = torch.device(device)
+    for tensor in (*model.parameters(), *model.buffers()):
+        elsewhere = tensor.device.type != where.type or where.index not in (None, tensor.device.index)
+        if elsewhere or (tensor.dim() == 4 and not tensor.is_contiguous(memory_format=torch.channels_last)):
+            model.to(device=device, memory_format=torch.channels_last)
+            return
 
 
 def evaluate(model: nn.Module, dataset: Dataset, split: Split, device: str = "cpu") -> tuple[float, float]:

@@ -261,6 +261,24 @@ def test_teachers_are_frozen_folded_and_in_layout():
 ODD = (8, 8, 8, 8, 8, 3)
 
 
+def test_full_precision_is_for_a_while(monkeypatch):
+    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = True, False
+    with pytest.raises(ZeroDivisionError), steps.full_precision():
+        assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
+        raise ZeroDivisionError
+    assert torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
+
+
+def test_only_batches_of_the_first_shape_are_compiled(monkeypatch):
+    """The last batch of an epoch is smaller: compiling it anew would take longer than it."""
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda function: lambda x, y: compiled.append(len(x)) or function(x, y))
+    model, given = network(), batches(6, 6, 3, 6)
+    expected = train(copy.deepcopy(model), cross_entropy, "off", given)
+    found = train(model, cross_entropy, "on", given)
+    assert compiled == [6, 6, 6] and found[0] == pytest.approx(expected[0], rel=1e-5)
+
+
 @needs_graph
 @pytest.mark.parametrize("distil", [False, True], ids=["cross-entropy", "distillation"])
 def test_a_captured_step_is_the_eager_one_also_with_an_odd_last_batch(distil, capsys):

@@ -7,13 +7,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 import models
 from kesi.data import load
 from kesi.errors import KesiError, UsageError
 from kesi.pruning import Masks, prune_weights
 from kesi.recipes import DISTILL, ONE_CYCLE, USUAL, recipe
-from kesi.training import Options, fit, learning_rates, optimizer_for, schedule_for
+from kesi.training import Options, evaluate, fit, learning_rates, optimizer_for, schedule_for
 
 LAST_ONLY = Options(eval_every=0)
 
@@ -144,3 +145,13 @@ def test_training_learns(digits):
     history = fit(network, digits, replace(ONE_CYCLE, epochs=8, batch_size=32), seed=0, options=LAST_ONLY)
     assert history[-1]["test_accuracy"] > 50 and history[-1]["train_loss"] < history[0]["train_loss"] / 1.5
     assert not torch.equal(weights(before), weights(network))
+
+
+def test_evaluating_leaves_the_weights_where_they_are(digits):
+    """A captured step reads them there; Module.to() would move those of shape (N, 1, 1, 1) every time."""
+    model = nn.Sequential(nn.Conv2d(3, 1, 3), nn.Conv2d(1, 10, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    evaluate(model, digits, digits.test)
+    assert model[0].weight.is_contiguous(memory_format=torch.channels_last)
+    before = [weight.data_ptr() for weight in model.parameters()]
+    evaluate(model, digits, digits.test)
+    assert [weight.data_ptr() for weight in model.parameters()] == before

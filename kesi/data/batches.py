@@ -132,4 +132,5 @@ def eval_batches(
 def _resident_limit(device: torch.device) -> int:
     if device.type != "cuda":
         return 2**30
-    return min(4 * 2**30, torch.cuda.mem_get_info(device)[0] // 2)
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # free as well, for torch
+    return min(4 * 2**30, (torch.cuda.mem_get_info(device)[0] + cached) // 2)
