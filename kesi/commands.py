@@ -14,7 +14,7 @@ from kesi.files import write_atomic
 from kesi.folders import CHECKPOINT, PRUNED
 from kesi.locks import held
 from kesi.pruning.weights import conv_weights
-from kesi.stages import Context
+from kesi.running import Context
 from kesi.states import STATE
 from kesi.training import evaluate
 

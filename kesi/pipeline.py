@@ -19,7 +19,7 @@ from kesi.folders import PRUNED, move_aside, read_fields, refuse_changes
 from kesi.locks import held
 from kesi.provenance import provenance, recipe_hash
 from kesi.recipes import Recipe
-from kesi.stages import Context
+from kesi.running import Context
 from kesi.training import Options
 
 RUN = "run.json"

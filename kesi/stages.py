@@ -1,55 +1,33 @@
 """The five steps, one function each: a stage reads checkpoints and leaves one in a folder of its own.
 
-    <folder>/checkpoint.pth.tar   the network          <folder>/metrics.jsonl   one line an epoch
-    <folder>/result.json          what came out        <folder>/state.pth.tar   only while it runs
-
-A finished stage is not run again, and an interrupted one continues from its last saved epoch. The folder is
-locked meanwhile (kesi.locks).
+A finished stage is not run again, and an interrupted one continues from its last saved epoch (kesi.running).
 """
 
-import os
-import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from time import perf_counter
 
 import torch
 
 import models
-from kesi import checkpoints, distributed, health, states
+from kesi import checkpoints, distributed, health
 from kesi.checkpoints import Checkpoint
-from kesi.complexity import macs, parameters
+from kesi.complexity import parameters
 from kesi.data import Dataset
 from kesi.distillation import Distillation, SnapshotEnsemble, agreement
 from kesi.errors import KesiError, UsageError
-from kesi.files import write_json, write_json_lines
-from kesi.folders import CHECKPOINT, METRICS, RESULT, finished, read_fields, refuse_changes, start_over
+from kesi.files import write_json
+from kesi.folders import CHECKPOINT, RESULT, finished, read_fields
 from kesi.locks import held
 from kesi.pretrained import load_pretrained
 from kesi.provenance import provenance, recipe_hash
-from kesi.pruning import Masks, prune_filters, prune_weights
+from kesi.pruning import prune_filters, prune_weights
 from kesi.pruning.filters import pruned_widths
 from kesi.recipes import Recipe, Stage
+from kesi.running import Context, check_images, reference, result_of, train
 from kesi.seeds import derive
-from kesi.training import Objective, Options, Progress, cross_entropy, evaluate, fit
+from kesi.training import evaluate
 from models import Network
-
-
-@dataclass(frozen=True)
-class Context:
-    """What the stages of one run share: images, seed, machine, and whether to start over."""
-
-    dataset: Dataset
-    seed: int
-    options: Options = field(default_factory=Options)
-    fresh: bool = False
-    where: str = ""  # for messages: "seed 0, stage 3 of 8"
-
-    def say(self, text: str) -> None:
-        """One line for the person who waits."""
-        print(f"{self.where}: {text}" if self.where else text, flush=True)
 
 
 def train_baseline(context: Context, arch: str, stage: Stage, folder: Path, pretrained: str | None = None) -> Path:
@@ -61,7 +39,7 @@ def train_baseline(context: Context, arch: str, stage: Stage, folder: Path, pret
         return (model if pretrained is None else load_pretrained(model, pretrained)), None
 
     describe = {"stage": "baseline", "kind": "baseline", "round": 0, "pretrained": pretrained}
-    return _train(context, folder, stage, draw, describe)
+    return train(context, folder, stage, draw, describe)
 
 
 def adopt_baseline(context: Context, source: Path, arch: str, folder: Path) -> Path:
@@ -88,10 +66,10 @@ def _adopt(context: Context, parent: Checkpoint, folder: Path) -> None:
     loss, accuracy = evaluate(parent.model, context.dataset, context.dataset.test, context.options.device)
     info = {**parent.info, "stage": "baseline", "kind": "baseline", "round": 0, "seed": context.seed,
             "dataset": context.dataset.describe(), "settings": {}, "pruned_accuracy": None,
-            "parent": _reference(parent, folder), "recipe_hash": parent.info.get("recipe_hash"),
+            "parent": reference(parent, folder), "recipe_hash": parent.info.get("recipe_hash"),
             **provenance(context.options.device)}
     row = {"test_accuracy": accuracy, "test_loss": loss, "val_accuracy": None}
-    result = _result(context, parent.model, None, info, [row], 0.0)
+    result = result_of(context, parent.model, None, info, [row], 0.0)
     result |= {"adopted_from": parent.digest, "epochs": 0, "images": 0}
     result["digest"] = checkpoints.save(folder / CHECKPOINT, parent.model.cpu(), info)
     write_json(folder / RESULT, result)
@@ -120,7 +98,7 @@ def prune(parent: Checkpoint, method: str, amount: float | Sequence[float], path
     inherited = {key: parent.info[key] for key in ("dataset", "seed", "settings") if key in parent.info}
     info = {**inherited, "stage": f"pruned-{number}", "kind": "pruned", "round": number, "method": method,
             "amount": list(amount) if isinstance(amount, Sequence) else amount,
-            "parent": _reference(parent, path.parent), **provenance("cpu")}
+            "parent": reference(parent, path.parent), **provenance("cpu")}
     info["recipe_hash"] = recipe_hash({name: info[name] for name in ("method", "amount")})
     if empty := health.empty_layers(masks):
         warnings.warn(f"round {number} prunes every weight of {', '.join(empty)}", stacklevel=2)
@@ -142,7 +120,7 @@ def retrain(context: Context, stage: Stage, refine: Path, folder: Path) -> Path:
     kind = "onecycle" if stage.schedule == "onecycle" else "usual"
     describe = {"stage": f"{kind}-{number}", "kind": kind, "round": number,
                 "method": parent.info.get("method") or method_of(parent)}
-    return _train(context, folder, stage, lambda: (parent.model, parent.masks), describe, parent)
+    return train(context, folder, stage, lambda: (parent.model, parent.masks), describe, parent)
 
 
 def distill(context: Context, stage: Stage, temperature: float, refine: Path, teachers: Sequence[Path],
@@ -155,8 +133,8 @@ def distill(context: Context, stage: Stage, temperature: float, refine: Path, te
     objective = Distillation(ensemble, temperature)
     describe = {"stage": "kesi", "kind": "kesi", "round": parent.round,
                 "method": parent.info.get("method") or method_of(parent), "temperature": temperature,
-                "teachers": [_reference(member, folder) for member in members]}
-    return _train(context, folder, stage, lambda: (parent.model, parent.masks), describe, parent, objective)
+                "teachers": [reference(member, folder) for member in members]}
+    return train(context, folder, stage, lambda: (parent.model, parent.masks), describe, parent, objective)
 
 
 def measure_ensemble(context: Context, teachers: Sequence[Path], folder: Path, kind: str = "ensemble") -> dict:
@@ -210,13 +188,6 @@ def fitting(path: Path, dataset: Dataset, arch: str | None = None) -> Checkpoint
     return checkpoint
 
 
-def check_images(model: Network, dataset: Dataset) -> None:
-    """Raises UsageError where the images are too small for the network."""
-    if dataset.image_size < model.min_image_size:
-        raise UsageError(f"{model.arch} needs images of {model.min_image_size} px or more, but {dataset.name} has "
-                         f"{dataset.image_size} px: choose another --arch or a larger --image-size")
-
-
 def method_of(checkpoint: Checkpoint) -> str | None:
     """How a network was pruned, as its masks or widths show; None if it never was."""
     if checkpoint.masks is not None:
@@ -240,115 +211,3 @@ def round_of(checkpoint: Checkpoint, recipe: Recipe) -> int:
         if cfg == checkpoint.model.cfg:
             return number
     return 1
-
-
-def _reference(checkpoint: Checkpoint, folder: Path) -> dict:
-    """How a file names its parent: relative to its own folder, so that a run can be moved as a whole."""
-    relative = os.path.relpath(Path(checkpoint.path).resolve(), Path(folder).resolve())
-    return {"path": relative, "digest": checkpoint.digest, "stage": checkpoint.stage}
-
-
-def _settings(context: Context, stage: Stage, describe: dict, parent: Checkpoint | None) -> dict:
-    """What decides the outcome of a stage; a run continues only with the same."""
-    data = context.dataset.describe()
-    return {"seed": context.seed, "stage": stage.__dict__ | {"milestones": list(stage.milestones)},
-            "dataset": data["name"], "images": data["images"], "image_size": data["image_size"],
-            "parent": parent.digest if parent else None, "temperature": describe.get("temperature"),
-            "pretrained": describe.get("pretrained"),
-            "teachers": [teacher["digest"] for teacher in describe.get("teachers", [])]}
-
-
-def _train(context: Context, folder: Path, stage: Stage, start, describe: dict, parent: Checkpoint | None = None,
-           objective: Objective = cross_entropy) -> Path:
-    """Run one training into ``folder``, from wherever it stands; ``start`` gives (network, masks)."""
-    folder = Path(folder)
-    if context.fresh and (folder / METRICS).exists() and (aside := start_over(folder)):
-        context.say(f"the run before was moved to {aside}")
-    distributed.barrier()  # all processes find the same in the folder
-    settings = _settings(context, stage, describe, parent)
-    path = folder / CHECKPOINT
-    with held(folder):
-        if finished(folder, settings) is not None:
-            states.remove(folder)  # a kill may have come between the result and this
-            context.say(f"{describe['stage']} is finished already: {path}")
-            return path
-        model, masks = start()
-        check_images(model, context.dataset)
-        resume, before = None, None
-        with distributed.main_first():
-            saved = states.newest(folder, model.arch)
-        if saved is not None:
-            refuse_changes(folder, saved.info.get("settings"), settings)
-            model, masks, resume = saved.model, saved.masks, saved.training
-            before = saved.info.get("pruned_accuracy")
-            context.say(f"{describe['stage']} continues after epoch {resume['epoch']} of {stage.epochs}")
-        elif describe["kind"] in ("onecycle", "usual"):
-            before = evaluate(model, context.dataset, context.dataset.test, context.options.device)[1]
-        info = {**describe, "dataset": context.dataset.describe(), "recipe": asdict(stage), "seed": context.seed,
-                "settings": settings, "pruned_accuracy": before,
-                "parent": _reference(parent, folder) if parent else None, **provenance(context.options.device)}
-        info["recipe"]["milestones"] = list(stage.milestones)
-        info["recipe_hash"] = recipe_hash(info["recipe"])
-        return _fit(context, folder, stage, model, masks, info, objective, resume)
-
-
-def _fit(context: Context, folder: Path, stage: Stage, model: Network, masks: Masks | None, info: dict,
-         objective: Objective, resume: dict | None) -> Path:
-    """Train, and leave the checkpoint and the result; on the way the state to continue from."""
-    saver = states.Saver(folder, info, masks, context.options.save_every)
-
-    def on_epoch(progress: Progress) -> None:
-        write_json_lines(folder / METRICS, progress.history, durable=progress.epoch == progress.epochs)
-        saver.after_epoch(model, progress)
-
-    # another order of the images in every stage: equal orders would make the snapshots alike
-    seed = derive(context.seed, info["stage"])
-    started, clock = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), perf_counter()
-    try:
-        history = fit(model, context.dataset, stage, seed=seed, objective=objective, masks=masks,
-                      options=context.options, resume=resume, on_epoch=on_epoch,
-                      label=f"{context.where} {info['stage']}".strip())
-        result = _result(context, model, masks, info, history, perf_counter() - clock) | {"started": started}
-        info["metrics"] = {key: result[key] for key in ("test_accuracy", "test_loss", "val_accuracy")}
-        result["digest"] = checkpoints.save(folder / CHECKPOINT, model.cpu(), info, masks)
-    except BaseException as error:
-        _rescue(context, saver, info["stage"], error)
-        raise
-    write_json(folder / RESULT, result)
-    distributed.barrier()
-    states.remove(folder)
-    if result["at_chance"] and info["round"]:
-        warnings.warn(f"{info['stage']} has learned nothing: its test accuracy of {result['test_accuracy']:.2f} % "
-                      f"is that of one answer to every image; prune less, or look at {METRICS}", stacklevel=2)
-    context.say(f"{info['stage']}: test accuracy {result['test_accuracy']:.2f} % with "
-                f"{result['nonzero_params']:,} parameters, {result['seconds']:.0f} s -> {folder / CHECKPOINT}")
-    return folder / CHECKPOINT
-
-
-def _rescue(context: Context, saver: states.Saver, stage: str, error: BaseException) -> None:
-    """An interrupt or an error ends the stage: save the last whole epoch, if it is not."""
-    try:
-        epoch = saver.rescue()
-        if epoch is not None:
-            context.say(f"{stage}: saved as it was after epoch {epoch}")
-    except KesiError as trouble:
-        if str(trouble) != str(error):  # a full disk is said once
-            warnings.warn(str(trouble), stacklevel=2)
-
-
-def _result(context: Context, model: Network, masks: Masks | None, info: dict, history: list[dict],
-            seconds: float) -> dict:
-    """The one line of results of a stage."""
-    last, params = history[-1], parameters(model)
-    keep = ("stage", "kind", "round", "method", "seed", "settings", "pruned_accuracy", "parent", "commit",
-            "dirty", "versions", "device", "command", "recipe_hash", "temperature", "teachers")
-    return {**{key: info[key] for key in keep if key in info},
-            "arch": model.arch, "num_classes": model.num_classes, "cfg": model.cfg,
-            "dataset": context.dataset.name, "image_size": context.dataset.image_size,
-            "params": params, "nonzero_params": params - (masks.pruned() if masks else 0),
-            "sparsity": masks.sparsity() if masks else None, "macs": macs(model, context.dataset.image_size),
-            "empty_layers": health.empty_layers(masks),
-            "at_chance": last["test_accuracy"] <= health.chance(context.dataset.test.labels),
-            "test_accuracy": last["test_accuracy"], "test_loss": last["test_loss"],
-            "val_accuracy": last["val_accuracy"], "epochs": len(history),
-            "images": len(history) * len(context.dataset.train), "seconds": round(seconds, 2)}

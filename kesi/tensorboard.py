@@ -16,7 +16,7 @@ from pathlib import Path
 from kesi import cli
 from kesi.errors import KesiError, UsageError
 from kesi.files import make_folder, read_json
-from kesi.stages import METRICS, RESULT
+from kesi.folders import METRICS, RESULT
 
 SCALARS = {"train_loss": "loss/train", "test_loss": "loss/test", "train_accuracy": "accuracy/train",
            "val_accuracy": "accuracy/val", "test_accuracy": "accuracy/test", "lr": "learning rate",

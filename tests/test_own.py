@@ -277,7 +277,7 @@ def test_the_concatenating_network_goes_through_the_whole_method(method, tmp_pat
     # a second call runs nothing, though its network has other weights
     written = {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "seed0").rglob("*.*")}
     with monkeypatch.context() as patch:
-        patch.setattr("kesi.stages.fit", lambda *_, **__: pytest.fail("something was trained"))
+        patch.setattr("kesi.running.fit", lambda *_, **__: pytest.fail("something was trained"))
         again = compress(Concatenating())
     assert {path: path.stat().st_mtime_ns for path in written} == written
     assert again.accuracies == result.accuracies

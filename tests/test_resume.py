@@ -23,7 +23,8 @@ from kesi.errors import KesiError, UsageError
 from kesi.locks import LOCK, held
 from kesi.pruning import prune_weights
 from kesi.recipes import ONE_CYCLE
-from kesi.stages import Context, retrain
+from kesi.running import Context
+from kesi.stages import retrain
 from kesi.training import Options
 
 EPOCHS = 6
@@ -217,7 +218,8 @@ sys.argv = ["finetune.py"]
 from kesi import cli
 from kesi.data import load
 from kesi.recipes import ONE_CYCLE
-from kesi.stages import Context, retrain
+from kesi.running import Context
+from kesi.stages import retrain
 from kesi.training import Options
 from dataclasses import replace
 from kesi.data import Split

@@ -26,7 +26,7 @@ from kesi.errors import KesiError
 from kesi.pruning import Masks, prune_filters, prune_weights
 from kesi.pruning.filters import pruned_widths
 from kesi.recipes import ONE_CYCLE
-from kesi.stages import Context
+from kesi.running import Context
 
 pytest_plugins = ["tinyrun"]
 FUZZ = settings(max_examples=40, deadline=None, derandomize=True,
