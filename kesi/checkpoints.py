@@ -206,9 +206,12 @@ def read(path: Path) -> dict:
 
 def _state_dict(path: Path, content: dict) -> dict[str, torch.Tensor]:
     state = content.get("state_dict")
+    if "state_dict" not in content and all(isinstance(value, torch.Tensor) for value in content.values()):
+        state = content  # torch.save(model.state_dict(), ...)
     if not isinstance(state, dict) or not state or not all(
             isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()):
-        raise KesiError(f"{path} is not a checkpoint: it has no state_dict of named tensors")
+        raise KesiError(f"{path} is not a checkpoint: it has no state_dict of named tensors (for a network of your "
+                        f"own, see docs/own-network.md)")
     if content.get("format") != FORMAT and all(name.startswith("module.") for name in state):  # DataParallel's
         state = {name.removeprefix("module."): value for name, value in state.items()}
     return state

@@ -200,7 +200,9 @@ def classes_and_size(args: argparse.Namespace, family: str) -> tuple[int, int]:
             raise UsageError(f"{args.dataset} has {info.num_classes} classes, not {args.num_classes}")
         return info.num_classes, args.image_size or info.image_size
     size = 224 if family == "tinyimagenet" else 32
-    return args.num_classes or DEFAULT_CLASSES, args.image_size or size
+    folder = getattr(args, "data", None)  # kesi.plan looks at no images at all
+    found = sum(path.is_dir() for path in Path(folder, "train").glob("[!.]*")) if folder else 0
+    return args.num_classes or (found if found > 1 else DEFAULT_CLASSES), args.image_size or size
 
 
 def device_for(name: str) -> str:

@@ -82,7 +82,7 @@ def _ray():
         import ray
         return ray
     except ModuleNotFoundError as error:
-        raise UsageError('--ray needs Ray, which is not installed: pip install "kesi[ray]"') from error
+        raise UsageError('--ray needs Ray, which is not installed: pip install -e ".[ray]"') from error
 
 
 @contextlib.contextmanager

@@ -70,12 +70,31 @@ def prune(doc: str, family: str, method: str) -> None:
         _need_dataset(args)
         dataset, options = cli.dataset_for(args, family), cli.options_for(args)
         before = evaluate(stages.fitting(parent.path, dataset, args.arch).model, dataset, dataset.test, options.device)
-    path = stages.prune(parent, method, amount, folder / PRUNED, number)
+    path = folder / PRUNED
+    known = _pruned_already(path, parent, method, amount)
+    if not known:
+        stages.prune(parent, method, amount, path, number)
     pruned = checkpoints.load(path)
-    print(f"round {number}: {_size(checkpoints.load(args.model, args.arch))} -> {_size(pruned)}, written to {path}")
+    print(f"round {number}: {_size(checkpoints.load(args.model, args.arch))} -> {_size(pruned)}, "
+          f"{'there already:' if known else 'written to'} {path}")
     if dataset is not None:
         after = evaluate(pruned.model, dataset, dataset.test, options.device)
         print(f"test accuracy {before[1]:.2f} % before, {after[1]:.2f} % after pruning")
+
+
+def _pruned_already(path: Path, parent: Checkpoint, method: str, amount) -> bool:
+    """Whether prune.py was here: what was retrained from its file would not know another. Raises UsageError then."""
+    if not path.is_file():
+        return False
+    before = checkpoints.load(path).info
+    amount = list(amount) if isinstance(amount, Sequence) else amount
+    named = [("network", (before.get("parent") or {}).get("digest"), parent.digest),
+             ("method", before.get("method"), method), ("amount", before.get("amount"), amount)]
+    for what, old, new in named:
+        if old != new:
+            raise UsageError(f"{path} was pruned with another {what} ({str(old)[:40]}, now {str(new)[:40]}): "
+                             f"use another --save, or remove it")
+    return True
 
 
 def finetune(doc: str, family: str) -> None:
@@ -179,7 +198,10 @@ def run_pipeline(doc: str, family: str) -> None:
         after_stage = partial(tensorboard.write_events, logdir=folder / "tensorboard")
     settings = pipeline.Settings(recipe, cli.dataset_for(args, family), folder, args.seeds, args.compare, args.model,
                                  args.pretrained, options, args.fresh, after_stage)
-    print(f"{args.arch} on {args.dataset}, {args.method} pruning, on {options.device} -> {folder}", flush=True)
+    images = settings.dataset
+    print(f"{args.arch} on {args.dataset}, {args.method} pruning, on {options.device} -> {folder}\n"
+          f"{len(images.train):,} training and {len(images.test):,} test images of {images.num_classes} classes",
+          flush=True)
     pipeline.run(settings)
     if not args.no_report and distributed.is_main():
         made = report.report([folder])

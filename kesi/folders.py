@@ -57,9 +57,21 @@ def refuse_changes(folder: Path, before: object, now: dict) -> None:
             key, old, new = next(((name, old.get(name), new[name]) for name in new if old.get(name) != new[name]),
                                  (key, None, None))
         if old != new:
-            other = "other" if key.endswith("s") else "another"  # images, epochs, milestones
+            key, old, new = _innermost(key, old, new)
+            plural = key.endswith("s") and not key.startswith("number of")  # images, epochs, milestones
+            other = "other" if plural else "another"
             raise UsageError(f"{folder} holds a run with {other} {key} ({_short(old)}, now {_short(new)}): use "
                              f"another --save, or --fresh to start over (the old one is moved aside)")
+
+
+def _innermost(key: str, old: object, new: object) -> tuple[str, object, object]:
+    """The first part in which two values differ: a setting of a stage, the length of a list."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        part = next(name for name in [*new, *old] if old.get(name) != new.get(name))
+        return _innermost(f"{key} {part}", old.get(part), new.get(part))
+    if isinstance(old, list) and isinstance(new, list) and len(old) != len(new):
+        return f"number of {key}", len(old), len(new)
+    return key, old, new
 
 
 def _short(value: object) -> str:

@@ -91,4 +91,4 @@ def _need(*packages: str) -> None:
         try:
             __import__(package)
         except ModuleNotFoundError as error:
-            raise UsageError(f'{error.name} is not installed: pip install "kesi[export]"') from error
+            raise UsageError(f'{error.name} is not installed: pip install -e ".[export]"') from error

@@ -164,7 +164,7 @@ def _draw(path: Path, draw: Callable, *arguments: object) -> None:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "matplotlib":
             raise
-        print('no plots, since matplotlib is not installed: pip install "kesi[plots]"')
+        print('no plots, since matplotlib is not installed: pip install -e ".[plots]"')
         return
     figure = getattr(landscape_plots, draw)(*arguments)
     write_atomic(path, lambda file: landscape_plots.save(figure, file))

@@ -121,5 +121,5 @@ def _safetensors():
         import safetensors
         import safetensors.torch
     except ModuleNotFoundError as error:
-        raise UsageError(f'{error.name} is not installed: pip install "kesi[export]"') from error
+        raise UsageError(f'{error.name} is not installed: pip install -e ".[export]"') from error
     return safetensors

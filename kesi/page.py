@@ -250,14 +250,15 @@ def origin(run: Run) -> str:
 
 def commands(run: Run) -> str:
     """What to type: to continue, to repeat, and to go on with the network."""
-    command, folder = run.info.get("command") or "python cifar/pipeline.py", shlex.quote(str(run.folder))
+    command = (run.info.get("command") or "python cifar/pipeline.py").replace(" --fresh", "")
+    folder = shlex.quote(str(run.folder))
     commit = run.info.get("commit")
     seed = min(run.seeds, default=0)
     last = f"{folder}/seed{seed}/kesi"
     blocks = [("Continue: the same command takes an interrupted run up at its last saved epoch, and leaves what is "
                "finished alone.", command),
               ("Repeat it from nothing; the run that is there is moved aside.",
-               (f"git checkout {commit}\n" if commit else "") + command.replace(" --fresh", "") + " --fresh"),
+               (f"git checkout {commit}\n" if commit else "") + command + " --fresh"),
               ("Use the compressed network, or look at it next to its baseline.",
                f"python -m kesi.export {last} --format onnx --normalise --out kesi.onnx\n"
                f"python -m kesi.predict {last} image.png\n"

@@ -169,7 +169,7 @@ def draw(runs: Sequence[Run], out: Path) -> tuple[list[Path], str | None]:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "matplotlib":
             raise
-        return [], 'no plots, since matplotlib is not installed: pip install "kesi[plots]"'
+        return [], 'no plots, since matplotlib is not installed: pip install -e ".[plots]"'
     return plots.draw(runs, out), None
 
 

@@ -61,7 +61,8 @@ def _settings(context: Context, stage: Stage, describe: dict, parent: Checkpoint
     """What decides the outcome of a stage; a run continues only with the same."""
     data = context.dataset.describe()
     return {"seed": context.seed, "stage": stage.__dict__ | {"milestones": list(stage.milestones)},
-            "dataset": data["name"], "images": data["images"], "image_size": data["image_size"],
+            "dataset": data["name"], "classes": data["classes"], "images": data["images"], "mean": data["mean"],
+            "std": data["std"], "image_size": data["image_size"],
             "parent": parent.digest if parent else None, "temperature": describe.get("temperature"),
             "pretrained": describe.get("pretrained"),
             "teachers": [teacher["digest"] for teacher in describe.get("teachers", [])]}
@@ -126,9 +127,10 @@ def _fit(context: Context, folder: Path, stage: Stage, model: Network, masks: Ma
     write_json(folder / RESULT, result)
     distributed.barrier()
     states.remove(folder)
-    if result["at_chance"] and info["round"]:
+    if result["at_chance"]:
+        advice = "prune less" if info["round"] else "train longer, or at another --lr"
         warnings.warn(f"{info['stage']} has learned nothing: its test accuracy of {result['test_accuracy']:.2f} % "
-                      f"is that of one answer to every image; prune less, or look at {METRICS}", stacklevel=2)
+                      f"is that of one answer to every image; {advice}, or look at {METRICS}", stacklevel=2)
     context.say(f"{info['stage']}: test accuracy {result['test_accuracy']:.2f} % with "
                 f"{result['nonzero_params']:,} parameters, {result['seconds']:.0f} s -> {folder / CHECKPOINT}")
     return folder / CHECKPOINT

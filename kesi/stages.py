@@ -185,6 +185,10 @@ def fitting(path: Path, dataset: Dataset, arch: str | None = None) -> Checkpoint
     if checkpoint.model.num_classes != dataset.num_classes:
         raise UsageError(f"{checkpoint.path} knows {checkpoint.model.num_classes} classes, but "
                          f"{dataset.name} has {dataset.num_classes}")
+    names = checkpoint.info.get("dataset", {}).get("classes")
+    if names and list(names) != list(dataset.classes):
+        one = next((old, new) for old, new in zip(names, dataset.classes, strict=True) if old != new)
+        raise UsageError(f"{checkpoint.path} knows other classes than {dataset.name}: {one[0]!r} where {one[1]!r} is")
     return checkpoint
 
 

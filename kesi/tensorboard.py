@@ -96,7 +96,7 @@ def _writer():
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ModuleNotFoundError as error:
-        raise UsageError(f'{error.name} is not installed: pip install "kesi[tensorboard]"') from error
+        raise UsageError(f'{error.name} is not installed: pip install -e ".[tensorboard]"') from error
     return SummaryWriter
 
 

@@ -208,3 +208,10 @@ def test_flipped_bits_and_cuts_are_refused_or_harmless(tmp_path):
             assert same(loaded.model, network) and loaded.info == {"stage": "baseline"}
             assert all(torch.equal(loaded.masks.state_dict()[n], m) for n, m in masks.state_dict().items())
     assert refused > 50
+
+
+def test_a_bare_state_dict_loads_too(tmp_path):
+    model = small()
+    torch.save(model.state_dict(), tmp_path / "weights.pth")
+    loaded = checkpoints.load_model(tmp_path / "weights.pth", "resnet20")
+    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in model.state_dict().items())

@@ -245,6 +245,30 @@ def test_what_is_wrong_with_a_folder_is_named(folder, spoil, names, says):
     assert not list(folder.glob(".kesi-cache/*.part"))
 
 
+def test_what_is_left_out_of_a_folder_is_said(folder):
+    (folder / "train/ant/deeper").mkdir()
+    with pytest.warns(UserWarning, match=r"4 of \d+ entries in the class folders of .*train are left out") as said:
+        load("imagefolder", folder)
+    assert len(said) == 2 and "3 of" in str(said[1].message)  # three notes.txt in either
+
+
+@pytest.mark.parametrize("place, says", [
+    ("nowhere", "is not a folder"), ("photos/train", "did you mean --data"),
+    ("photos/train/ant", "say where they are")])
+def test_a_wrong_folder_is_answered_with_the_right_one(tmp_path, place, says):
+    datagen.write_imagefolder(tmp_path / "photos")
+    with pytest.raises(KesiError, match=says):
+        load("imagefolder", tmp_path / place)
+
+
+def test_one_class_and_a_folder_of_images_without_its_flag_are_said(tmp_path):
+    datagen.write_imagefolder(tmp_path / "one", classes=("ant",))
+    with pytest.raises(KesiError, match=r"has one class \(ant\)"):
+        load("imagefolder", tmp_path / "one")
+    with pytest.raises(KesiError, match="add --dataset imagefolder"):
+        load("cifar10", tmp_path / "one")
+
+
 def test_images_that_are_far_too_large_are_refused(folder, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4000)
     with pytest.warns(Image.DecompressionBombWarning), pytest.raises(KesiError) as error:

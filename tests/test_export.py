@@ -180,7 +180,7 @@ def test_options_that_do_not_fit(filter_run, tmp_path):
 @pytest.mark.parametrize(("kind", "package"), [("onnx", "onnxscript"), ("safetensors", "safetensors")])
 def test_missing_packages_are_named(filter_run, tmp_path, monkeypatch, kind, package):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(UsageError, match=rf'{package} is not installed: pip install "kesi\[export\]"'):
+    with pytest.raises(UsageError, match=rf'{package} is not installed: pip install -e "\.\[export\]"'):
         export.main([str(filter_run / "seed0/kesi"), "--format", kind, "--out", str(tmp_path / "a")])
     assert not list(tmp_path.iterdir())
 

@@ -141,5 +141,5 @@ def test_without_matplotlib_there_is_the_csv(weight_run, tmp_path, capsys, monke
     monkeypatch.delattr("kesi.landscape_plots", raising=False)
     stages = [str(weight_run / "seed0" / name) for name in ("baseline", "onecycle-1")]
     landscape.main([*stages, "--points", "2", "--images", "20", "--out", str(tmp_path)])
-    assert 'pip install "kesi[plots]"' in capsys.readouterr().out
+    assert 'pip install -e ".[plots]"' in capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == ["line.csv"]

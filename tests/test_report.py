@@ -275,7 +275,7 @@ def test_without_matplotlib_the_tables_are_written(tmp_path, monkeypatch, capsys
     monkeypatch.delattr("kesi.plots", raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert report.main([str(folder)]) == 0
-    assert 'pip install "kesi[plots]"' in capsys.readouterr().out
+    assert 'pip install -e ".[plots]"' in capsys.readouterr().out
     assert (folder / "report/table.md").exists() and not list((folder / "report").glob("*.png"))
 
 

@@ -219,7 +219,7 @@ def test_nothing_missing_is_no_script(half_failed):
 
 def test_without_ray_it_says_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    fails("kesi.reproduce", *TINY, "--save", tmp_path, "--ray", code=2, says='pip install "kesi[ray]"')
+    fails("kesi.reproduce", *TINY, "--save", tmp_path, "--ray", code=2, says='pip install -e ".[ray]"')
 
 
 @pytest.mark.slow

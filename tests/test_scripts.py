@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import models
+from datagen import write_imagefolder
 from doors import ROOT, fails, script, works
 from kesi import checkpoints, cli
 from kesi.pruning import prune_filters
@@ -89,6 +90,41 @@ def test_scripts_by_hand_give_the_pipelines_networks_bit_for_bit(runs, method, t
     assert "3 teachers, found beside" in out
     for stage in ("baseline", "onecycle-1", "onecycle-2", "kesi"):
         assert same_weights(pipeline / stage, tmp_path / stage), stage
+
+
+def test_pruning_again_leaves_the_file_of_which_the_snapshot_knows(runs, tmp_path):
+    parent, words = runs[0] / "filter" / "seed3" / "baseline", ("--save", tmp_path / "onecycle-1")
+    works("cifar/filter_pruning/prune.py", "--model", parent, *words)
+    file = tmp_path / "onecycle-1" / "pruned.pth.tar"
+    before = file.read_bytes()
+    out = works("cifar/filter_pruning/prune.py", "--model", parent / "checkpoint.pth.tar", *words)
+    assert "there already" in out and file.read_bytes() == before
+    fails("cifar/filter_pruning/prune.py", "--model", parent, *words, "--percent", 0.5, code=2,
+          says="was pruned with another amount (")
+    fails("cifar/weight_pruning/prune.py", "--model", parent, *words, code=2, says="was pruned with another method")
+    fails("cifar/filter_pruning/prune.py", "--model", runs[0] / "filter" / "seed3" / "onecycle-1", *words, code=2,
+          says="was pruned with another network (")
+    assert file.read_bytes() == before
+
+
+def test_other_classes_of_the_same_number_are_noticed(tmp_path):
+    one, other = (write_imagefolder(tmp_path / name, classes, 3, 2)
+                  for name, classes in (("one", ("ant", "bee")), ("other", ("ant", "fly"))))
+    for notes in tmp_path.rglob("notes.txt"):  # which would be a line of its own
+        notes.unlink()
+    words = ("--arch", "resnet20", "--dataset", "imagefolder", "--epochs", 1, "--save", tmp_path / "run")
+    works("cifar/train.py", *words, "--data", one)
+    fails("cifar/train.py", *words, "--data", other, code=2,
+          says="holds a run with other classes (['ant', 'bee'], now ['ant', 'fly'])")
+    fails("cifar/train.py", "--evaluate", tmp_path / "run", "--dataset", "imagefolder", "--data", other, code=2,
+          says="knows other classes than imagefolder: 'bee' where 'fly' is")
+
+
+def test_changed_settings_are_named_down_to_the_number(runs):
+    words = (*TINY, "--seeds", 3, "--save", runs[0] / "filter", "--no-report")
+    fails("cifar/pipeline.py", *words, "--rounds", 3, code=2, says="another number of rounds (2, now 3)")
+    fails("cifar/pipeline.py", *words, "--rounds", 2, "--epochs", 5, 1, 1, code=2,
+          says="other baseline epochs (2, now 5)")
 
 
 def test_the_usual_retraining_by_hand(runs, tmp_path):

@@ -63,7 +63,7 @@ def test_what_is_wrong_is_said(filter_run, tmp_path, monkeypatch):
         tensorboard.write_events(tmp_path, tmp_path)
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
-    with pytest.raises(UsageError, match=r'tensorboard is not installed: pip install "kesi\[tensorboard\]"'):
+    with pytest.raises(UsageError, match=r'tensorboard is not installed: pip install -e "\.\[tensorboard\]"'):
         tensorboard.write_events(filter_run, tmp_path)
 
 

@@ -16,6 +16,8 @@ def load_cifar(name: str, root: Path, size: int, download: bool) -> tuple[Split,
     files belong if they are missing or damaged and cannot be downloaded.
     """
     source = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}[name]
+    if download and (root / "train").is_dir() and not (root / source.base_folder).is_dir():
+        raise KesiError(f"{root} holds train/ but not {name}: for a folder of images add --dataset imagefolder")
     try:
         parts = [source(str(root), train=train, download=download) for train in (True, False)]
     except Exception as error:  # torchvision lets through whatever urllib, tarfile, pickle or the disk raise

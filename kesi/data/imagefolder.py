@@ -1,5 +1,6 @@
 """Anybody's images: `train/<class>/*` and `test/<class>/*`, of any sizes and modes (see `kesi.data.decode`)."""
 
+import warnings
 from pathlib import Path
 
 import torch
@@ -19,11 +20,13 @@ def load_imagefolder(root: Path, size: int, photographs: bool) -> tuple[Split, S
     missing or empty, a class that train/ does not have, an unreadable image.
     """
     if not (root / "train").is_dir():
-        raise KesiError(f"{root / 'train'} is not there: put training images into {root / 'train'}/<class>/")
+        raise KesiError(_without_train(root))
     test_name = "test" if (root / "test").is_dir() else "val"
     if not (root / test_name).is_dir():
-        raise KesiError(f"{root / 'test'} is not there: put test images into {root / 'test'}/<class>/")
+        raise KesiError(f"{root / 'test'} is not there: put test images into {root / 'test'}/<class>/, or into val/")
     classes = _classes(root / "train")
+    if len(classes) < 2:
+        raise KesiError(f"{root / 'train'} has one class ({classes[0]}): a classifier needs two or more")
     unknown = sorted(set(_classes(root / test_name)) - set(classes))
     if unknown:
         raise KesiError(
@@ -35,6 +38,15 @@ def load_imagefolder(root: Path, size: int, photographs: bool) -> tuple[Split, S
     return train, test, classes, (train_files.mean, train_files.std)
 
 
+def _without_train(root: Path) -> str:
+    if not root.is_dir():
+        return f"{root} is not a folder: give the one that holds train/<class>/ and test/<class>/ with --data"
+    if root.name in ("train", "test", "val"):
+        return f"{root / 'train'} is not there: did you mean --data {root.parent}?"
+    return (f"{root / 'train'} is not there: put training images into {root / 'train'}/<class>/, or say where they are "
+            f"with --data")
+
+
 def _classes(folder: Path) -> tuple[str, ...]:
     names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     if not names:
@@ -43,18 +55,24 @@ def _classes(folder: Path) -> tuple[str, ...]:
 
 
 def _split(root: Path, name: str, classes: tuple[str, ...], storage: Storage) -> tuple[Split, Cached]:
-    files, labels = [], []
+    files, labels, others = [], [], []
     for label, class_name in enumerate(classes):
         folder = root / name / class_name
         if not folder.is_dir():  # a class may lack test images
             continue
-        images = sorted(path.name for path in folder.iterdir() if is_image(path.name) and path.is_file())
+        inside = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+        images = [path.name for path in inside if is_image(path.name) and path.is_file()]
+        others += [path for path in inside if path.name not in images]
         if not images:
             raise KesiError(
                 f"{folder} has no image ({', '.join(sorted(SUFFIXES))}): add some or remove the folder"
             )
         files += [f"{name}/{class_name}/{image}" for image in images]
         labels += [label] * len(images)
+    if others:
+        warnings.warn(f"{len(others)} of {len(files) + len(others)} entries in the class folders of {root / name} are "
+                      f"left out, {others[0]} for one: images are files directly in them, named "
+                      f"{', '.join(sorted(SUFFIXES))}", stacklevel=4)
     decoded = cached(root, name, files, storage)
     sizes = decoded.sizes if storage.squeeze else None
     return Split(decoded.images, torch.tensor(labels), sizes=sizes), decoded

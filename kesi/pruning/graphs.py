@@ -160,7 +160,7 @@ def analyse(network: nn.Module, image_size: int) -> Graph:
             import torch_pruning
     except ModuleNotFoundError:
         return Graph(problem='torch-pruning, which finds the filters to remove in a network of your own, is not '
-                             'installed: pip install "kesi[own]"')
+                             'installed: pip install -e ".[own]"')
     network = copy.deepcopy(network).cpu().eval().requires_grad_(True)
     try:
         with warnings.catch_warnings(), torch.enable_grad():
