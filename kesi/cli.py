@@ -52,14 +52,15 @@ def run(main: Callable[[], None], resumes: bool = False) -> None:
     except KesiError as error:
         _end(str(error), 1)
     except torch.OutOfMemoryError:
-        _end("out of GPU memory: use a smaller --batch-size, or --device cpu", 1)
+        _end("out of GPU memory: use smaller batches or images, or --device cpu", 1)
     except MemoryError:
-        _end("out of memory: use a smaller --batch-size", 1)
+        _end("out of memory: use smaller batches or images", 1)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever reads has had enough
         sys.exit(1)
     except KeyboardInterrupt:
-        _end("interrupted" + "; the same command continues from the last saved epoch" * resumes, 130)
+        without = ", without --fresh," if "--fresh" in sys.argv else ""
+        _end("interrupted" + f"; the same command{without} continues from the last saved epoch" * resumes, 130)
 
 
 def _end(message: str, code: int) -> None:

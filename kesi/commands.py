@@ -132,7 +132,7 @@ def ensemble_finetune(doc: str, family: str, checkpoint_paths: Sequence[str] = (
     parent = _refined(args, CHECKPOINT)
     recipe = recipes.recipe(parent.model.arch, args.dataset, stages.method_of(parent) or "filter", family)
     stage, options = cli.stage_for(args, recipe.distill), cli.options_for(args)
-    if not args.temperature > 0:
+    if not 0 < args.temperature < float("inf"):
         raise UsageError(f"--temperature must be above 0, not {args.temperature}")
     if stages.method_of(parent) is None and not args.evaluate:
         raise UsageError(f"{parent.path} was never pruned: --refine takes the last pruned and retrained snapshot")
@@ -184,6 +184,8 @@ def run_pipeline(doc: str, family: str) -> None:
     args = parser.parse_args()
     if args.model and args.pretrained:
         raise UsageError("--model is a trained baseline, --pretrained what to train one from: give one of them")
+    if min(args.seeds) < 0:
+        raise UsageError(f"--seeds takes numbers of at least 0, not {min(args.seeds)}")
     recipe = _pipeline_recipe(args, family)
     folder = args.save or Path("runs", f"{args.dataset}-{args.arch}-{args.method}")
     if args.dry_run:
@@ -219,7 +221,7 @@ def _pipeline_recipe(args, family: str) -> recipes.Recipe:
             retrain=replace(recipe.retrain, epochs=retrain), usual=replace(recipe.usual, epochs=retrain),
             distill=replace(recipe.distill, epochs=distill))
     if args.temperature is not None:
-        if not args.temperature > 0:
+        if not 0 < args.temperature < float("inf"):
             raise UsageError(f"--temperature must be above 0, not {args.temperature}")
         recipe = replace(recipe, temperature=args.temperature)
     return recipe

@@ -1,5 +1,6 @@
 """The size of a network: parameters, and multiply-accumulate operations (MACs) of one image."""
 
+import copy
 from dataclasses import dataclass, field
 
 import torch
@@ -57,15 +58,9 @@ def macs(model: nn.Module, image_size: int) -> int:
     The weights are not touched: nothing but shapes is computed.
     """
     pool, addition = (1, 1) if getattr(model, "arch", "").startswith("wrn") else (2, 0)
-    meta = {name: torch.empty_like(value, device="meta")
-            for name, value in [*model.named_parameters(), *model.named_buffers()]}
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad(), _Counter(pool, addition) as counter:
-            torch.func.functional_call(model, meta, torch.empty(1, 3, image_size, image_size, device="meta"))
-    finally:
-        model.train(training)
+    shapes = copy.deepcopy(model).to("meta").eval()
+    with torch.no_grad(), _Counter(pool, addition) as counter:
+        shapes(torch.empty(1, 3, image_size, image_size, device="meta"))
     return counter.total
 
 

@@ -112,7 +112,7 @@ class Distillation:
 
     def __init__(self, ensemble: SnapshotEnsemble, temperature: float):
         """Raises UsageError for a temperature that is not above 0."""
-        if not temperature > 0:
+        if not 0 < temperature < float("inf"):
             raise UsageError(f"the temperature must be above 0, not {temperature}")
         self.ensemble, self.temperature = ensemble, temperature
 

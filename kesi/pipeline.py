@@ -52,6 +52,9 @@ def run(settings: Settings) -> Path:
 
     Raises UsageError where the folder holds a run with other settings, KesiError where another process has it.
     """
+    if settings.baseline is not None:  # before anything is moved or written
+        for seed in settings.seeds:
+            checkpoints.find(settings.baseline.format(seed=seed))
     if settings.fresh and (aside := move_aside(settings.folder)):
         print(f"the run before was moved to {aside}")
     distributed.barrier()
@@ -120,18 +123,19 @@ def _prune(parent: Path, recipe: Recipe, amount: object, folder: Path, number: i
 
 def _open(settings: Settings) -> None:
     """Note what is run, or check that it is the same as before."""
-    folder, recipe = settings.folder, settings.recipe.to_dict()
+    folder, recipe, data = settings.folder, settings.recipe.to_dict(), settings.dataset.describe()
     remove_leftovers(folder / "report")
     before = read_fields(folder / RUN) if (folder / RUN).is_file() else {}
     if before:
         refuse_changes(folder, before.get("recipe"), recipe)
-        refuse_changes(folder, {"baseline": before.get("baseline")}, {"baseline": settings.baseline})
+        refuse_changes(folder, before, {"baseline": settings.baseline, "pretrained": settings.pretrained})
+        refuse_changes(folder, before.get("data"), data)
     write_json(folder / RUN, {
         "format": 1, "arch": recipe["arch"], "dataset": settings.dataset.name, "method": recipe["method"],
         "compare": settings.compare or before.get("compare", False), "rounds": len(recipe["rounds"]),
         "seeds": sorted({*settings.seeds, *before.get("seeds", [])}), "recipe": recipe,
         "recipe_hash": recipe_hash(recipe),
-        "baseline": settings.baseline, "data": settings.dataset.describe(),
+        "baseline": settings.baseline, "pretrained": settings.pretrained, "data": data,
         **provenance(settings.options.device)})
 
 

@@ -75,7 +75,7 @@ class Recipe:
 
     def scaled(self, factor: float) -> "Recipe":
         """The recipe with every stage shortened (or lengthened) in proportion. Raises UsageError if not > 0."""
-        if not factor > 0:
+        if not 0 < factor <= 1e6:
             raise UsageError(f"--epochs-scale must be above 0, not {factor}")
         stages = {name: getattr(self, name).scaled(factor)
                   for name in ("baseline", "retrain", "usual", "distill")}

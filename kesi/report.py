@@ -8,7 +8,6 @@ Runs of one network and one data set make one table. A report can be made at any
 finished and names what is not.
 """
 
-import argparse
 import csv
 import io
 import sys
@@ -16,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kesi import files
+from kesi import cli, files
 from kesi.errors import KesiError, UsageError
 from kesi.results import Run, common_folder, deviation, load_runs, mean, missing
 from kesi.tables import Row, Table, main_rows, main_table, rounds_table
@@ -175,7 +174,7 @@ def draw(runs: Sequence[Run], out: Path) -> tuple[list[Path], str | None]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m kesi.report", description=__doc__.partition("\n")[0])
+    parser = cli.parser(__doc__.partition("\n")[0], "python -m kesi.report")
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN",
                         help="run folder, as cifar/pipeline.py writes it")
     parser.add_argument("--out", type=Path, metavar="DIR",
@@ -183,8 +182,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data-name", metavar="TEXT", help="what titles call the data set (default: its name)")
     parser.add_argument("--no-plots", action="store_true", help="tables only")
     parser.add_argument("--html", action="store_true", help="also write report.html, one page with everything")
-    args = parser.parse_args(argv)
     try:
+        args = parser.parse_args(argv)
         made = report(args.runs, args.out, not args.no_plots, args.data_name)
         print(made.text)
         if args.html:
@@ -197,4 +196,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.run(lambda: sys.exit(main()))

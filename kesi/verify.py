@@ -23,6 +23,8 @@ from kesi.errors import KesiError
 from kesi.files import read_text
 from kesi.folders import CHECKPOINT, METRICS, PRUNED, RESULT, read_fields
 from kesi.provenance import device_name, versions
+from kesi.report import csv_text, main_csv, stages_csv
+from kesi.tables import main_rows, main_table
 from kesi.training import evaluate
 
 TOLERANCE, IMAGES = 0.1, 2  # elsewhere than where the run was made: percent of the test images, or so many
@@ -182,6 +184,24 @@ class Verifier:
             for old, new in zip(recorded, found, strict=True)))
         self.check(where, holds, f"the {what} is {_words(recorded)} in the result, and {_words(found)} recomputed")
 
+    def tables(self, loaded: results.Run) -> None:
+        """That the report's own tables, where there are any, are those that these results give."""
+        rows = main_rows([loaded])
+        for name, lines in (("table.csv", main_csv(rows)), ("stages.csv", stages_csv([loaded]))):
+            path = self.run / "report" / name
+            if path.is_file():
+                now, then = (list(csv.DictReader(text.splitlines())) for text in (csv_text(lines), read_text(path)))
+                for row in [*now, *then]:
+                    row.pop("run", None)  # a run may be moved
+                self.check(f"report/{name}", now == then,
+                           "it does not show these results: make it anew with kesi.report")
+        path = self.run / "report" / "table.md"
+        if path.is_file():
+            shown = read_text(path).splitlines()
+            cells = [line for line in main_table(rows, [loaded]).markdown().splitlines() if line.startswith("|")]
+            self.check("report/table.md", all(line in shown for line in cells),
+                       "it does not show these results: make it anew with kesi.report")
+
     def report(self) -> None:
         """That the report, where there is one, shows the results as they are."""
         path = self.run / "report" / "stages.csv"
@@ -221,9 +241,14 @@ def verify(run: Path, dataset: Dataset | None, device: str = "cpu") -> Verifier:
     """Check every seed and stage of a run. Raises UsageError where ``run`` is none, KesiError for a bad run.json."""
     verifier = Verifier(run, dataset, device)
     loaded = results.describe_run(Path(run))
+    found = {int(path.name[4:]) for path in Path(run).glob("seed*") if path.name[4:].isdigit()}
+    verifier.check("run.json", set(loaded.seeds) == found and bool(found),
+                   f"it speaks of seeds {sorted(loaded.seeds)}, and there are folders of {sorted(found)}")
     for number in sorted(loaded.seeds):
         verifier.seed(number, loaded.stages())
     verifier.report()
+    if not verifier.failures:  # of damaged results there is no table
+        verifier.tables(results.load_runs([Path(run)])[0])
     return verifier
 
 
@@ -237,7 +262,7 @@ def main() -> None:
     args = parser.parse_args()
     results.describe_run(args.run)
     dataset = None if args.no_accuracy else images_of(args.run, args.data)
-    found = verify(args.run, dataset, args.device)
+    found = verify(args.run, dataset, cli.device_for(args.device))
     for line in found.failures:
         print(f"FAILED {line}")
     if found.failures:

@@ -6,6 +6,7 @@ import torchvision
 
 import models
 from kesi import plan
+from kesi.complexity import macs
 from kesi.recipes import recipe
 
 # Parameters in millions and MACs (CIFAR in millions at 32 px, Tiny-ImageNet in billions at 224 px) of rounds
@@ -102,3 +103,19 @@ def test_initial_weights_have_the_papers_spread():
 def test_what_cannot_be_built_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message.replace("[", r"\[")):
         models.create(*arguments)
+
+
+def test_a_module_of_two_names_is_counted_and_left_alone():
+    """A list of branches beside the branches themselves, say."""
+    class Twice(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.left = torch.nn.Conv2d(3, 4, 1, bias=False)
+            self.branches = torch.nn.ModuleList([self.left])
+
+        def forward(self, x):
+            return self.branches[0](x).mean((2, 3))
+
+    network = Twice()
+    assert macs(network, 8) == 3 * 4 * 64 + 2 * 4 * 64  # the convolution and the global pool
+    assert network.left.weight.device.type == network.branches[0].weight.device.type == "cpu"

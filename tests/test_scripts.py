@@ -127,6 +127,19 @@ def test_changed_settings_are_named_down_to_the_number(runs):
           says="other baseline epochs (2, now 5)")
 
 
+@pytest.mark.parametrize("words, says", [
+    (("--image-size", 8), "another image_size (16, now 8)"), (("--val-fraction", 0.1), "other images"),
+    (("--seeds", 1, "--image-size", 8), "another image_size (16, now 8)"),
+    (("--model", "typo"), "no such checkpoint: typo"), (("--fresh", "--model", "typo"), "no such checkpoint: typo"),
+    (("--seeds", -1), "--seeds"), (("--temperature", "inf"), "--temperature must be above 0")])
+def test_a_refused_command_leaves_the_run_as_it_was(runs, words, says):
+    folder = runs[0] / "filter"
+    before = {path: path.read_bytes() for path in folder.rglob("*.json")}
+    fails("cifar/pipeline.py", *TINY, "--rounds", 2, *(() if "--seeds" in words else ("--seeds", 3)), "--save", folder,
+          "--no-report", *words, code=2, says=says)
+    assert before == {path: path.read_bytes() for path in folder.rglob("*.json")}
+
+
 def test_the_usual_retraining_by_hand(runs, tmp_path):
     pipeline = runs[0] / "filter" / "seed3"
     works("cifar/filter_pruning/prune.py", "--model", pipeline / "baseline", "--save", tmp_path / "usual-1")

@@ -148,3 +148,24 @@ def test_elsewhere_accuracies_may_differ_by_a_little(copy, images, device, image
     verifier = Verifier(copy, images)
     verifier.seed(0, ["kesi"])
     assert not any("recomputed" in line for line in verifier.failures) == holds
+
+
+@pytest.mark.parametrize("name, old, new", [
+    ("table.md", "| MWP + KESI | ", "| MWP + KESI | 9"), ("table.csv", "MWP + KESI,", "MWP + KESI,9"),
+    ("stages.csv", ",kesi,", ",kesi ,")])
+def test_a_table_that_shows_something_else_is_found(copy, name, old, new):
+    path = copy / "report" / name
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    found = verify(copy, None)
+    assert any(failure.startswith((f"report/{name}", "report, ")) for failure in found.failures), found.failures
+
+
+def test_a_seed_of_which_the_run_does_not_know_is_found(copy):
+    shutil.copytree(copy / "seed0", copy / "seed9")
+    assert any("folders of [0, 9]" in failure for failure in verify(copy, None).failures)
+
+
+def test_another_device_is_one_line(weight_run):
+    fails("kesi.verify", weight_run, "--no-accuracy", "--device", "toaster", code=2, says="--device toaster")
