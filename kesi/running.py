@@ -11,7 +11,6 @@ import time
 import warnings
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from time import perf_counter
 
 from kesi import checkpoints, distributed, health, states
 from kesi.checkpoints import Checkpoint
@@ -113,12 +112,13 @@ def _fit(context: Context, folder: Path, stage: Stage, model: Network, masks: Ma
 
     # another order of the images in every stage: equal orders would make the snapshots alike
     seed = derive(context.seed, info["stage"])
-    started, clock = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), perf_counter()
+    started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     try:
         history = fit(model, context.dataset, stage, seed=seed, objective=objective, masks=masks,
                       options=context.options, resume=resume, on_epoch=on_epoch,
                       label=f"{context.where} {info['stage']}".strip())
-        result = result_of(context, model, masks, info, history, perf_counter() - clock) | {"started": started}
+        seconds = sum(row["seconds"] for row in history)  # also of the epochs before an interruption
+        result = result_of(context, model, masks, info, history, seconds) | {"started": started}
         info["metrics"] = {key: result[key] for key in ("test_accuracy", "test_loss", "val_accuracy")}
         result["digest"] = checkpoints.save(folder / CHECKPOINT, model.cpu(), info, masks)
     except BaseException as error:

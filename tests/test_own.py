@@ -411,11 +411,11 @@ def test_commands_work_with_a_module_that_registers(saved):
 
 def test_without_torch_pruning_one_line_says_what_to_install(saved, monkeypatch, registry, tmp_path):
     monkeypatch.setitem(sys.modules, "torch_pruning", None)
-    with pytest.raises(UsageError, match=r'pip install "kesi\[own\]"'):
+    with pytest.raises(UsageError, match=r'pip install -e "\.\[own\]"'):
         kesi.compress(Concatenating(), *digits(16, 40), folder=tmp_path / "run")
     assert not (tmp_path / "run").exists()
     kesi.register("elsewhere", Concatenating, image_size=16)
-    with pytest.raises(UsageError, match=r'pip install "kesi\[own\]"'):
+    with pytest.raises(UsageError, match=r'pip install -e "\.\[own\]"'):
         kesi.load_model(saved[0])
     result = kesi.compress(Concatenating(), *digits(16, 40), "weight", sparsities=[0.5], epochs=(1, 1, 1),
                            batch_size=20, folder=tmp_path / "run", options=CPU)

@@ -247,6 +247,9 @@ def test_an_interrupted_stage_continues_and_equals_a_whole_one(runs, tmp_path):
     assert killed.wait(60) == 130 and "the same command continues" in killed.stderr.read()
     out = works("cifar/train.py", *arguments, "--epochs", 60, "--eval-every", 0)
     assert "baseline continues after epoch" in out
+    epochs = [json.loads(line) for line in (tmp_path / "b" / "metrics.jsonl").read_text().splitlines()]
+    seconds = json.loads((tmp_path / "b" / "result.json").read_text())["seconds"]
+    assert seconds == pytest.approx(sum(epoch["seconds"] for epoch in epochs), abs=0.01)  # before and after
     works("cifar/train.py", *arguments, "--epochs", 60, "--eval-every", 0, "--save", tmp_path / "whole")
     assert same_weights(tmp_path / "b", tmp_path / "whole")
     # and from a state that was copied elsewhere
