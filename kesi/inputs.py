@@ -4,6 +4,7 @@ Checkpoints of ours say so themselves; those of the released code do not, and ta
 """
 
 import argparse
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from kesi.data.tinyimagenet import SIDE
 from kesi.errors import KesiError, UsageError
 
 KNOWN = {"cifar10": CIFAR_STATISTICS, "cifar100": CIFAR_STATISTICS, "tinyimagenet": IMAGENET_STATISTICS}
+LARGEST = 4096  # pixels of an image; more is a slip, or a file that asks for the memory
 
 
 @dataclass(frozen=True)
@@ -68,14 +70,15 @@ def inputs_of(checkpoint: Checkpoint, dataset: str | None = None, image_size: in
     model = checkpoint.model
     large = model.min_image_size == 32  # the networks for photographs
     if said:
-        family = "tinyimagenet" if said.get("augmentation", {}).get("name") == "RandomResizedCrop" else "cifar"
-        found = Inputs(said["image_size"], tuple(said["mean"]), tuple(said["std"]), tuple(said["classes"]),
-                       dataset or said["name"], family)
+        found = _as_said(checkpoint, said)
+        found = replace(found, dataset=dataset or found.dataset)
     elif dataset is None:
         found = Inputs(224 if large else 32, None, None, ("",) * model.num_classes, None,
                        "tinyimagenet" if large else "cifar")
     else:
         found = _of_dataset(dataset, "tinyimagenet" if large else "cifar", root)
+    if image_size is not None and not 1 <= image_size <= LARGEST:
+        raise UsageError(f"--image-size {image_size}: it takes 1 to {LARGEST} pixels")
     found = replace(found, image_size=image_size or found.image_size)
     if len(found.classes) != model.num_classes:
         raise UsageError(f"{checkpoint.path} knows {model.num_classes} classes, but {found.dataset} has "
@@ -83,6 +86,24 @@ def inputs_of(checkpoint: Checkpoint, dataset: str | None = None, image_size: in
     if found.image_size < model.min_image_size:
         raise UsageError(f"{model.arch} needs images of {model.min_image_size} px or more, not {found.image_size}")
     return found
+
+
+def _as_said(checkpoint: Checkpoint, said: dict) -> Inputs:
+    """What the checkpoint itself says. Raises KesiError where that makes no sense: anybody may have written it."""
+    size, classes, how = said.get("image_size"), said.get("classes"), said.get("augmentation")
+    sound = {
+        "image_size": type(size) is int and 1 <= size <= LARGEST,
+        "classes": isinstance(classes, list) and all(isinstance(one, str) for one in classes),
+        "name": isinstance(said.get("name"), str),
+        "augmentation": how is None or isinstance(how, dict),
+        **{key: isinstance(said.get(key), list) and len(said[key]) == 3 and all(
+            isinstance(one, (int, float)) and math.isfinite(one) for one in said[key]) for key in ("mean", "std")}}
+    sound["std"] = sound["std"] and all(one > 0 for one in said["std"])
+    for name, right in sound.items():
+        if not right:
+            raise KesiError(f"{checkpoint.path} is damaged: the {name} of its images is {str(said.get(name))[:60]}")
+    family = "tinyimagenet" if (how or {}).get("name") == "RandomResizedCrop" else "cifar"
+    return Inputs(size, tuple(said["mean"]), tuple(said["std"]), tuple(classes), said["name"], family)
 
 
 def _of_dataset(name: str, family: str, root: str | Path) -> Inputs:

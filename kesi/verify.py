@@ -17,9 +17,9 @@ import torch
 from kesi import checkpoints, cli, results
 from kesi.checkpoints import Checkpoint
 from kesi.complexity import macs, parameters
-from kesi.data import Dataset, load
+from kesi.data import DATASETS, Dataset, load
 from kesi.distillation import SnapshotEnsemble, agreement
-from kesi.errors import KesiError
+from kesi.errors import KesiError, UsageError
 from kesi.files import read_text
 from kesi.folders import CHECKPOINT, METRICS, PRUNED, RESULT, read_fields
 from kesi.provenance import device_name, versions
@@ -227,6 +227,9 @@ def images_of(run: Path, data: str, download: bool = False) -> Dataset:
     said = read_fields(run / "run.json").get("data")
     if not isinstance(said, dict) or not isinstance(said.get("name"), str):
         raise KesiError(f"{run / 'run.json'} does not say what images were used")
+    if said["name"] not in DATASETS:
+        raise UsageError(f"the images of {run} were handed over in Python ({said['name']!r:.60}) and cannot be loaded "
+                         f"anew: use --no-accuracy")
     family = "tinyimagenet" if (said.get("augmentation") or {}).get("name") == "RandomResizedCrop" else "cifar"
     dataset = load(said["name"], data, image_size=said.get("image_size"), family=family, download=download)
     now = dataset.describe()

@@ -9,6 +9,7 @@ from PIL import Image
 
 import models
 from datagen import write_imagefolder
+from doors import fails
 from kesi import checkpoints, predict
 from kesi.data import load
 from kesi.errors import KesiError, UsageError
@@ -96,3 +97,25 @@ def test_flags_out_of_range(filter_run, tmp_path, words, message):
     Image.new("RGB", (16, 16)).save(tmp_path / "black.png")
     with pytest.raises(UsageError, match=message):
         predict.main([str(filter_run / "seed0/kesi"), str(tmp_path / "black.png"), *words])
+
+
+@pytest.mark.parametrize(("field", "value"), [
+    ("image_size", "16"), ("image_size", 0), ("image_size", 60_000), ("image_size", None), ("mean", "abc"),
+    ("mean", [0.5]), ("std", [1.0, 0.0, 1.0]), ("std", [1.0, float("nan"), 1.0]), ("classes", None),
+    ("classes", [1] * 10), ("name", ["digits"]), ("augmentation", [1])])
+def test_what_a_file_says_of_its_images_is_not_believed_blindly(tmp_path, field, value):
+    digits = load("digits")
+    torch.manual_seed(3)
+    info = {"stage": "baseline", "dataset": digits.describe() | {field: value}}
+    checkpoints.save(tmp_path / "odd.pth.tar", models.create("resnet20", 10), info)
+    Image.fromarray(digits.test.images[0].numpy()).save(tmp_path / "a.png")
+    for command in (("kesi.predict", tmp_path / "odd.pth.tar", tmp_path / "a.png"), ("kesi.compare",
+                    tmp_path / "odd.pth.tar", tmp_path / "odd.pth.tar", "--no-latency")):
+        fails(*command, code=1, says=f"odd.pth.tar is damaged: the {field} of its images is")
+
+
+def test_images_of_a_senseless_size_are_refused(filter_run, tmp_path):
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
+    for size in (0, 100_000):
+        fails("kesi.predict", filter_run / "seed0/kesi", tmp_path / "a.png", "--image-size", size, code=2,
+              says=f"--image-size {size}: it takes 1 to 4096 pixels")

@@ -169,3 +169,9 @@ def test_a_seed_of_which_the_run_does_not_know_is_found(copy):
 
 def test_another_device_is_one_line(weight_run):
     fails("kesi.verify", weight_run, "--no-accuracy", "--device", "toaster", code=2, says="--device toaster")
+
+
+def test_images_that_no_name_leads_to_are_told_from_wrong_ones(copy):
+    data = json.loads((copy / "run.json").read_text())["data"]
+    edit(copy / "run.json", data=data | {"name": "images"})
+    fails("kesi.verify", copy, code=2, says="were handed over in Python ('images') and cannot be loaded anew")
