@@ -89,7 +89,8 @@ def _parse():
         raise UsageError(f"--seeds takes numbers of at least 0, not {min(args.seeds)}")
     args.flags = [word for name in ("device", "threads", "eval_every", "precision", "compile", "save_every")
                   if (value := getattr(args, name)) != parser.get_default(name)
-                  for word in (f"--{name.replace('_', '-')}", str(value))] + ["--deterministic"] * args.deterministic
+                  for word in (f"--{name.replace('_', '-')}", str(value))]
+    args.flags += ["--deterministic"] * args.deterministic + ["--sync-bn"] * args.sync_bn
     if args.data != parser.get_default("data"):
         args.flags = ["--data", args.data, *args.flags]
     return args

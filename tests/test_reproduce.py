@@ -63,11 +63,12 @@ def test_the_time_left_goes_by_the_networks_own_speed(tmp_path):
 
 def test_a_dry_run_lists_the_jobs_and_touches_nothing(tmp_path):
     out = works("kesi.reproduce", "--table", "cifar", "--arch", "resnet56", "--method", "weight", "--seeds", 4, 7,
-                "--save", tmp_path / "none", "--data", "my images", "--save-every", 5, "--deterministic", "--dry-run")
+                "--save", tmp_path / "none", "--data", "my images", "--save-every", 5, "--deterministic", "--sync-bn",
+                "--dry-run")
     commands = [shlex.split(line) for line in out.splitlines() if line.startswith("python ")]
     assert [(words[words.index("--dataset") + 1], words[words.index("--seeds") + 1]) for words in commands] == [
         ("cifar10", "4"), ("cifar100", "4"), ("cifar10", "7"), ("cifar100", "7")]
-    assert commands[0][-5:] == ["--data", "my images", "--save-every", "5", "--deterministic"]
+    assert commands[0][-6:] == ["--data", "my images", "--save-every", "5", "--deterministic", "--sync-bn"]
     assert "4 pipelines: 0 done, 0 running, 4 missing" in out and not (tmp_path / "none").exists()
 
 
