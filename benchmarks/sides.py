@@ -8,6 +8,7 @@ autotuning, and the peak of its memory. A side is started with its job and then 
 No data set is needed: the images are noise in the shape of CIFAR, which costs as much as anything else.
 """
 
+import contextlib
 import copy
 import functools
 import json
@@ -198,14 +199,17 @@ class Side:
                 "process_seconds": time.process_time() - cpu}
 
     def check(self, path: str) -> dict:
+        """_check(); the classic side is the measure, and has its TF32 again for the clock."""
+        with steps.full_precision() if self.job.side == "classic" else contextlib.nullcontext():
+            return self._check(path)
+
+    def _check(self, path: str) -> dict:
         """Three steps on batches that every side gets alike; the gradient of the first goes to a file.
 
         ``constant`` is by how much the mean of one KL a teacher exceeds one KL against the teachers' mean.
         """
         generator = torch.Generator().manual_seed(2)
         losses, constant, gradient = [], [], None
-        if self.job.side == "classic":  # it is the measure; its TF32 comes back for the clock
-            before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
         for _ in range(3):
             images = torch.randn((self.job.batch, 3, self.job.size, self.job.size), generator=generator)
             labels = torch.randint(0, CLASSES, (self.job.batch,), generator=generator)
@@ -216,8 +220,6 @@ class Side:
             losses.append(float(self.runner.advance(images, labels.to(self.device))))
             if gradient is None:
                 gradient = torch.cat([weight.grad.float().cpu().flatten() for weight in self.runner.model.parameters()])
-        if self.job.side == "classic":
-            torch.backends.cudnn.allow_tf32 = before
         torch.save(gradient, path)
         zeros = sum(int((module.weight == 0).sum()) for module in self.runner.model.modules()
                     if isinstance(module, nn.Conv2d))

@@ -14,7 +14,8 @@ import torch
 import models
 from kesi import distributed, pretrained, recipes, steps
 from kesi.data import DATASETS, INFO, Dataset, load
-from kesi.errors import KesiError, UsageError
+from kesi.data.imagefolder import class_names
+from kesi.errors import KesiError, UsageError, first_line
 from kesi.recipes import Recipe, Stage
 from kesi.training import Options
 
@@ -193,16 +194,15 @@ def recipe_for(args: argparse.Namespace, family: str) -> Recipe:
     return replace(recipe, rounds=tuple(rounds[:args.rounds]))
 
 
-def classes_and_size(args: argparse.Namespace, family: str) -> tuple[int, int]:
-    """(classes, image size) of a data set without reading it."""
+def classes_and_size(args: argparse.Namespace, family: str, folder: str | None = None) -> tuple[int, int]:
+    """(classes, image size) of a data set without reading it; of an imagefolder the classes in ``folder`` count."""
     if args.dataset in INFO:
         info = INFO[args.dataset]
         if args.num_classes not in (None, info.num_classes):
             raise UsageError(f"{args.dataset} has {info.num_classes} classes, not {args.num_classes}")
         return info.num_classes, args.image_size or info.image_size
     size = 224 if family == "tinyimagenet" else 32
-    folder = getattr(args, "data", None)  # kesi.plan looks at no images at all
-    found = sum(path.is_dir() for path in Path(folder, "train").glob("[!.]*")) if folder else 0
+    found = len(class_names(Path(folder, "train"))) if folder else 0
     return args.num_classes or (found if found > 1 else DEFAULT_CLASSES), args.image_size or size
 
 
@@ -214,12 +214,11 @@ def device_for(name: str) -> str:
     chosen = name
     if name == "auto":
         chosen = "cuda" if torch.cuda.is_available() else "cpu"
-    if chosen == "cuda" and "LOCAL_RANK" in os.environ:
-        chosen = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
+        chosen = distributed.own_device(chosen)
         torch.empty(1, device=chosen)
     except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"--device {name}: {str(error).splitlines()[0]}") from error
+        raise UsageError(f"--device {name}: {first_line(error)}") from error
     return chosen
 
 

@@ -132,8 +132,7 @@ def ensemble_finetune(doc: str, family: str, checkpoint_paths: Sequence[str] = (
     parent = _refined(args, CHECKPOINT)
     recipe = recipes.recipe(parent.model.arch, args.dataset, stages.method_of(parent) or "filter", family)
     stage, options = cli.stage_for(args, recipe.distill), cli.options_for(args)
-    if not 0 < args.temperature < float("inf"):
-        raise UsageError(f"--temperature must be above 0, not {args.temperature}")
+    _check_temperature(args.temperature)
     if stages.method_of(parent) is None and not args.evaluate:
         raise UsageError(f"{parent.path} was never pruned: --refine takes the last pruned and retrained snapshot")
     if args.teachers or checkpoint_paths:
@@ -190,8 +189,8 @@ def run_pipeline(doc: str, family: str) -> None:
     folder = args.save or Path("runs", f"{args.dataset}-{args.arch}-{args.method}")
     if args.dry_run:
         info = INFO.get(args.dataset)
-        print(pipeline.dry_run(recipe, *cli.classes_and_size(args, family), info and info.train_images, args.seeds,
-                               args.compare, folder))
+        print(pipeline.dry_run(recipe, *cli.classes_and_size(args, family, args.data), info and info.train_images,
+                               args.seeds, args.compare, folder))
         return
     options = cli.options_for(args)
     after_stage = None
@@ -221,8 +220,7 @@ def _pipeline_recipe(args, family: str) -> recipes.Recipe:
             retrain=replace(recipe.retrain, epochs=retrain), usual=replace(recipe.usual, epochs=retrain),
             distill=replace(recipe.distill, epochs=distill))
     if args.temperature is not None:
-        if not 0 < args.temperature < float("inf"):
-            raise UsageError(f"--temperature must be above 0, not {args.temperature}")
+        _check_temperature(args.temperature)
         recipe = replace(recipe, temperature=args.temperature)
     return recipe
 
@@ -253,6 +251,11 @@ def _ancestor(child: Checkpoint, parent: dict) -> Checkpoint:
             return checkpoints.load(path)
     raise UsageError(f"{child.path} was made from {named}, which is not there (or was changed since): name the "
                      f"teachers with --teachers")
+
+
+def _check_temperature(value: float) -> None:
+    if not 0 < value < float("inf"):
+        raise UsageError(f"--temperature must be above 0, not {value}")
 
 
 def _add_refine(parser, text: str) -> None:

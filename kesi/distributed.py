@@ -19,13 +19,20 @@ from torch import nn
 PATIENCE = timedelta(minutes=30)
 
 
+def own_device(device: str) -> str:
+    """The device of this process: where torchrun started several on GPUs, each has its own."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or torch.device(device).type != "cuda":
+        return device
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+
+
 def start(device: str) -> str:
     """Join the other processes if torchrun started several; returns this process's device."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2 or dist.is_initialized():
         return device
+    device = own_device(device)
     cuda = torch.device(device).type == "cuda"
     if cuda:
-        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if cuda else "gloo", timeout=PATIENCE,
                             device_id=torch.device(device) if cuda else None)

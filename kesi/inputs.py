@@ -13,7 +13,7 @@ import torch
 from kesi.checkpoints import Checkpoint
 from kesi.data import DATASETS, INFO, Dataset, Split, load
 from kesi.data.augment import Augmentation, PadCrop, RandomResizedCrop
-from kesi.data.datasets import CIFAR_STATISTICS, IMAGENET_STATISTICS
+from kesi.data.datasets import CIFAR_STATISTICS, IMAGENET_STATISTICS, family_of
 from kesi.data.tinyimagenet import SIDE
 from kesi.errors import KesiError, UsageError
 
@@ -102,8 +102,7 @@ def _as_said(checkpoint: Checkpoint, said: dict) -> Inputs:
     for name, right in sound.items():
         if not right:
             raise KesiError(f"{checkpoint.path} is damaged: the {name} of its images is {str(said.get(name))[:60]}")
-    family = "tinyimagenet" if (how or {}).get("name") == "RandomResizedCrop" else "cifar"
-    return Inputs(size, tuple(said["mean"]), tuple(said["std"]), tuple(classes), said["name"], family)
+    return Inputs(size, tuple(said["mean"]), tuple(said["std"]), tuple(classes), said["name"], family_of(said))
 
 
 def _of_dataset(name: str, family: str, root: str | Path) -> Inputs:

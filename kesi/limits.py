@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from kesi.errors import KesiError
+from kesi.errors import KesiError, first_line
 
 MEMBERS = 100_000
 PICKLE = 16 * 2**20  # bytes of structure and metadata; the largest network of ours has 0.3 MB
@@ -55,8 +55,7 @@ def check_file(path: Path) -> None:
     except OSError as error:
         raise KesiError(f"cannot read {path}: {error.strerror or error}") from error
     except (ValueError, zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
-        text = (str(error).splitlines() or [""])[0][:160]
-        raise KesiError(f"{path} is damaged or not a checkpoint: {text or type(error).__name__}") from error
+        raise KesiError(f"{path} is damaged or not a checkpoint: {first_line(error)}") from error
 
 
 def _check_archive(path: Path, file: BinaryIO, size: int) -> None:

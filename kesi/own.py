@@ -28,7 +28,7 @@ import models
 from kesi import checkpoints, cli, pipeline, recipes
 from kesi.data import Dataset
 from kesi.data.arrays import Pairs, from_arrays
-from kesi.errors import UsageError
+from kesi.errors import UsageError, first_line
 from kesi.folders import move_aside
 from kesi.locks import held
 from kesi.provenance import provenance
@@ -102,7 +102,7 @@ def compress(model: nn.Module | Factory, train: Pairs | Dataset, test: Pairs | N
     if fresh and (aside := move_aside(folder)):
         print(f"the run before was moved to {aside}")
     start = None if given is None else _start(name, given, dataset, folder, trained)
-    options = options or Options("cuda" if torch.cuda.is_available() else "cpu")
+    options = options or Options(cli.device_for("auto"))
     pipeline.run(pipeline.Settings(recipe, dataset, folder, tuple(seeds), compare, str(start) if trained else None,
                                    options=options))
     return _collect(folder, folder / f"seed{seeds[0]}" / "kesi")
@@ -112,7 +112,7 @@ def _copy(model: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(model).cpu()
     except Exception as error:  # of any type
-        raise UsageError(f"the network cannot be copied ({(str(error).splitlines() or [''])[0][:120]}): give a "
+        raise UsageError(f"the network cannot be copied ({first_line(error)}): give a "
                          f"function that builds it") from error
 
 

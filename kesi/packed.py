@@ -19,7 +19,7 @@ import torch
 
 import models
 from kesi import registry
-from kesi.errors import KesiError, UsageError
+from kesi.errors import KesiError, UsageError, first_line
 from kesi.pruning.weights import conv_weights
 from models import Network
 
@@ -79,7 +79,7 @@ def load_with_metadata(path: str | Path) -> tuple[Network, dict[str, Any]]:
             tensors[name] = unpack(parts, shapes[name])
         model.load_state_dict(tensors)
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise KesiError(f"{path} is damaged: {str(error).splitlines()[0]}") from error
+        raise KesiError(f"{path} is damaged: {first_line(error)}") from error
     return model.eval(), about
 
 

@@ -18,6 +18,7 @@ from kesi import checkpoints, cli, results
 from kesi.checkpoints import Checkpoint
 from kesi.complexity import macs, parameters
 from kesi.data import DATASETS, Dataset, load
+from kesi.data.datasets import family_of
 from kesi.distillation import SnapshotEnsemble, agreement
 from kesi.errors import KesiError, UsageError
 from kesi.files import read_text
@@ -230,8 +231,7 @@ def images_of(run: Path, data: str, download: bool = False) -> Dataset:
     if said["name"] not in DATASETS:
         raise UsageError(f"the images of {run} were handed over in Python ({said['name']!r:.60}) and cannot be loaded "
                          f"anew: use --no-accuracy")
-    family = "tinyimagenet" if (said.get("augmentation") or {}).get("name") == "RandomResizedCrop" else "cifar"
-    dataset = load(said["name"], data, image_size=said.get("image_size"), family=family, download=download)
+    dataset = load(said["name"], data, image_size=said.get("image_size"), family=family_of(said), download=download)
     now = dataset.describe()
     for name, old, new in (("classes", said.get("classes"), now["classes"]), ("mean", said.get("mean"), now["mean"]),
                            ("test images", (said.get("images") or {}).get("test"), now["images"]["test"])):

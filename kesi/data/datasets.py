@@ -72,6 +72,11 @@ class Dataset:
         }
 
 
+def family_of(said: dict) -> str:
+    """The family with which the data set was loaded that describes itself like this."""
+    return "tinyimagenet" if (said.get("augmentation") or {}).get("name") == RandomResizedCrop.__name__ else "cifar"
+
+
 def load(
     name: str,
     root: str | Path = "data",

@@ -47,11 +47,18 @@ def _without_train(root: Path) -> str:
             f"with --data")
 
 
+def class_names(folder: Path) -> tuple[str, ...]:
+    """The classes of a split, one a folder that is not hidden, sorted; none where the split is not there."""
+    if not folder.is_dir():
+        return ()
+    return tuple(sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")))
+
+
 def _classes(folder: Path) -> tuple[str, ...]:
-    names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    names = class_names(folder)
     if not names:
         raise KesiError(f"{folder} has no class folder: put images into {folder}/<class>/")
-    return tuple(names)
+    return names
 
 
 def _split(root: Path, name: str, classes: tuple[str, ...], storage: Storage) -> tuple[Split, Cached]:
@@ -60,9 +67,12 @@ def _split(root: Path, name: str, classes: tuple[str, ...], storage: Storage) ->
         folder = root / name / class_name
         if not folder.is_dir():  # a class may lack test images
             continue
-        inside = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-        images = [path.name for path in inside if is_image(path.name) and path.is_file()]
-        others += [path for path in inside if path.name not in images]
+        images = []
+        for path in sorted(path for path in folder.iterdir() if not path.name.startswith(".")):
+            if is_image(path.name) and path.is_file():
+                images.append(path.name)
+            else:
+                others.append(path)
         if not images:
             raise KesiError(
                 f"{folder} has no image ({', '.join(sorted(SUFFIXES))}): add some or remove the folder"
