@@ -30,12 +30,16 @@ VERSION = 1
 
 @dataclass
 class Checkpoint:
-    """A network as it was saved, on the CPU and in eval mode, with all that its file says about it."""
+    """A network as it was saved, on the CPU and in eval mode, with all that its file says about it.
+
+    ``digest`` is that of the file, ``network_digest`` that of the network alone, see network_digest().
+    """
 
     model: Network
     masks: Masks | None
     info: dict
     digest: str
+    network_digest: str
     path: Path
     training: dict | None = None
 
@@ -48,6 +52,10 @@ class Checkpoint:
     def round(self) -> int | None:
         """How many rounds of pruning it went through; None where the file does not say."""
         return self.info.get("round")
+
+    def is_named_by(self, reference: dict) -> bool:
+        """Whether this is the network that a child names as its parent or teacher."""
+        return reference.get("network") == self.network_digest
 
     def describe(self) -> str:
         """For messages: where it is and what it holds."""
@@ -77,6 +85,16 @@ def digest_of(value: Any) -> str:
 
     feed(value)
     return sha.hexdigest()
+
+
+def network_digest(model: Network, masks: Masks | None = None) -> str:
+    """SHA-256 of a network with its masks, and nothing of where it comes from.
+
+    What was made from a network knows it by this: a damaged file that is made anew by another command, or at another
+    commit, holds the same network, and its children are as good as before.
+    """
+    return digest_of({"arch": model.arch, "num_classes": model.num_classes, "cfg": list(model.cfg),
+                      "state_dict": dict(model.state_dict()), "masks": None if masks is None else masks.state_dict()})
 
 
 def save(path: Path, model: Network, info: dict, masks: Masks | None = None,
@@ -166,9 +184,10 @@ def load(path: str | Path, arch: str | None = None, num_classes: int | None = No
                         f"{first_line(error).rstrip(': ')}") from error
     if masks is None and not ours:
         masks = masks_from_zeros(model)
+    network = network_digest(model, masks)
     if not ours:
-        return Checkpoint(model.eval(), masks, _published_info(content), digest_of(state), path)
-    return Checkpoint(model.eval(), masks, content["info"], content["digest"], path, content["training"])
+        return Checkpoint(model.eval(), masks, _published_info(content), digest_of(state), network, path)
+    return Checkpoint(model.eval(), masks, content["info"], content["digest"], network, path, content["training"])
 
 
 def load_model(path: str | Path, arch: str | None = None, num_classes: int | None = None) -> Network:

@@ -9,7 +9,7 @@ from pathlib import Path
 from kesi import checkpoints, cli, distributed, pipeline, recipes, report, stages, tensorboard
 from kesi.checkpoints import Checkpoint
 from kesi.data import INFO
-from kesi.errors import UsageError
+from kesi.errors import KesiError, UsageError
 from kesi.files import write_atomic
 from kesi.folders import CHECKPOINT, PRUNED
 from kesi.locks import held
@@ -88,7 +88,7 @@ def _pruned_already(path: Path, parent: Checkpoint, method: str, amount) -> bool
         return False
     before = checkpoints.load(path).info
     amount = list(amount) if isinstance(amount, Sequence) else amount
-    named = [("network", (before.get("parent") or {}).get("digest"), parent.digest),
+    named = [("network", (before.get("parent") or {}).get("network"), parent.network_digest),
              ("method", before.get("method"), method), ("amount", before.get("amount"), amount)]
     for what, old, new in named:
         if old != new:
@@ -228,7 +228,7 @@ def _pipeline_recipe(args, family: str) -> recipes.Recipe:
 def snapshots_of(last: Checkpoint) -> list[Path]:
     """The baseline and all snapshots that ``last`` descends from, itself included, the baseline first.
 
-    Ancestors are looked for where the files say that they came from, and, by digest, in the folders beside.
+    Ancestors are looked for where the files say that they came from, and, by their digests, in the folders beside.
     Raises UsageError where the chain is broken.
     """
     found, here = [], last
@@ -247,8 +247,12 @@ def _ancestor(child: Checkpoint, parent: dict) -> Checkpoint:
     named = child.path.parent / parent["path"]
     beside = sorted(child.path.parent.parent.glob("*/*.pth.tar")) + sorted(child.path.parent.glob("*.pth.tar"))
     for path in [named, *beside]:
-        if path.is_file() and checkpoints.read(path).get("digest") == parent["digest"]:
-            return checkpoints.load(path)
+        try:
+            found = checkpoints.load(path)
+        except KesiError:  # missing, damaged or of somebody else
+            continue
+        if found.is_named_by(parent):
+            return found
     raise UsageError(f"{child.path} was made from {named}, which is not there (or was changed since): name the "
                      f"teachers with --teachers")
 

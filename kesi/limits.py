@@ -5,7 +5,6 @@ archive and the pickle in it are read as text, for their sizes and names. After:
 through, before anything is computed from it. Nothing here allocates more than the file's own size.
 """
 
-import math
 import pickletools
 import tarfile
 import zipfile
@@ -14,7 +13,9 @@ from typing import Any, BinaryIO
 
 import torch
 
+from kesi import fields
 from kesi.errors import KesiError, first_line
+from kesi.fields import optional
 
 MEMBERS = 100_000
 PICKLE = 16 * 2**20  # bytes of structure and metadata; the largest network of ours has 0.3 MB
@@ -28,14 +29,17 @@ GLOBALS = {"collections OrderedDict", "collections Counter", "torch Size", "torc
            *(f"{module} {kind}Storage" for module in ("torch", "torch.cuda") for kind in _STORAGES)}
 
 # What info may say under names that are read again; anything else in it is only shown.
-_TEXT, _OPTIONAL = (str,), (str, type(None))
-INFO = {"stage": _TEXT, "kind": _TEXT, "source": _TEXT, "round": (int, type(None)), "method": _OPTIONAL,
-        "seed": (int,), "dataset": (dict,), "settings": (dict,), "recipe": (dict,), "metrics": (dict,),
-        "parent": (dict, type(None)), "teachers": (list,), "recipe_hash": _OPTIONAL, "command": _OPTIONAL,
-        "commit": _OPTIONAL, "versions": (dict,), "pruned_accuracy": (int, float, type(None)),
-        "temperature": (int, float, type(None))}
-REFERENCE = {"path": _TEXT, "digest": _TEXT, "stage": _TEXT}
-TRAINING = {"epoch": (int,), "history": (list,), "optimizer": (dict,), "schedule": (dict,)}
+INFO = {**dict.fromkeys(("stage", "kind", "source"), fields.text), "round": optional(fields.integer),
+        "seed": fields.integer, "parent": optional(fields.dictionary), "teachers": fields.several(lambda value: True),
+        **dict.fromkeys(("dataset", "settings", "recipe", "metrics", "versions"), fields.dictionary),
+        **dict.fromkeys(("method", "recipe_hash", "command", "commit"), optional(fields.text)),
+        **dict.fromkeys(("pruned_accuracy", "temperature"), optional(fields.number))}
+KIND = "is not a checkpoint"
+CONTENT = {"arch": fields.text, "num_classes": fields.integer, "cfg": lambda value: isinstance(value, (list, tuple)),
+           "state_dict": fields.dictionary, "info": fields.dictionary, "masks": optional(fields.dictionary),
+           "training": optional(fields.dictionary), "digest": fields.text}
+TRAINING = {"epoch": fields.integer, "history": fields.several(lambda value: True),
+            "optimizer": fields.dictionary, "schedule": fields.dictionary}
 
 
 def check_file(path: Path) -> None:
@@ -116,34 +120,15 @@ def check_content(path: Path, content: dict) -> None:
 
 def check_fields(path: Path, content: dict) -> None:
     """That a file of ours has fields of the right types. Raises KesiError that names the first that has not."""
-    fields = {"arch": _TEXT, "num_classes": (int,), "cfg": (list, tuple), "state_dict": (dict,), "info": (dict,),
-              "masks": (dict, type(None)), "training": (dict, type(None)), "digest": _TEXT}
-    _check_types(path, "", content, fields, needed=True)
-    info = content["info"]
-    _check_types(path, "info.", info, INFO, needed=False)
+    fields.checked(path, content, CONTENT, tuple(CONTENT), KIND)
+    info = fields.checked(path, content["info"], INFO, (), KIND, "info.")
     for reference in [info.get("parent") or None, *info.get("teachers", [])]:
         if reference is not None:
             if not isinstance(reference, dict):
                 raise KesiError(f"{path} is not a checkpoint: it names a parent or teacher by {reference!r:.40}")
-            _check_types(path, "info.parent.", reference, REFERENCE, needed=True)
+            fields.checked(path, reference, fields.REFERENCE, ("path", "stage"), KIND, "info.parent.")
     for name, mask in (content["masks"] or {}).items():
         if not isinstance(name, str) or not isinstance(mask, torch.Tensor) or mask.dtype != torch.bool:
             raise KesiError(f"{path} is not a checkpoint: the mask of {name!r:.60} is not boolean")
     if content["training"] is not None:
-        _check_types(path, "training.", content["training"], TRAINING, needed=False)
-
-
-def _check_types(path: Path, where: str, fields: dict, types: dict[str, tuple], needed: bool) -> None:
-    for name, allowed in types.items():
-        if name not in fields and not needed:
-            continue
-        value = fields.get(name)
-        wrong = not isinstance(value, allowed) or isinstance(value, bool)
-        if wrong or isinstance(value, float) and not math.isfinite(value):
-            raise KesiError(f"{path} is not a checkpoint: its {where}{name} is {_shown(value)}")
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, (int, float, str, type(None))):
-        return f"{value!r:.40}"
-    return f"a {type(value).__name__}"
+        fields.checked(path, content["training"], TRAINING, (), KIND, "training.")

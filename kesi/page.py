@@ -4,7 +4,6 @@
 has it.
 """
 
-import json
 import math
 import re
 import shlex
@@ -18,10 +17,11 @@ import torch
 import models
 from kesi import checkpoints
 from kesi.errors import KesiError
+from kesi.fields import read_epochs
 from kesi.files import write_text
+from kesi.origins import origins_table, provenance
 from kesi.pruning.graphs import GRAPHS, Graph
 from kesi.pruning.weights import conv_weights
-from kesi.report import provenance
 from kesi.results import Run, common_folder, load_runs, mean, missing
 from kesi.svg import Series, bars, chart, heat
 from kesi.tables import Table, main_rows, main_table, rounds_table
@@ -49,7 +49,7 @@ def page(runs: Sequence[Path], out: Path | None = None, data_name: str | None = 
         ("Disagreement of the snapshots", grid(plot for run in loaded for plot in heats(run))),
         ("The network before and after", "".join(widths(run) for run in loaded)),
         ("Every stage", "".join(stage_curves(run) for run in loaded)),
-        ("Where this comes from", "".join(origin(run) for run in loaded)),
+        ("Where this comes from", "".join(origin(run) for run in loaded) + html_table(origins_table(rows))),
         ("Continue or reproduce", "".join(commands(run) for run in loaded))]
     sections = [(title, body) for title, body in sections if body]
     write_text(Path(out), document(table.title, sections))
@@ -215,13 +215,8 @@ def stage_curves(run: Run) -> str:
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """The epochs of a stage, thinned; what a running stage has not finished writing is left out."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
+    """The epochs of a stage, thinned."""
+    rows = read_epochs(path)
     step = max(1, math.ceil(len(rows) / CURVE_POINTS))
     return [row for place, row in enumerate(rows) if place % step == 0 or place == len(rows) - 1]
 

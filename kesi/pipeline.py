@@ -114,7 +114,7 @@ def _prune(parent: Path, recipe: Recipe, amount: object, folder: Path, number: i
     loaded = checkpoints.load(parent)
     if path.is_file():
         try:
-            if (checkpoints.load(path).info.get("parent") or {}).get("digest") == loaded.digest:
+            if loaded.is_named_by(checkpoints.load(path).info.get("parent") or {}):
                 return path
         except KesiError as error:
             warnings.warn(f"{error}: pruned again", stacklevel=2)

@@ -16,7 +16,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from kesi.recipes import Stage
+from kesi.fields import recipe_of
+from kesi.files import write_atomic
 from kesi.training import learning_rates
 
 if TYPE_CHECKING:
@@ -37,9 +38,14 @@ def draw(runs: Sequence[Run], out: Path) -> list[Path]:
     written = []
     for name, figure in figures.items():
         if figure is not None:
-            FigureCanvasAgg(figure).print_png(out / name)
+            save(figure, out / name)
             written.append(out / name)
     return written
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, atomically. Raises KesiError where that fails."""
+    write_atomic(path, FigureCanvasAgg(figure).print_png, durable=False)
 
 
 def panels(count: int, title: str, height: float = 4.2, width: float = 5.2) -> tuple[Figure, list[Axes]]:
@@ -200,14 +206,20 @@ def learning_rate_figure(runs: Sequence[Run]) -> Figure | None:
 
 def curves(run: Run) -> dict[str, list[float]]:
     """The learning rate of every step of a run's stages, by the stage's name in the recipe."""
-    recipe = run.info["recipe"]
+    recipe = recipe_of(run.info["recipe"])
     names = ("baseline", "retrain", *["usual"] * ("usual" in run.retrainings()), "distill")
-    return {name: learning_rates(Stage(**recipe[name]), STEPS) for name in names}
+    return {name: learning_rates(getattr(recipe, name), steps_of(run)) for name in names}
+
+
+def steps_of(run: Run) -> int:
+    """How many steps an epoch its learning-rate curves have: as many as can be seen."""
+    longest = max(run.info["recipe"][name]["epochs"] for name in ("baseline", "retrain", "usual", "distill"))
+    return max(1, min(STEPS, STEPS * 1000 // longest))
 
 
 def draw_curves(axis: Axes, run: Run, rates: dict[str, list[float]]) -> None:
     """One run's stages one after the other, the peaks of one-cycle schedules marked."""
-    recipe = run.info["recipe"]
+    recipe, steps = run.info["recipe"], steps_of(run)
     kinds = {"baseline": "baseline", "retrain": "onecycle", "usual": "usual", "distill": "kesi"}
     labels = {"baseline": "baseline", "retrain": "one-cycle retraining", "usual": "usual retraining",
               "distill": "distillation (KESI)"}
@@ -220,10 +232,10 @@ def draw_curves(axis: Axes, run: Run, rates: dict[str, list[float]]) -> None:
         label = labels.pop(name, None)
         if label and cycles:
             label += f", peak {recipe[name]['lr']:g}"
-        places = [start + step / STEPS for step in range(len(rates[name]))]
+        places = [start + step / steps for step in range(len(rates[name]))]
         axis.plot(places, rates[name], color=COLOURS[kinds[name]], linewidth=1.6, label=label,
                   marker="v" if cycles else None, markevery=[peak], markersize=5, **style)
-        return len(rates[name]) / STEPS
+        return len(rates[name]) / steps
 
     rounds = [("retrain", str(place)) for place in range(1, run.rounds + 1)]
     first = "baseline" if len(rates["baseline"]) > 0.15 * whole else "base"

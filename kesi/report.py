@@ -11,29 +11,32 @@ finished and names what is not.
 import csv
 import io
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from kesi import cli, files
 from kesi.errors import KesiError, UsageError
+from kesi.origins import origins_table, parents_of, provenance, row_origin, versions_of
 from kesi.results import Run, common_folder, deviation, load_runs, mean, missing
 from kesi.tables import Row, Table, main_rows, main_table, rounds_table
 
 STAGE_FIELDS = ("run", "stage", "kind", "round", "method", "arch", "dataset", "num_classes", "seed",
                 "params", "nonzero_params", "macs", "image_size", "sparsity", "test_accuracy", "test_loss",
                 "val_accuracy", "pruned_accuracy", "growing_accuracy", "members", "epochs", "images",
-                "seconds", "cfg", "device", "versions", "commit", "dirty", "command", "recipe_hash", "parent", "digest")
+                "seconds", "cfg", "device", "versions", "commit", "dirty", "command", "recipe_hash", "parent",
+                "network_digest", "digest")
 
 
 @dataclass
 class Report:
-    """Everything a report says; render it again from ``tables`` and ``provenance`` for other formats."""
+    """Everything a report says; render it again from its tables and ``provenance`` for other formats."""
 
     title: str
     tables: list[Table]
     missing: list[str]
     provenance: list[str]
+    origins: Table
     out: Path
     plots: list[Path] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
@@ -47,7 +50,8 @@ class Report:
             parts.append("## Not finished\n\n" + "\n".join(f"- {line}" for line in self.missing))
         if self.plots:
             parts.append("## Plots\n\n" + "\n\n".join(f"![{path.stem}]({path.name})" for path in self.plots))
-        return "\n\n".join([*parts, "## Where this comes from", *self.provenance]) + "\n"
+        origins = self.origins.markdown().replace("## ", "### ", 1)
+        return "\n\n".join([*parts, "## Where this comes from", *self.provenance, origins]) + "\n"
 
     @property
     def text(self) -> str:
@@ -55,41 +59,6 @@ class Report:
                  self.hint or "",
                  f"plots: {self.out}/*.png" if self.plots else "", f"report: {self.out / 'table.md'}"]
         return "\n\n".join(part for part in parts if part)
-
-
-def provenance(run: Run) -> str:
-    """Where a run comes from, as Markdown; commit, versions and device are those of the stages themselves."""
-    stages = [result for results in run.seeds.values() for result in results.values()]
-
-    def origins(describe: Callable[[dict], str | None]) -> str:
-        found = dict.fromkeys(filter(None, map(describe, stages or [run.info])))
-        return "; ".join(found or filter(None, [describe(run.info)])) or "unknown"
-
-    used = run.info.get("recipe") or {}
-    epochs = [f"{name} {used[name]['epochs']} (batch {used[name]['batch_size']}, {used[name]['optimizer']}, "
-              f"{used[name]['schedule']}, lr {used[name]['lr']})" for name in
-              ("baseline", "retrain", *["usual"] * ("usual" in run.retrainings()), "distill") if name in used]
-    seconds = sum(result.get("seconds") or 0 for result in stages)
-    return "\n".join([
-        f"**{run.label}**", "",
-        f"- command: `{run.info.get('command', 'unknown')}`",
-        f"- commit: {origins(commit_of)}",
-        f"- versions: {origins(versions_of)}",
-        f"- device: {origins(lambda one: one.get('device'))}",
-        f"- seeds: {', '.join(map(str, sorted(run.seeds)))}",
-        f"- epochs: {'; '.join(epochs) or 'unknown'}; rounds: {run.rounds}",
-        f"- time of all stages together: {seconds:.0f} s"])
-
-
-def commit_of(origin: dict) -> str | None:
-    """The commit of a result, and whether the files differed from it."""
-    changed = " with uncommitted changes" if origin.get("dirty") else ""
-    return origin["commit"] + changed if origin.get("commit") else None
-
-
-def versions_of(origin: dict) -> str | None:
-    """The versions of a result: "python 3.12.1, torch 2.14.1"."""
-    return ", ".join(f"{name} {version}" for name, version in (origin.get("versions") or {}).items())
 
 
 def main_csv(rows: Sequence[Row]) -> list[dict]:
@@ -106,20 +75,22 @@ def main_csv(rows: Sequence[Row]) -> list[dict]:
             line |= {f"paper_{name}": getattr(row.published, source, None) for name, source in (
                 ("params_m", "params_m"), ("macs_saved", "macs_saved"), ("macs_g", "macs_g"),
                 ("accuracy_mean", "mean"), ("accuracy_std", "std"))}
-        lines.append(line)
+        lines.append(line | row_origin(row))
     return lines
 
 
 def stages_csv(runs: Sequence[Run]) -> list[dict]:
-    """Every result of every run, lists as words separated by spaces; ``parent``: the parent's (members') digest."""
+    """Every result of every run, lists as words separated by spaces; ``parent``: the network_digest of the parent.
+
+    Of an ensemble they are those of its members.
+    """
     lines = []
     for run in runs:
         for seed, results in sorted(run.seeds.items()):
             for stage, result in sorted(results.items(), key=lambda item: (
                     run.stages().index(item[0]) if item[0] in run.stages() else len(run.stages()), item[0])):
-                parent = result.get("members_digests") or (result.get("parent") or {}).get("digest")
                 values = {"run": run.folder.resolve().name, **result, "seed": seed, "stage": stage,
-                          "versions": versions_of(result), "parent": parent}
+                          "versions": versions_of(result), "parent": parents_of(result)}
                 lines.append({name: " ".join(map(str, values[name])) if isinstance(values.get(name), list)
                               else values.get(name) for name in STAGE_FIELDS})
     return lines
@@ -150,7 +121,7 @@ def report(runs: Sequence[Path], out: Path | None = None, plots: bool = True,
     table = main_table(rows, loaded)
     result = Report(table.title, [table, *map(rounds_table, loaded)],
                     [line for run in loaded for line in missing(run)], [provenance(run) for run in loaded],
-                    files.make_folder(Path(out)))
+                    origins_table(rows), files.make_folder(Path(out)))
     if plots:
         result.plots, result.hint = draw(loaded, result.out)
     texts = {"table.md": result.markdown, "table.csv": csv_text(main_csv(rows)),

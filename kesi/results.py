@@ -8,6 +8,7 @@ from pathlib import Path
 
 from kesi import files, paper
 from kesi.errors import KesiError, UsageError
+from kesi.fields import checked_result, checked_run
 
 RETRAININGS = ("onecycle", "usual")
 
@@ -64,17 +65,8 @@ def describe_run(folder: Path) -> Run:
     """What run.json says, without any result. Raises UsageError where there is none, KesiError if damaged."""
     if not (folder / "run.json").is_file():
         raise UsageError(f"{folder} is not a run folder: it has no run.json")
-    info = files.read_json(folder / "run.json")
-    needed = ("arch", "dataset", "method", "rounds")
-    if not isinstance(info, dict) or any(name not in info for name in needed):
-        raise KesiError(f"{folder / 'run.json'} does not describe a run: it needs {', '.join(needed)}")
-    if info["method"] not in paper.CRITERIA:
-        raise KesiError(f"{folder / 'run.json'}: unknown method {info['method']!r}")
-    seeds = info.get("seeds", [])
-    if not isinstance(info["rounds"], int) or not isinstance(seeds, list) or not all(
-            isinstance(seed, int) for seed in seeds):
-        raise KesiError(f"{folder / 'run.json'} is damaged: rounds and seeds are whole numbers")
-    return Run(folder, info, {seed: {} for seed in seeds}, paper.CRITERIA[info["method"]])
+    info = checked_run(folder / "run.json", files.read_json(folder / "run.json"))
+    return Run(folder, info, {seed: {} for seed in info.get("seeds", [])}, paper.CRITERIA[info["method"]])
 
 
 def load_run(folder: Path) -> Run:
@@ -83,9 +75,7 @@ def load_run(folder: Path) -> Run:
     for path in sorted(folder.glob("seed*/*/result.json")):
         seed = path.parent.parent.name.removeprefix("seed")
         if seed.isdigit():
-            result = files.read_json(path)
-            if not isinstance(result, dict):
-                raise KesiError(f"{path} is not a result: it holds no fields")
+            result = checked_result(path, files.read_json(path))
             run.seeds.setdefault(int(seed), {})[path.parent.name] = result
     return run
 
@@ -127,16 +117,12 @@ def common_folder(folders: Sequence[Path]) -> Path:
 
 
 def by_baseline(runs: Sequence[Run]) -> list[list[Run]]:
-    """The runs in groups that started from the same baseline checkpoints, told by their digests.
-
-    A run that took another run's baseline over has a copy of it, which names the original.
-    """
+    """The runs in groups that started from the same baselines, told by the digests of these networks."""
     groups: list[tuple[dict, list[Run]]] = []
     for run in runs:
         baselines = {seed: results["baseline"] for seed, results in run.seeds.items()
                      if "baseline" in results}
-        digests = {seed: baseline.get("adopted_from") or baseline.get("digest")
-                   for seed, baseline in baselines.items()}
+        digests = {seed: baseline.get("network_digest") for seed, baseline in baselines.items()}
         for known, group in groups:
             common = known.keys() & digests.keys()
             if common and all(known[seed] and known[seed] == digests[seed] for seed in common):

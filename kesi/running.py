@@ -27,6 +27,11 @@ from kesi.seeds import derive
 from kesi.training import Objective, Options, Progress, cross_entropy, evaluate, fit
 from models import Network
 
+# What a result says in the words of the checkpoint, and which figures the checkpoint knows, too.
+KEPT = ("stage", "kind", "round", "method", "seed", "settings", "pruned_accuracy", "parent", "commit", "dirty",
+        "versions", "device", "command", "recipe_hash", "temperature", "teachers")
+METRICS_KEPT = ("test_accuracy", "test_loss", "val_accuracy")
+
 
 @dataclass(frozen=True)
 class Context:
@@ -53,7 +58,12 @@ def check_images(model: Network, dataset: Dataset) -> None:
 def reference(checkpoint: Checkpoint, folder: Path) -> dict:
     """How a file names its parent: relative to its own folder, so that a run can be moved as a whole."""
     relative = os.path.relpath(Path(checkpoint.path).resolve(), Path(folder).resolve())
-    return {"path": relative, "digest": checkpoint.digest, "stage": checkpoint.stage}
+    return {"path": relative, "network": checkpoint.network_digest, "stage": checkpoint.stage}
+
+
+def history_digest(history: list[dict]) -> str:
+    """SHA-256 of the metrics of every epoch; not of the seconds, which no second run repeats."""
+    return checkpoints.digest_of([{key: value for key, value in row.items() if key != "seconds"} for row in history])
 
 
 def _settings(context: Context, stage: Stage, describe: dict, parent: Checkpoint | None) -> dict:
@@ -62,9 +72,9 @@ def _settings(context: Context, stage: Stage, describe: dict, parent: Checkpoint
     return {"seed": context.seed, "stage": stage.__dict__ | {"milestones": list(stage.milestones)},
             "dataset": data["name"], "classes": data["classes"], "images": data["images"], "mean": data["mean"],
             "std": data["std"], "image_size": data["image_size"],
-            "parent": parent.digest if parent else None, "temperature": describe.get("temperature"),
+            "parent": parent.network_digest if parent else None, "temperature": describe.get("temperature"),
             "pretrained": describe.get("pretrained"),
-            "teachers": [teacher["digest"] for teacher in describe.get("teachers", [])]}
+            "teachers": [teacher["network"] for teacher in describe.get("teachers", [])]}
 
 
 def train(context: Context, folder: Path, stage: Stage, start, describe: dict, parent: Checkpoint | None = None,
@@ -119,7 +129,8 @@ def _fit(context: Context, folder: Path, stage: Stage, model: Network, masks: Ma
                       label=f"{context.where} {info['stage']}".strip())
         seconds = sum(row["seconds"] for row in history)  # also of the epochs before an interruption
         result = result_of(context, model, masks, info, history, seconds) | {"started": started}
-        info["metrics"] = {key: result[key] for key in ("test_accuracy", "test_loss", "val_accuracy")}
+        info["metrics"] = {key: result[key] for key in METRICS_KEPT}
+        info["history_digest"] = result["history_digest"] = history_digest(history)
         result["digest"] = checkpoints.save(folder / CHECKPOINT, model.cpu(), info, masks)
     except BaseException as error:
         _rescue(context, saver, info["stage"], error)
@@ -151,12 +162,11 @@ def result_of(context: Context, model: Network, masks: Masks | None, info: dict,
             seconds: float) -> dict:
     """The one line of results of a stage."""
     last, params = history[-1], parameters(model)
-    keep = ("stage", "kind", "round", "method", "seed", "settings", "pruned_accuracy", "parent", "commit",
-            "dirty", "versions", "device", "command", "recipe_hash", "temperature", "teachers")
-    return {**{key: info[key] for key in keep if key in info},
+    return {**{key: info[key] for key in KEPT if key in info},
             "arch": model.arch, "num_classes": model.num_classes, "cfg": model.cfg,
             "dataset": context.dataset.name, "image_size": context.dataset.image_size,
             "params": params, "nonzero_params": params - (masks.pruned() if masks else 0),
+            "network_digest": checkpoints.network_digest(model, masks),
             "sparsity": masks.sparsity() if masks else None, "macs": macs(model, context.dataset.image_size),
             "empty_layers": health.empty_layers(masks),
             "at_chance": last["test_accuracy"] <= health.chance(context.dataset.test.labels),

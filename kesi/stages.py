@@ -57,7 +57,7 @@ def adopt_baseline(context: Context, source: Path, arch: str, folder: Path) -> P
         done = None if context.fresh else finished(folder, {})
         if done is None:
             _adopt(context, parent, folder)
-        elif done.get("adopted_from") != parent.digest:
+        elif done.get("network_digest") != parent.network_digest:
             raise UsageError(f"{folder} holds another baseline than {source}: use another --save, or --fresh")
     return path
 
@@ -70,7 +70,7 @@ def _adopt(context: Context, parent: Checkpoint, folder: Path) -> None:
             **provenance(context.options.device)}
     row = {"test_accuracy": accuracy, "test_loss": loss, "val_accuracy": None}
     result = result_of(context, parent.model, None, info, [row], 0.0)
-    result |= {"adopted_from": parent.digest, "epochs": 0, "images": 0}
+    result |= {"adopted_from": parent.network_digest, "epochs": 0, "images": 0}
     result["digest"] = checkpoints.save(folder / CHECKPOINT, parent.model.cpu(), info)
     write_json(folder / RESULT, result)
     context.say(f"baseline: {parent.path}, test accuracy {accuracy:.2f} %")
@@ -144,7 +144,7 @@ def measure_ensemble(context: Context, teachers: Sequence[Path], folder: Path, k
     how much they disagree.
     """
     members = [fitting(path, context.dataset) for path in teachers]
-    digests = [member.digest for member in members]
+    digests = [member.network_digest for member in members]
     done = folder / RESULT
     distributed.barrier()  # all processes find the same in the folder
     with held(folder):

@@ -12,7 +12,10 @@ NONE = "–"
 
 @dataclass
 class Row:
-    """A row of the main table: sizes in parameters and MACs, ``saved`` in percent, one accuracy a seed."""
+    """A row of the main table: sizes in parameters and MACs, ``saved`` in percent, one accuracy a seed.
+
+    ``stage``: whose results these are, in ``run``.
+    """
 
     label: str
     run: Run
@@ -21,6 +24,7 @@ class Row:
     macs: float | None
     saved: float | None
     accuracy: list[float]
+    stage: str
     published: paper.PaperRow | None = None
 
 
@@ -92,7 +96,7 @@ def stage_row(run: Run, label: str, stage: str, name: str) -> Row:
     published = paper.published(run.info["arch"], run.info["dataset"], run.info["method"])
     comparable = stage == "baseline" or run.rounds == paper.ROUNDS
     params, nonzero = (mean(run.values(stage, size)) for size in ("params", "nonzero_params"))
-    return Row(label, run, params, nonzero, macs, saved, run.values(stage),
+    return Row(label, run, params, nonzero, macs, saved, run.values(stage), stage,
                published.get(name) if comparable else None)
 
 
@@ -107,7 +111,7 @@ def ensemble_row(run: Run, retraining: str) -> Row:
 
     label = f"{run.label} ensemble of {len(members)}, {'one-cycle' if retraining == 'onecycle' else 'usual'}"
     params, nonzero, macs = map(together, ("params", "nonzero_params", "macs"))
-    return Row(label, run, params, nonzero, macs, None, run.values(stage))
+    return Row(label, run, params, nonzero, macs, None, run.values(stage), stage)
 
 
 def main_table(rows: Sequence[Row], runs: Sequence[Run]) -> Table:

@@ -7,7 +7,6 @@ A run may be finished or not; the same command again brings the files up to date
 seed and stage, so that TensorBoard shows stages side by side.
 """
 
-import json
 import os
 from collections.abc import Sequence
 from datetime import datetime
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from kesi import cli
 from kesi.errors import KesiError, UsageError
+from kesi.fields import checked_result, read_epochs
 from kesi.files import make_folder, read_json
 from kesi.folders import METRICS, RESULT
 
@@ -44,7 +44,7 @@ def write_events(run: Path, logdir: Path) -> list[Path]:
         if len(before) == 1 and before[0].stat().st_mtime_ns == changed:
             files.append(before[0])
             continue
-        rows = _rows(metrics)
+        rows = read_epochs(metrics)
         try:
             _write(writer, folder, rows, _started(stage, rows))
         except OSError as error:
@@ -64,17 +64,14 @@ def _changed(stage: Path) -> int:
     return max(path.stat().st_mtime_ns for path in (stage / METRICS, stage / RESULT) if path.is_file())
 
 
-def _rows(path: Path) -> list[dict]:
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError) as error:
-        raise KesiError(f"cannot read {path}: {error}") from error
-
-
 def _started(stage: Path, rows: Sequence[dict]) -> float:
     """When the stage began, in seconds since 1970; of one that still runs, from its last epoch back."""
-    if (stage / RESULT).is_file() and (started := read_json(stage / RESULT).get("started")):
-        return datetime.fromisoformat(started.replace("Z", "+00:00")).timestamp()
+    done = stage / RESULT
+    if done.is_file() and (started := checked_result(done, read_json(done)).get("started")):
+        try:
+            return datetime.fromisoformat(started.replace("Z", "+00:00")).timestamp()
+        except (ValueError, OverflowError) as error:
+            raise KesiError(f"{done} is damaged: its started is {started!r:.40}") from error
     return (stage / METRICS).stat().st_mtime - sum(row.get("seconds") or 0 for row in rows)
 
 

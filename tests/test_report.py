@@ -48,7 +48,7 @@ def write_run(folder: Path, method="filter", arch="resnet56", dataset="cifar10",
                 **common, "stage": stage, "kind": kind, "round": int(number or 0), "test_accuracy": accuracy,
                 "params": small if method == "filter" else WHOLE, "nonzero_params": small,
                 "macs": macs if method == "filter" else MACS, "pruned_accuracy": pruned, "cfg": [16, 32],
-                "val_accuracy": None, "sparsity": None, "digest": f"{digest}-{stage}-{seed}"})
+                "val_accuracy": None, "sparsity": None, "network_digest": f"{digest}-{stage}-{seed}"})
 
         trained("baseline", 0, BASELINE[seed])
         for retraining in retrainings:
@@ -158,11 +158,11 @@ def test_different_baselines_have_a_row_each(tmp_path):
     assert labels.index("baseline of MWP") == labels.index("MWP") - 1
 
 
-def test_a_baseline_taken_over_is_the_same_baseline(tmp_path):
-    runs = [write_run(tmp_path / "f"), write_run(tmp_path / "w", method="weight", digest="copy")]
-    for path in runs[1].glob("seed*/baseline/result.json"):
+def test_the_same_baseline_in_two_runs_has_one_row(tmp_path):
+    runs = [write_run(tmp_path / "f"), write_run(tmp_path / "w", method="weight", digest="another")]
+    for path in runs[1].glob("seed*/baseline/result.json"):  # as where --model took it over
         result = json.loads(path.read_text())
-        write(path, result | {"adopted_from": result["digest"].replace("copy", "baseline")})
+        write(path, result | {"network_digest": result["network_digest"].replace("another", "baseline")})
     labels = [row[0] for row in report.report(runs, plots=False).tables[0].rows]
     assert labels[0] == "baseline" and sum("baseline" in label for label in labels) == 1
 

@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +18,7 @@ import torch
 
 import models
 from chaos import differences
-from doors import ROOT, fails
+from doors import ROOT, fails, script, works
 from kesi import checkpoints, files, states
 from kesi.data import Split, load
 from kesi.errors import KesiError, UsageError
@@ -26,6 +28,8 @@ from kesi.recipes import ONE_CYCLE
 from kesi.running import Context
 from kesi.stages import retrain
 from kesi.training import Options
+
+pytest_plugins = ["tinyrun"]
 
 EPOCHS = 6
 STAGE = replace(ONE_CYCLE, epochs=EPOCHS, batch_size=32)
@@ -378,3 +382,19 @@ def test_the_comparison_sees_what_differs(train, tmp_path):
     for name in ("x/checkpoint.pth.tar", "x/result.json", "x/metrics.jsonl", "table.json"):
         assert f"{name} differs" in found
     assert "x.old-1/result.json is in one run only" in found
+
+
+def test_what_a_damaged_stage_was_made_anew_from_by_another_command_keeps_its_children(weight_run, tmp_path):
+    run = shutil.copytree(weight_run, tmp_path / "run")
+    before = {path: path.read_bytes() for path in run.glob("seed0/*/*.tar")}
+    damage(broken := run / "seed0" / "onecycle-1" / "checkpoint.pth.tar")
+    words = json.loads((run / "run.json").read_text())["command"].split()[2:]
+    words[words.index("--save") + 1] = run
+    outcome = script("cifar/pipeline.py", *words, "--no-report", "--save-every", "9")
+    assert outcome.code == 0 and re.search("onecycle-1/checkpoint.pth.tar is damaged.*runs again", outcome.err), outcome
+    assert broken.read_bytes() != before.pop(broken)  # it names the other command
+    assert checkpoints.load(broken).network_digest == checkpoints.load(
+        weight_run / "seed0" / "onecycle-1").network_digest
+    assert all(path.read_bytes() == content for path, content in before.items())
+    works("kesi.report", run, "--no-plots")
+    works("kesi.verify", run, "--no-accuracy")

@@ -433,6 +433,18 @@ def test_every_result_and_every_row_of_the_report_says_where_it_comes_from(filte
         for name in ("commit", "dirty", "versions", "device", "seed", "command", "recipe_hash", "parent"):
             assert info[name] == result[name]
         if path.parent.name != "baseline":
-            assert row["parent"] == checkpoints.load(path.parent / result["parent"]["path"]).digest
+            assert row["parent"] == checkpoints.load(path.parent / result["parent"]["path"]).network_digest
+        assert row["network_digest"] == checkpoints.load(path.parent).network_digest
+    results = {path.parent.name: json.loads(path.read_text()) for path in found}
+    lines = list(csv.DictReader((filter_run / "report/table.csv").open()))
+    stages = ("baseline", "usual-2", "onecycle-2", "kesi", "ensemble", "ensemble-usual")
+    written = (filter_run / "report/table.md").read_text()
+    for line, stage in zip(lines, stages, strict=True):
+        assert (line["seed_numbers"], line["device"], line["command"], line["network_digest"], line["parent"]) == (
+            "0", *(results[stage].get(name) or "" for name in ("device", "command", "network_digest")),
+            rows[stage]["parent"]), stage
+        assert len(line["recipe_hash"]) == 12 and "torch" in line["versions"] and line["commit"] in (
+            "", results[stage]["commit"], f"{results[stage]['commit']} with uncommitted changes")
+        assert line["recipe_hash"] in written and line["parent"][:12] in written
     hashes = {stage: row["recipe_hash"] for stage, row in rows.items()}
     assert hashes["onecycle-1"] == hashes["onecycle-2"] != hashes["usual-1"] == hashes["usual-2"] != hashes["kesi"]

@@ -8,7 +8,8 @@ import torch
 
 from doors import fails, script, works
 from kesi import checkpoints
-from kesi.verify import Verifier, images_of, verify
+from kesi.verifier import Verifier
+from kesi.verify import images_of, verify
 
 pytest_plugins = ["tinyrun"]
 
@@ -81,6 +82,17 @@ def revived(run):
     edit(path.with_name("result.json"), digest=resave(path, change))
 
 
+def other_epoch(run):
+    path = run / "seed0/baseline/metrics.jsonl"
+    first, rest = path.read_text().split("\n", 1)
+    path.write_text(json.dumps(json.loads(first) | {"train_loss": 0.5}) + "\n" + rest)
+
+
+def other_recipe(run):
+    recipe = json.loads((run / "run.json").read_text())["recipe"]
+    edit(run / "run.json", recipe=recipe | {"retrain": recipe["retrain"] | {"lr": 7.0}})
+
+
 def other_report(run):
     digest, table = json.loads((run / "seed0/kesi/result.json").read_text())["digest"], run / "report/stages.csv"
     table.write_text(table.read_text().replace(digest, "f" * 64))
@@ -92,8 +104,17 @@ FILES = [
     (lambda run: edit(run / "seed0/kesi/result.json", digest="0" * 64), "seed0/kesi: ", "digest is 000"),
     (lambda run: edit(run / "seed0/kesi/result.json", macs=17), "seed0/kesi: ", "macs is 17"),
     (lambda run: edit(run / "seed0/kesi/result.json", epochs=99), "seed0/kesi: ", "number of epochs is 99"),
+    (lambda run: edit(run / "seed0/kesi/result.json", test_loss=0.5), "seed0/kesi: ", "the test loss is 0.5"),
+    (lambda run: edit(run / "seed0/kesi/result.json", command="other"), "seed0/kesi: ", "command is other"),
+    (lambda run: edit(run / "seed0/kesi/result.json", seconds=1), "seed0/kesi: ", "number of seconds is 1"),
+    (lambda run: edit(run / "seed0/kesi/result.json", images=1), "seed0/kesi: ", "number of images is 1"),
+    (lambda run: edit(run / "seed0/kesi/result.json", settings={}), "seed0/kesi: ", "settings is {}"),
+    (lambda run: edit(run / "seed0/kesi/result.json", test_accuracy="99"), "seed0/kesi: ", "test_accuracy is '99'"),
+    (lambda run: edit(run / "run.json", recipe_hash="0"), "run.json: ", "recipe hash is 0"),
+    (other_epoch, "seed0/baseline: ", "metrics.jsonl does not hold the epochs"),
+    (other_recipe, "seed0/onecycle-1: ", "the recipe is {"),
     (lambda run: edit(run / "seed0/kesi/result.json", parent=None), "seed0/kesi: ", "parent is None"),
-    (lambda run: edit(run / "seed0/kesi/result.json", recipe_hash="x"), "seed0/kesi: ", "recipe's hash is x"),
+    (lambda run: edit(run / "seed0/kesi/result.json", recipe_hash="x"), "seed0/kesi: ", "recipe hash is x"),
     (lambda run: (run / "seed0/usual-2/result.json").write_text("{"), "seed0/usual-2: ", "not valid JSON"),
     (lambda run: shutil.rmtree(run / "seed0/usual-2"), "seed0/usual-2: ", "is not finished"),
     (lambda run: edit(run / "run.json", seeds=[0, 1]), "seed1/kesi: ", "is not finished"),
@@ -107,6 +128,8 @@ FILES = [
 ACCURACIES = [
     (lambda run: edit(run / "seed0/usual-1/result.json", pruned_accuracy=0.0), "usual-1", "before retraining is 0.000"),
     (lambda run: edit(run / "seed0/ensemble/result.json", accuracy=[1, 2, 3]), "ensemble", "accuracy is 1.000 %"),
+    (lambda run: edit(run / "seed0/ensemble/result.json", disagreement=[[1] * 3] * 3), "ensemble", "agreement is 1.0"),
+    (lambda run: edit(run / "seed0/ensemble/result.json", test_loss=1e-3), "ensemble", "test loss is 0.001"),
     (other_weights, "onecycle-1", "the test accuracy is"),
 ]
 
