@@ -35,8 +35,9 @@ test: $(VENV)/.ready ## Run the tests of the method, about four minutes on two c
 slow: $(VENV)/.ready ## Run the tests of notebook, documents, own networks, benchmarks and Ray, about as long again
 	$(PYTEST) -m slow
 
-chaos: $(VENV)/.ready ## Kill the pipeline 100 times at random moments and compare with a run left alone
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos --kills 100 --seed 0
+chaos: $(VENV)/.ready ## Kill pipelines 100 times at random moments and compare with runs left alone
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos --kills 50 --seed 0 --method filter
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos --kills 50 --seed 0 --method weight
 
 bench: $(VENV)/.ready ## Measure the speed of this machine against the classic way, about a quarter of an hour
 	$(BIN)/python -m benchmarks.throughput --json benchmarks/throughput.json

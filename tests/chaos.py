@@ -30,9 +30,10 @@ from kesi.provenance import provenance
 ROOT = Path(__file__).resolve().parents[1]
 COMMAND = ["cifar/pipeline.py", "--arch", "resnet20", "--dataset", "digits", "--rounds", "2", "--compare",
            "--device", "cpu", "--save", "run"]
-KINDS = ("baseline", "onecycle", "usual", "kesi")
+KINDS = ("baseline", "onecycle", "ensemble", "usual", "kesi")  # in the order in which they run
+BRIEF = 0.2  # seconds: an ensemble is only evaluated
 CLOCK = ("seconds", "started")  # what is not the same in two runs
-SHORT = 6  # up to so many kills, every kind of stage is hit once; from there on, up to five times a run
+OFTEN = 5  # at most so many kills in a kind of stage, in one run
 
 
 def start(folder: Path, words: list[str]) -> int:
@@ -77,7 +78,7 @@ def run_killed(folder: Path, words: list[str], aims: list[str], rng: random.Rand
         process = start(folder, words)
         while (status := _ended(process)) is None and aim and not _entered(folder / "run", aim):
             time.sleep(0.002)
-        end = time.monotonic() + rng.uniform(0, longest)
+        end = time.monotonic() + rng.uniform(0, BRIEF if aim == "ensemble" else longest)
         while status is None and (aim is None or time.monotonic() < end):
             time.sleep(0.002)
             status = _ended(process)
@@ -157,12 +158,11 @@ def campaign(folder: Path, kills: int, seed: int, words: list[str]) -> collectio
     run_whole(folder / "whole", words)
     whole = time.monotonic() - started
     print(f"left alone: {whole:.1f} s", flush=True)
-    while hits.total() < kills or kills > SHORT and min(_of(kind, hits) for kind in KINDS) < kills / 20:
+    while hits.total() < kills or min(_of(kind, hits) for kind in KINDS) < kills / 20:
         number += 1
         here = folder / f"killed-{number}"
         started = time.monotonic()
-        often = 1 if kills <= SHORT else 5
-        aims = [kind for kind in ("start", *KINDS) for _ in range(rng.randint(1, often))]
+        aims = [kind for kind in ("start", *KINDS) for _ in range(rng.randint(1, OFTEN))]
         count = run_killed(here, words, aims, rng, whole / 8, hits)
         if found := differences(folder / "whole" / "run", here / "run"):
             raise KesiError(f"run {number}, killed {count} times, is another: {'; '.join(found)}")

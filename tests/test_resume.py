@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import models
-from chaos import differences
+from chaos import KINDS, differences
 from doors import ROOT, fails, script, works
 from kesi import checkpoints, files, states
 from kesi.data import Split, load
@@ -361,14 +361,16 @@ def test_what_a_killed_process_left_half_written_is_removed(train, tmp_path):
 
 # -- real kills
 
-def test_a_pipeline_that_is_killed_again_and_again_gives_the_same_bit_for_bit():
-    """The short form of make chaos: a kill in every kind of stage."""
-    words = ["--kills", "4", "--epochs", "2", "2", "2", "--no-report"]
+@pytest.mark.parametrize("method", ["filter", "weight"])
+def test_a_pipeline_that_is_killed_again_and_again_gives_the_same_bit_for_bit(method):
+    """The short form of make chaos: twenty kills, in every kind of stage."""
+    words = ["--kills", "20", "--method", method, "--epochs", "2", "2", "2", "--no-report"]
     done = subprocess.run([sys.executable, "-m", "tests.chaos", *words], cwd=ROOT, capture_output=True, text=True,
                           env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr + done.stdout
     kills = int(done.stdout.splitlines()[-1].split()[0])
-    assert kills >= 4 and done.stdout.count("  kill ") == kills and "those of the run left alone" in done.stdout
+    assert kills >= 20 and all(f"in {kind}" in done.stdout for kind in KINDS)
+    assert done.stdout.count("  kill ") == kills and "those of the run left alone" in done.stdout
 
 
 def test_the_comparison_sees_what_differs(train, tmp_path):
