@@ -104,8 +104,10 @@ def names(loaded: Sequence[Checkpoint]) -> list[str]:
     paths = [checkpoint.path.resolve() for checkpoint in loaded]
     common = os.path.commonpath([path.parent for path in paths]) if len(paths) > 1 else paths[0].parent.parent
     short = [Path(os.path.relpath(path, common)) for path in paths]
-    return [str(path.parent) if path.name == "checkpoint.pth.tar" and path.parent.name else str(path)
-            for path in short]
+    found = [str(path.parent) if path.name == "checkpoint.pth.tar" and path.parent.name else str(path)
+             for path in short]
+    return [f"{name} ({found[:place].count(name) + 1})" if found.count(name) > 1 else name
+            for place, name in enumerate(found)]
 
 
 def _predictions(loaded: Sequence[Checkpoint], inputs: Sequence[Inputs], root: str | Path, download: bool,

@@ -12,6 +12,7 @@ import argparse
 import copy
 import importlib
 import importlib.util
+import operator
 import re
 import runpy
 import statistics
@@ -25,13 +26,13 @@ import torch
 from torch import nn
 
 import models
-from kesi import checkpoints, cli, pipeline, recipes
+from kesi import checkpoints, cli, fields, pipeline, recipes
 from kesi.data import Dataset
 from kesi.data.arrays import Pairs, from_arrays
 from kesi.errors import UsageError, first_line
 from kesi.folders import move_aside
 from kesi.locks import held
-from kesi.provenance import provenance
+from kesi.provenance import launcher, provenance
 from kesi.pruning import Masks
 from kesi.pruning.filters import pruned_widths
 from kesi.pruning.graphs import GRAPHS, Graph
@@ -85,8 +86,7 @@ def compress(model: nn.Module | Factory, train: Pairs | Dataset, test: Pairs | N
     runs/<data>-<name>-<method>; ``fresh`` moves what is there aside. ``options``: the machine (default: a GPU if
     there is one). Raises UsageError for arguments that do not fit, KesiError for files.
     """
-    if method not in recipes.METHODS:
-        raise UsageError(f"unknown method {method!r}; choose one of: {', '.join(recipes.METHODS)}")
+    _check_arguments(model, method, rounds, epochs, batch_size, lr, seeds)
     given = _copy(model) if isinstance(model, nn.Module) else None
     if given is None and trained:
         raise UsageError("trained=True needs a network with its weights, not a function that builds one")
@@ -103,9 +103,35 @@ def compress(model: nn.Module | Factory, train: Pairs | Dataset, test: Pairs | N
         print(f"the run before was moved to {aside}")
     start = None if given is None else _start(name, given, dataset, folder, trained)
     options = options or Options(cli.device_for("auto"))
-    pipeline.run(pipeline.Settings(recipe, dataset, folder, tuple(seeds), compare, str(start) if trained else None,
+    seeds = tuple(map(operator.index, seeds))
+    pipeline.run(pipeline.Settings(recipe, dataset, folder, seeds, compare, str(start) if trained else None,
                                    options=options))
     return _collect(folder, folder / f"seed{seeds[0]}" / "kesi")
+
+
+def _check_arguments(model, method, rounds, epochs, batch_size, lr, seeds) -> None:
+    """Raises UsageError for arguments of the wrong kind; what values are right is left to those who use them."""
+    if not callable(model):
+        raise UsageError(f"the model is a {type(model).__name__}: give a network, or a function that builds one")
+    if method not in recipes.METHODS:
+        raise UsageError(f"unknown method {method!r}; choose one of: {', '.join(recipes.METHODS)}")
+    if not _whole_numbers(seeds) or not len(seeds) or min(seeds) < 0:
+        raise UsageError(f"seeds are whole numbers of at least 0, such as (0, 1, 2), not {seeds!r:.60}")
+    if epochs is not None and not (_whole_numbers(epochs) and len(epochs) == 3):
+        raise UsageError(f"epochs are three numbers, of baseline, retraining and distillation, not {epochs!r:.60}")
+    for name, value in (("rounds", rounds), ("batch_size", batch_size)):
+        if value is not None and not (_whole_numbers([value]) and value > 0):
+            raise UsageError(f"{name} must be at least 1, not {value!r:.60}")
+    if lr is not None and not fields.number(lr):
+        raise UsageError(f"lr is a number, not {lr!r:.60}")
+
+
+def _whole_numbers(values) -> bool:
+    """Whether something is a sequence of whole numbers, NumPy's included."""
+    try:
+        return len(list(map(operator.index, values))) == len(values)
+    except TypeError:
+        return False
 
 
 def _copy(model: nn.Module) -> nn.Module:
@@ -136,8 +162,6 @@ def _dataset(train: Pairs | Dataset, test: Pairs | None, flip: bool) -> Dataset:
 def _amounts(graph: Graph, method: str, rounds: int | None, rates: float | dict[str, float] | None,
              sparsities: Sequence[float] | None) -> tuple:
     """What every round prunes. Raises UsageError for what does not fit the method or each other."""
-    if rounds is not None and rounds < 1:
-        raise UsageError(f"rounds must be at least 1, not {rounds}")
     if method == "filter":
         if sparsities is not None:
             raise UsageError('sparsities are for method="weight"; filter pruning takes rates')
@@ -155,8 +179,6 @@ def _recipe(recipe: Recipe, amounts: tuple, epochs: tuple[int, int, int] | None,
     """The recipe with everything that the caller replaces."""
     stages = {name: getattr(recipe, name) for name in ("baseline", "retrain", "usual", "distill")}
     if epochs is not None:
-        if len(epochs) != 3:
-            raise UsageError(f"epochs are three numbers, of baseline, retraining and distillation, not {epochs!r}")
         for stage, number in zip(stages, (epochs[0], epochs[1], epochs[1], epochs[2]), strict=True):
             stages[stage] = replace(stages[stage].scaled(number / stages[stage].epochs), epochs=number)
     if batch_size is not None:
@@ -229,6 +251,7 @@ def main() -> None:
     except ModuleNotFoundError as error:
         raise UsageError(f"there is no module {error.name}") from error
     sys.argv = [args.command, *args.arguments]
+    launcher[:] = ["python", "-m", "kesi.own", args.module]
     # this module has imported some of the commands already
     warnings.filterwarnings("ignore", ".*found in sys.modules", RuntimeWarning)
     (runpy.run_path if script else runpy.run_module)(args.command, run_name="__main__")

@@ -6,7 +6,6 @@ has it.
 
 import math
 import re
-import shlex
 import statistics
 from collections.abc import Sequence
 from html import escape
@@ -19,6 +18,7 @@ from kesi import checkpoints
 from kesi.errors import KesiError
 from kesi.fields import read_epochs
 from kesi.files import write_text
+from kesi.next_steps import next_steps
 from kesi.origins import origins_table, provenance
 from kesi.pruning.graphs import GRAPHS, Graph
 from kesi.pruning.weights import conv_weights
@@ -245,18 +245,5 @@ def origin(run: Run) -> str:
 
 def commands(run: Run) -> str:
     """What to type: to continue, to repeat, and to go on with the network."""
-    command = (run.info.get("command") or "python cifar/pipeline.py").replace(" --fresh", "")
-    folder = shlex.quote(str(run.folder))
-    commit = run.info.get("commit")
-    seed = min(run.seeds, default=0)
-    last = f"{folder}/seed{seed}/kesi"
-    blocks = [("Continue: the same command takes an interrupted run up at its last saved epoch, and leaves what is "
-               "finished alone.", command),
-              ("Repeat it from nothing; the run that is there is moved aside.",
-               (f"git checkout {commit}\n" if commit else "") + command + " --fresh"),
-              ("Use the compressed network, or look at it next to its baseline.",
-               f"python -m kesi.export {last} --format onnx --normalise --out kesi.onnx\n"
-               f"python -m kesi.predict {last} image.png\n"
-               f"python -m kesi.compare {folder}/seed{seed}/baseline {last}")]
     return f"<h3>{escape(run.label)}</h3>" + "".join(
-        f"<p>{escape(text)}</p><pre class=scroll><code>{escape(code)}</code></pre>" for text, code in blocks)
+        f"<p>{escape(text)}</p><pre class=scroll><code>{escape(code)}</code></pre>" for text, code in next_steps(run))

@@ -14,6 +14,8 @@ import torch
 
 from kesi import distributed
 
+launcher = ["python"]  # what a command line begins with; kesi.own has words of its own
+
 
 @functools.cache
 def commit() -> tuple[str | None, bool | None]:
@@ -69,12 +71,12 @@ def command() -> str:
     words = list(sys.argv)
     main = sys.modules.get("__main__")
     if getattr(main, "__spec__", None) is not None:
-        words[0] = f"-m {main.__spec__.name}"
+        words[0] = f"{'-m ' * (len(launcher) == 1)}{main.__spec__.name}"
     elif words and words[0]:
         path = Path(words[0]).resolve()
         folder = Path(__file__).resolve().parent.parent
         words[0] = str(path.relative_to(folder)) if path.is_relative_to(folder) else path.name
-    return " ".join(["python", *(words[:1]), *map(shlex.quote, words[1:])])
+    return " ".join([*launcher, *(words[:1]), *map(shlex.quote, words[1:])])
 
 
 def recipe_hash(recipe: dict) -> str:

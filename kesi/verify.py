@@ -20,25 +20,33 @@ from kesi.verifier import Verifier
 
 
 def images_of(run: Path, data: str, download: bool = False) -> Dataset:
-    """The data set of a run as run.json describes it. Raises KesiError where the images are others now."""
+    """The data set of a run, loaded anew as run.json describes it. Raises UsageError where no name leads to it."""
     said = read_fields(run / "run.json").get("data")
     if not isinstance(said, dict) or not isinstance(said.get("name"), str):
         raise KesiError(f"{run / 'run.json'} does not say what images were used")
     if said["name"] not in DATASETS:
         raise UsageError(f"the images of {run} were handed over in Python ({said['name']!r:.60}) and cannot be loaded "
-                         f"anew: use --no-accuracy")
-    dataset = load(said["name"], data, image_size=said.get("image_size"), family=family_of(said), download=download)
+                         f"anew: use --no-accuracy, or kesi.verify.verify(run, dataset) in Python")
+    return load(said["name"], data, image_size=said.get("image_size"), family=family_of(said), download=download)
+
+
+def _refuse_other_images(run: Path, said: dict, dataset: Dataset) -> None:
     now = dataset.describe()
     for name, old, new in (("classes", said.get("classes"), now["classes"]), ("mean", said.get("mean"), now["mean"]),
                            ("test images", (said.get("images") or {}).get("test"), now["images"]["test"])):
         if old != new:
-            raise KesiError(f"the {name} of {dataset.name} in {data} are not those of {run}")
-    return dataset
+            raise KesiError(f"the {name} of {dataset.name} are not those of {run}")
 
 
-def verify(run: Path, dataset: Dataset | None, device: str = "cpu") -> Verifier:
-    """Check every seed and stage of a run. Raises UsageError where ``run`` is none, KesiError for a bad run.json."""
+def verify(run: Path, dataset: Dataset | None = None, device: str = "cpu") -> Verifier:
+    """Check every seed and stage of a run; ``failures`` of what is returned has a line for all that does not hold.
+
+    ``dataset``: the run's images, on which accuracies are computed anew; None leaves them alone. Raises UsageError
+    where ``run`` is none, KesiError for a bad run.json and for other images.
+    """
     loaded = results.describe_run(Path(run))
+    if dataset is not None:
+        _refuse_other_images(Path(run), loaded.info.get("data") or {}, dataset)
     recipe = loaded.info.get("recipe")
     verifier = Verifier(run, dataset, device, recipe)
     found = {int(path.name[4:]) for path in Path(run).glob("seed*") if path.name[4:].isdigit()}

@@ -22,9 +22,11 @@ from kesi.data.arrays import from_arrays
 from kesi.data.digits import load_digits
 from kesi.errors import KesiError, UsageError
 from kesi.inputs import inputs_of
+from kesi.next_steps import next_steps
 from kesi.page import page
 from kesi.pruning import graphs, prune_filters
 from kesi.pruning.graphs import GRAPHS, analyse
+from kesi.results import load_run
 from kesi.training import Options
 from tinyrun import ENVIRONMENT, ROOT
 
@@ -428,8 +430,8 @@ def test_the_page_that_walks_through_it_does_what_it_says(tmp_path, monkeypatch,
     """The code of docs/own-network.md, in order, in one folder."""
     text = (ROOT / "docs" / "own-network.md").read_text()
     blocks = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-    assert len(blocks) == 4
-    module, walk, again, loading = blocks
+    assert len(blocks) == 5
+    module, walk, again, check, loading = blocks
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "my_networks.py").write_text(module)
@@ -445,6 +447,8 @@ def test_the_page_that_walks_through_it_does_what_it_says(tmp_path, monkeypatch,
     capsys.readouterr()
     exec(again, names)
     assert "kesi is finished already" in capsys.readouterr().out
+    exec(check, names)
+    assert capsys.readouterr().out == "[]\n"
     exec(loading, names)
     assert_same(names["loaded"].state_dict(), result.network.state_dict())
     monkeypatch.delitem(sys.modules, "my_networks")
@@ -458,6 +462,20 @@ def test_the_page_that_walks_through_it_does_what_it_says(tmp_path, monkeypatch,
         assert done.returncode == 0, done.stderr
     assert (tmp_path / "mine.onnx").stat().st_size > 1000
     assert (tmp_path / "runs" / "digits-mine-weight" / "report" / "table.md").is_file()
+
+    by_command, by_call = (load_run(Path("runs") / name) for name in ("digits-mine-weight", "images-mine-filter"))
+    (_, goes_on), (_, repeats), (_, uses), (_, checks) = next_steps(by_command)
+    assert goes_on.startswith("python -m kesi.own my_networks cifar/pipeline.py --arch mine --dataset digits")
+    assert repeats.endswith(f"{goes_on} --fresh")
+    done = commands(tmp_path, goes_on.removeprefix("python "))
+    assert done.returncode == 0 and "kesi is finished already" in done.stdout
+    for line in (uses.splitlines()[2] + " --no-latency", checks):
+        done = commands(tmp_path, line.removeprefix("python "))
+        assert done.returncode == 0, done.stderr
+    *_, (said, uses), (_, checks) = next_steps(by_call)
+    assert "MODULE" in said and "kesi.compare" not in uses and "--no-accuracy" in checks
+    done = commands(tmp_path, checks.removeprefix("python ").replace("MODULE", "my_networks"))
+    assert done.returncode == 0, done.stderr
 
 
 # --- what is refused ----------------------------------------------------------------------------------------------
@@ -492,12 +510,15 @@ def test_networks_that_will_not_do(model, said, tmp_path, registry):
     ({"method": "weight", "rates": 0.2}, "method=\"filter\""), ({"rounds": 0}, "at least 1"),
     ({"method": "weight", "sparsities": [0.5, 0.3]}, "never fall"), ({"epochs": (1, 2)}, "three numbers"),
     ({"epochs": (0, 1, 1)}, "epochs must be at least 1"), ({"method": "weight", "rounds": 9}, "5 sparsities"),
-    ({"test": None}, "test images are missing")])
+    ({"epochs": "abc"}, "three numbers"), ({"epochs": 3}, "three numbers"), ({"epochs": (1.5, 1, 1)}, "three numbers"),
+    ({"seeds": ()}, "seeds are whole"), ({"seeds": 0}, "seeds are whole"), ({"seeds": (0, -1)}, "seeds are whole"),
+    ({"rounds": 1.5}, "rounds must be"), ({"batch_size": "8"}, "batch_size must be"), ({"lr": "0.1"}, "lr is a number"),
+    ({"model": "resnet20"}, "the model is a str"), ({"test": None}, "test images are missing")])
 def test_arguments_that_do_not_fit(changes, said, tmp_path, registry):
     train, test = digits(16, 40)
-    arguments = {"train": train, "test": test, "folder": tmp_path / "run"} | changes
+    arguments = {"model": Concatenating(), "train": train, "test": test, "folder": tmp_path / "run"} | changes
     with pytest.raises(UsageError, match=said):
-        kesi.compress(Concatenating(), **arguments)
+        kesi.compress(**arguments)
     assert not (tmp_path / "run").exists()
 
 

@@ -158,7 +158,7 @@ def test_the_command_prints_a_line_a_failure_and_ends_with_1(copy):
     assert outcome.err.startswith("error: ") and "checks of" in outcome.err and outcome.err.count("\n") == 1
     fails("kesi.verify", copy.parent, code=2, says="is not a run folder")
     edit(copy / "run.json", data={"name": "digits", "classes": ["a"]})
-    fails("kesi.verify", copy, code=1, says="the classes of digits in data are not those of")
+    fails("kesi.verify", copy, code=1, says="the classes of digits are not those of")
 
 
 @pytest.mark.parametrize(("device", "images_off", "holds"), [("elsewhere", 1, True), ("elsewhere", 3, False),

@@ -1,0 +1,53 @@
+"""What to type with a run at hand: to continue it, to repeat it, and to go on with its network."""
+
+import re
+import shlex
+
+import models
+from kesi.data import DATASETS
+from kesi.pruning.graphs import GRAPHS
+from kesi.results import Run
+
+OURS = re.compile(r"python (-m kesi\.|cifar/|tinyimagenet/)")  # else it is a program of somebody's with compress()
+
+
+def next_steps(run: Run) -> list[tuple[str, str]]:
+    """What can be done and the command lines for it; of a network of one's own with the module that registers it."""
+    command = run.info.get("command") or "python cifar/pipeline.py"
+    command = re.sub(r" --fresh\b", "", command)
+    commit = run.info.get("commit")
+    checkout = f"git checkout {commit}\n" if commit else ""
+    if OURS.match(command):
+        steps = [("Continue: the same command takes an interrupted run up at its last saved epoch, and leaves what is "
+                  "finished alone.", command),
+                 ("Repeat it from nothing; the run that is there is moved aside.", f"{checkout}{command} --fresh")]
+    else:
+        steps = [("Continue: the program that called kesi.compress takes an interrupted run up at its last saved "
+                  "epoch, and leaves what is finished alone; with fresh=True in the call it starts over.", command)]
+    folder = shlex.quote(str(run.folder))
+    seed = min(run.seeds, default=0)
+    last, python = f"{folder}/seed{seed}/kesi", "python -m"
+    own = run.info["arch"] in GRAPHS or run.info["arch"] not in models.ARCHITECTURES
+    if own:
+        module = re.match(r"python -m kesi\.own (\S+)", command)
+        python = f"python -m kesi.own {module.group(1) if module else 'MODULE'}"
+    lines = [f"{python} kesi.export {last} --format onnx --normalise --out kesi.onnx",
+             f"{python} kesi.predict {last} image.png"]
+    if run.info["dataset"] in DATASETS:
+        lines.append(f"{python} kesi.compare {folder}/seed{seed}/baseline {last}{_data(command)}")
+        check = "Check the files, and compute the accuracies anew.", f"{python} kesi.verify {folder}{_data(command)}"
+    else:
+        check = ("Check the files. Accuracies of images that were handed over in Python are computed anew there, by "
+                 "kesi.verify.verify(folder, dataset).", f"{python} kesi.verify {folder} --no-accuracy")
+    what = "Use the compressed network, or look at it next to its baseline"
+    note = "; MODULE is the Python module that registers the network" if f"{python} ".endswith(" MODULE ") else ""
+    return [*steps, (f"{what}{note}.", "\n".join(lines)), check]
+
+
+def _data(command: str) -> str:
+    """Where the images are, if the run's command says so."""
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        return ""
+    return f" --data {shlex.quote(words[words.index('--data') + 1])}" if "--data" in words[:-1] else ""
