@@ -26,6 +26,7 @@ from models import Network
 
 FORMAT = "kesi-checkpoint"
 VERSION = 1
+EXPORTED = (".onnx", ".pt2", ".safetensors")  # what kesi.export writes
 
 
 @dataclass
@@ -200,6 +201,8 @@ def read(path: Path) -> dict:
 
     Raises KesiError, also for a file that would take more memory than its own size; see kesi.limits.
     """
+    if path.suffix in EXPORTED:
+        raise UsageError(f"{path} is an exported file: give the checkpoint that it was made from")
     limits.check_file(path)
     try:
         with warnings.catch_warnings():

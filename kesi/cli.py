@@ -1,7 +1,9 @@
 """The flags that the scripts share, and how a script ends: one line for a mistake, never a traceback."""
 
 import argparse
+import difflib
 import os
+import re
 import signal
 import sys
 import warnings
@@ -26,7 +28,9 @@ class _Parser(argparse.ArgumentParser):
     """Argparse without the screen of usage before the one line that matters."""
 
     def error(self, message: str):
-        raise UsageError(f"{message} (see {self.prog} --help)")
+        unknown = re.match(r"unrecognized arguments: (--[\w-]+)", message)
+        close = difflib.get_close_matches(unknown.group(1), self._option_string_actions, 1, 0.75) if unknown else []
+        raise UsageError(f"{message}{f'; did you mean {close[0]}?' if close else ''} (see {self.prog} --help)")
 
 
 def parser(doc: str, prog: str | None = None) -> argparse.ArgumentParser:

@@ -3,7 +3,6 @@
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from kesi import checkpoints, cli, distributed, pipeline, recipes, report, stages, tensorboard
@@ -170,6 +169,8 @@ def run_pipeline(doc: str, family: str) -> None:
                         help="epochs of the stages, instead of the recipe's")
     parser.add_argument("--epochs-scale", type=float, default=1.0, metavar="X",
                         help="multiply the epochs of every stage (default: 1)")
+    parser.add_argument("--batch-size", type=int, metavar="N", help="of every stage, instead of the recipe's")
+    parser.add_argument("--lr", type=float, help="of the baseline, and the peak of one-cycle retraining")
     parser.add_argument("--temperature", type=float, metavar="T", help="default: the paper's 5")
     parser.add_argument("--model", metavar="FILE",
                         help="start from this trained baseline; {seed} in the path stands for the seed")
@@ -178,7 +179,7 @@ def run_pipeline(doc: str, family: str) -> None:
     parser.add_argument("--fresh", action="store_true", help="start over; the old run is moved aside")
     parser.add_argument("--no-report", action="store_true", help="leave the table and the plots to kesi.report")
     parser.add_argument("--tensorboard", action="store_true",
-                        help="write event files to <save>/tensorboard as well, after every stage")
+                        help="write event files to <save>/tensorboard as well, epoch by epoch")
     cli.add_run(parser)
     args = parser.parse_args()
     if args.model and args.pretrained:
@@ -193,12 +194,11 @@ def run_pipeline(doc: str, family: str) -> None:
                                args.seeds, args.compare, folder))
         return
     options = cli.options_for(args)
-    after_stage = None
+    live = None
     if args.tensorboard and distributed.is_main():
-        tensorboard.require()  # now, and not after the first stage
-        after_stage = partial(tensorboard.write_events, logdir=folder / "tensorboard")
+        live = tensorboard.Live(folder, folder / "tensorboard")
     settings = pipeline.Settings(recipe, cli.dataset_for(args, family), folder, args.seeds, args.compare, args.model,
-                                 args.pretrained, options, args.fresh, after_stage)
+                                 args.pretrained, options, args.fresh, live)
     images = settings.dataset
     print(f"{args.arch} on {args.dataset}, {args.method} pruning, on {options.device} -> {folder}\n"
           f"{len(images.train):,} training and {len(images.test):,} test images of {images.num_classes} classes",
@@ -211,14 +211,9 @@ def run_pipeline(doc: str, family: str) -> None:
 
 def _pipeline_recipe(args, family: str) -> recipes.Recipe:
     recipe = cli.recipe_for(args, family).scaled(args.epochs_scale)
-    if args.epochs is not None:
-        if min(args.epochs) < 1:
-            raise UsageError(f"--epochs takes three numbers of at least 1, not {args.epochs}")
-        baseline, retrain, distill = args.epochs
-        recipe = replace(
-            recipe, baseline=recipe.baseline.scaled(baseline / recipe.baseline.epochs),
-            retrain=replace(recipe.retrain, epochs=retrain), usual=replace(recipe.usual, epochs=retrain),
-            distill=replace(recipe.distill, epochs=distill))
+    if args.epochs is not None and min(args.epochs) < 1:
+        raise UsageError(f"--epochs takes three numbers of at least 1, not {args.epochs}")
+    recipe = recipe.changed(args.epochs, args.batch_size, args.lr)
     if args.temperature is not None:
         _check_temperature(args.temperature)
         recipe = replace(recipe, temperature=args.temperature)

@@ -102,7 +102,8 @@ def compare(paths: Sequence[Path], arch: str | None = None, dataset: str | None 
 def names(loaded: Sequence[Checkpoint]) -> list[str]:
     """What tells checkpoints apart: their paths from the folder that they share, without checkpoint.pth.tar."""
     paths = [checkpoint.path.resolve() for checkpoint in loaded]
-    common = os.path.commonpath([path.parent for path in paths]) if len(paths) > 1 else paths[0].parent.parent
+    folders = {path.parent for path in paths}
+    common = os.path.commonpath(folders) if len(folders) > 1 else paths[0].parent.parent
     short = [Path(os.path.relpath(path, common)) for path in paths]
     found = [str(path.parent) if path.name == "checkpoint.pth.tar" and path.parent.name else str(path)
              for path in short]

@@ -169,11 +169,18 @@ def measured(compressed: Exported, baseline: Checkpoint, inputs: Inputs, kind: s
         whole = Path(folder) / f"baseline.{kind}"
         whole.write_bytes(content)
         runs = [runner(path, kind) for path in (whole, compressed.path)]
-        for batch in latency.BATCHES:
-            images = latency.noise(batch, inputs.image_size)
-            times = latency.alternated([lambda run=run, images=images: run(images) for run in runs])
-            rows.append((f"latency, batch {batch} (ms)", *(1e3 * seconds for seconds in times)))
+        rows += [(what, *(1e3 * seconds for seconds in times)) for what, times in latencies(runs, inputs)]
     return rows
+
+
+def latencies(runs: Sequence[Runner], inputs: Inputs) -> list[tuple[str, list[float]]]:
+    """(what, seconds of each), of networks in turn, for every size of batch."""
+    found = []
+    for batch in latency.BATCHES:
+        images = latency.noise(batch, inputs.image_size)
+        calls = [lambda run=run, images=images: run(images) for run in runs]
+        found.append((f"latency, batch {batch} (ms)", latency.alternated(calls)))
+    return found
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -197,10 +204,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     exported = export(checkpoint, inputs, args.out, args.format, normalise=args.normalise, sparse=args.sparse,
                       root=args.data)
     print(*described(checkpoint, inputs, exported, args), sep="\n", flush=True)
-    if baseline is None:
-        print("no baseline to compare with was found beside the checkpoint: name it with --baseline")
-    elif baseline.digest == checkpoint.digest:
-        print("this is a baseline: there is nothing to compare it with")
+    if baseline is None or baseline.network_digest == checkpoint.network_digest:
+        print("no baseline to compare with was found beside the checkpoint: name it with --baseline"
+              if baseline is None else "this is a baseline: there is nothing to compare it with")
+        if not args.no_latency:
+            run = runner(exported.path, args.format)
+            print(*(f"{what}: {1e3 * seconds:.2f}" for what, (seconds,) in latencies([run], inputs)), sep="\n")
     else:
         rows = measured(exported, baseline, inputs, args.format, args.normalise, not args.no_latency)
         print(*comparison(rows, stages.method_of(checkpoint)), sep="\n")

@@ -60,6 +60,12 @@ def mapping(check: Check) -> Check:
     return lambda value: isinstance(value, dict) and all(map(check, value.values()))
 
 
+def described(value: object) -> bool:
+    """What Dataset.describe() says, as far as it is read again."""
+    images, augmentation = (value.get(name, {}) if dictionary(value) else None for name in ("images", "augmentation"))
+    return mapping(whole(0))(images) and dictionary(augmentation)
+
+
 REFERENCE: dict[str, Check] = {"path": text, "stage": text, "network": optional(text)}  # see kesi.running.reference()
 ORIGIN: dict[str, Check] = {
     "commit": optional(text), "dirty": optional(true_or_false), "versions": optional(mapping(text)),
@@ -67,7 +73,7 @@ ORIGIN: dict[str, Check] = {
 RUN: dict[str, Check] = {
     "arch": text, "dataset": text, "method": lambda value: value in METHODS, "rounds": whole(0, 1000),
     "seeds": several(whole(0)), "compare": true_or_false, "recipe": optional(dictionary),
-    "data": dictionary, "baseline": optional(text), "pretrained": optional(text), **ORIGIN}
+    "data": described, "baseline": optional(text), "pretrained": optional(text), **ORIGIN}
 RESULT: dict[str, Check] = {
     "stage": text, "kind": optional(text), "round": optional(whole(0, 1000)), "method": optional(text), "arch": text,
     "dataset": optional(text), "num_classes": whole(1, 10**6), "seed": whole(0), "image_size": whole(1, 10**5),

@@ -96,7 +96,7 @@ def compress(model: nn.Module | Factory, train: Pairs | Dataset, test: Pairs | N
                      dataset.image_size)
     if recipe is None:
         amounts = _amounts(graph, method, rounds, rates, sparsities)
-        recipe = _recipe(recipes.recipe(name, dataset.name, method), amounts, epochs, batch_size, lr)
+        recipe = replace(recipes.recipe(name, dataset.name, method).changed(epochs, batch_size, lr), rounds=amounts)
     _check(graph, name, method, recipe)
     folder = Path("runs") / f"{dataset.name}-{name}-{method}" if folder is None else Path(folder)
     if fresh and (aside := move_aside(folder)):
@@ -172,20 +172,6 @@ def _amounts(graph: Graph, method: str, rounds: int | None, rates: float | dict[
     if rounds is not None and (rounds > len(shares) or sparsities is not None):
         raise UsageError(f"there are {len(shares)} sparsities, one a round: give as many as there are to be rounds")
     return shares[:rounds]
-
-
-def _recipe(recipe: Recipe, amounts: tuple, epochs: tuple[int, int, int] | None, batch_size: int | None,
-            lr: float | None) -> Recipe:
-    """The recipe with everything that the caller replaces."""
-    stages = {name: getattr(recipe, name) for name in ("baseline", "retrain", "usual", "distill")}
-    if epochs is not None:
-        for stage, number in zip(stages, (epochs[0], epochs[1], epochs[1], epochs[2]), strict=True):
-            stages[stage] = replace(stages[stage].scaled(number / stages[stage].epochs), epochs=number)
-    if batch_size is not None:
-        stages = {name: replace(stage, batch_size=batch_size) for name, stage in stages.items()}
-    if lr is not None:
-        stages |= {name: replace(stages[name], lr=lr) for name in ("baseline", "retrain")}
-    return replace(recipe, rounds=amounts, **stages)
 
 
 def _check(graph: Graph, name: str, method: str, recipe: Recipe) -> None:

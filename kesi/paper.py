@@ -114,6 +114,11 @@ def published(arch: str, dataset: str, method: str) -> dict[str, PaperRow]:
     return dict(zip(row_names(method), [first, *rest], strict=True))
 
 
+def standard(dataset: str) -> str:
+    """Whose settings departures() compares with: the paper knows nothing of other data sets than its own."""
+    return "the paper's settings" if dataset in ("cifar10", "cifar100", "tinyimagenet") else "KESI's own settings"
+
+
 def departures(used: dict, usual: bool) -> list[str]:
     """Where the recipe of a run (a Recipe's to_dict(), or {}) differs from the paper's, one phrase each.
 

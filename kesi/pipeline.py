@@ -6,7 +6,7 @@
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
@@ -19,7 +19,7 @@ from kesi.folders import PRUNED, move_aside, read_fields, refuse_changes
 from kesi.locks import held
 from kesi.provenance import provenance, recipe_hash
 from kesi.recipes import Recipe
-from kesi.running import Context
+from kesi.running import Context, Watch
 from kesi.training import Options
 
 RUN = "run.json"
@@ -31,8 +31,8 @@ class Settings:
 
     ``baseline``: the path of a trained network to start from instead of step 1; ``{seed}`` in it stands for
     the seed. ``pretrained``: ImageNet weights from which step 1 starts. ``compare`` adds the usual
-    retraining, so that all rows of the paper's table exist. ``after_stage`` is called with the run's folder after
-    every training.
+    retraining, so that all rows of the paper's table exist. ``watch`` is told of every epoch and of the end of every
+    training.
     """
 
     recipe: Recipe
@@ -44,7 +44,7 @@ class Settings:
     pretrained: str | None = None
     options: Options = Options()
     fresh: bool = False
-    after_stage: Callable[[Path], object] | None = None
+    watch: Watch | None = None
 
 
 def run(settings: Settings) -> Path:
@@ -62,7 +62,7 @@ def run(settings: Settings) -> Path:
         _open(settings)
         clock = _Clock(settings)
         for seed in settings.seeds:
-            context = Context(settings.dataset, seed, settings.options)
+            context = Context(settings.dataset, seed, settings.options, watch=settings.watch)
             _one_seed(settings, context, settings.folder / f"seed{seed}", clock)
     return settings.folder
 
@@ -154,7 +154,7 @@ class _Clock:
         self._started, self._number, self._seconds, self._done = 0.0, 0, 0.0, 0.0
         self._name = ""
         self._seeds = len(settings.seeds)
-        self._after = settings.after_stage and (lambda: settings.after_stage(settings.folder))
+        self._watch = settings.watch
 
     def stage(self, context: Context, name: str) -> "_Clock":
         self._number, self._name = self._number + 1, name
@@ -171,8 +171,8 @@ class _Clock:
         return self._context
 
     def __exit__(self, kind: type | None, *_exception: object) -> None:
-        if kind is None and self._after is not None:
-            self._after()
+        if kind is None and self._watch is not None:
+            self._watch.after_stage()
         seconds, work = perf_counter() - self._started, self._work[self._name]
         self._left -= work
         if seconds > 0.5:  # a stage that was finished before tells nothing about the speed

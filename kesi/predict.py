@@ -20,7 +20,7 @@ from kesi import checkpoints, cli
 from kesi.checkpoints import Checkpoint
 from kesi.data.augment import Normalise
 from kesi.data.decode import Storage, decode, is_image
-from kesi.errors import UsageError
+from kesi.errors import KesiError, UsageError
 from kesi.inputs import Inputs, add_flags, device_for, inputs_of
 from kesi.steps import full_precision
 
@@ -57,12 +57,12 @@ def image_files(paths: Iterable[str | Path]) -> list[Path]:
 
 
 def predict_images(checkpoint: Checkpoint, paths: Iterable[str | Path], inputs: Inputs | None = None,
-                   device: str = "cpu") -> list[Prediction]:
+                   device: str = "cpu", unreadable: list[KesiError] | None = None) -> list[Prediction]:
     """What the network of a checkpoint says of image files, and of the images in folders, in order.
 
     ``inputs`` (default: what the checkpoint says) tells how images are scaled, and the names of the classes.
     Raises UsageError for paths that are not there and where the scaling is not known, KesiError that names the
-    file for an unreadable image.
+    file for an unreadable image; with a list ``unreadable`` such errors are put there and the image is left out.
     """
     inputs = inputs or inputs_of(checkpoint)
     normalise = Normalise.of(*inputs.statistics(), device)
@@ -70,8 +70,18 @@ def predict_images(checkpoint: Checkpoint, paths: Iterable[str | Path], inputs: 
     model = checkpoint.model.to(device=device, memory_format=torch.channels_last).eval()
     predictions: list[Prediction] = []
     for start in range(0, len(files), BATCH):
-        part = files[start:start + BATCH]
-        pixels = torch.from_numpy(np.stack([decode(path, storage).pixels for path in part])).to(device)
+        part, decoded = [], []
+        for path in files[start:start + BATCH]:
+            try:
+                decoded.append(decode(path, storage).pixels)
+                part.append(path)
+            except KesiError as error:
+                if unreadable is None:
+                    raise
+                unreadable.append(error)
+        if not part:
+            continue
+        pixels = torch.from_numpy(np.stack(decoded)).to(device)
         with torch.inference_mode(), full_precision():
             logits = model(inputs.augmentation.test(pixels, None, normalise))
         predictions += map(_prediction, part, logits.double().softmax(1).cpu(), [inputs] * len(part))
@@ -97,13 +107,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UsageError(f"--top must be at least 1, not {args.top}")
     checkpoint = checkpoints.load(args.checkpoint, args.arch)
     inputs = inputs_of(checkpoint, args.dataset, args.image_size, args.data)
-    found = predict_images(checkpoint, args.images, inputs, device_for(args))
+    unreadable: list[KesiError] = []
+    found = predict_images(checkpoint, args.images, inputs, device_for(args), unreadable)
     if args.csv:
         _print_csv(found, args.top)
-        return
-    for one in found:
-        shares = zip(one.classes[:args.top], one.probabilities[:args.top], strict=True)
-        print(f"{one.path}: " + ", ".join(f"{name} {share:.1%}" for name, share in shares))
+    else:
+        for one in found:
+            shares = zip(one.classes[:args.top], one.probabilities[:args.top], strict=True)
+            print(f"{one.path}: " + ", ".join(f"{name} {share:.1%}" for name, share in shares), flush=True)
+    if unreadable:
+        others = f"{len(unreadable)} of {len(found) + len(unreadable)} images were left out; the first: "
+        raise KesiError(others * (len(found) + len(unreadable) > 1) + str(unreadable[0]))
 
 
 def _print_csv(predictions: Sequence[Prediction], top: int) -> None:

@@ -81,6 +81,23 @@ class Recipe:
                   for name in ("baseline", "retrain", "usual", "distill")}
         return replace(self, **stages)
 
+    def changed(self, epochs: Sequence[int] | None = None, batch_size: int | None = None,
+                lr: float | None = None) -> "Recipe":
+        """The recipe with other epochs (of baseline, both retrainings, distillation), batch size, or learning rate.
+
+        ``lr`` is that of the baseline and the peak of one-cycle retraining; the baseline's milestones stay where they
+        were in proportion. Raises UsageError for numbers that will not do.
+        """
+        stages = {name: getattr(self, name) for name in ("baseline", "retrain", "usual", "distill")}
+        if epochs is not None:
+            for name, number in zip(stages, (epochs[0], epochs[1], epochs[1], epochs[2]), strict=True):
+                stages[name] = replace(stages[name].scaled(number / stages[name].epochs), epochs=number)
+        if batch_size is not None:
+            stages = {name: replace(stage, batch_size=batch_size) for name, stage in stages.items()}
+        if lr is not None:
+            stages |= {name: replace(stages[name], lr=lr) for name in ("baseline", "retrain")}
+        return replace(self, **stages)
+
     def to_dict(self) -> dict:
         """Plain numbers, strings and lists, as run.json and checkpoints keep them."""
         return _plain(asdict(self))

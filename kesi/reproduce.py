@@ -189,7 +189,8 @@ def _table(dataset: str, rows: Sequence[Row], runs: Sequence[Run]) -> Table:
     for run in runs:
         phrase = "; ".join(paper.departures(run.info.get("recipe") or {}, usual=True))
         departing.setdefault(phrase, []).append(f"{run.info['arch']} {run.label}")
-    table.notes += [f"{', '.join(names)} depart{'s' if len(names) == 1 else ''} from the paper's settings: {phrase}."
+    whose = paper.standard(dataset)
+    table.notes += [f"{', '.join(names)} depart{'s' if len(names) == 1 else ''} from {whose}: {phrase}."
                     for phrase, names in departing.items() if phrase]
     return table
 

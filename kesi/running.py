@@ -11,6 +11,7 @@ import time
 import warnings
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from kesi import checkpoints, distributed, health, states
 from kesi.checkpoints import Checkpoint
@@ -33,6 +34,16 @@ KEPT = ("stage", "kind", "round", "method", "seed", "settings", "pruned_accuracy
 METRICS_KEPT = ("test_accuracy", "test_loss", "val_accuracy")
 
 
+class Watch(Protocol):
+    """Somebody who wants to know how a run goes on; called in the first of several processes only."""
+
+    def after_epoch(self, folder: Path) -> None:
+        """An epoch of the stage in ``folder`` has ended, and stands in its metrics."""
+
+    def after_stage(self) -> None:
+        """A stage has ended."""
+
+
 @dataclass(frozen=True)
 class Context:
     """What the stages of one run share: images, seed, machine, and whether to start over."""
@@ -42,6 +53,7 @@ class Context:
     options: Options = field(default_factory=Options)
     fresh: bool = False
     where: str = ""  # for messages: "seed 0, stage 3 of 8"
+    watch: Watch | None = None
 
     def say(self, text: str) -> None:
         """One line for the person who waits."""
@@ -119,6 +131,8 @@ def _fit(context: Context, folder: Path, stage: Stage, model: Network, masks: Ma
     def on_epoch(progress: Progress) -> None:
         write_json_lines(folder / METRICS, progress.history, durable=progress.epoch == progress.epochs)
         saver.after_epoch(model, progress)
+        if context.watch is not None:
+            context.watch.after_epoch(folder)
 
     # another order of the images in every stage: equal orders would make the snapshots alike
     seed = derive(context.seed, info["stage"])
@@ -142,7 +156,8 @@ def _fit(context: Context, folder: Path, stage: Stage, model: Network, masks: Ma
         advice = "prune less" if info["round"] else "train longer, or at another --lr"
         warnings.warn(f"{info['stage']} has learned nothing: its test accuracy of {result['test_accuracy']:.2f} % "
                       f"is that of one answer to every image; {advice}, or look at {METRICS}", stacklevel=2)
-    context.say(f"{info['stage']}: test accuracy {result['test_accuracy']:.2f} % with "
+    held_out = "" if result["val_accuracy"] is None else f"validation accuracy {result['val_accuracy']:.2f} %, "
+    context.say(f"{info['stage']}: {held_out}test accuracy {result['test_accuracy']:.2f} % with "
                 f"{result['nonzero_params']:,} parameters, {result['seconds']:.0f} s -> {folder / CHECKPOINT}")
     return folder / CHECKPOINT
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 import models
-from kesi import checkpoints, distributed, health
+from kesi import checkpoints, distributed, fields, health
 from kesi.checkpoints import Checkpoint
 from kesi.complexity import parameters
 from kesi.data import Dataset
@@ -134,7 +134,12 @@ def distill(context: Context, stage: Stage, temperature: float, refine: Path, te
     describe = {"stage": "kesi", "kind": "kesi", "round": parent.round,
                 "method": parent.info.get("method") or method_of(parent), "temperature": temperature,
                 "teachers": [reference(member, folder) for member in members]}
-    return train(context, folder, stage, lambda: (parent.model, parent.masks), describe, parent, objective)
+    path = train(context, folder, stage, lambda: (parent.model, parent.masks), describe, parent, objective)
+    before = (parent.info.get("metrics") or {}).get("test_accuracy")
+    after = read_fields(folder / RESULT).get("test_accuracy")
+    if fields.number(before) and fields.number(after) and after < before:
+        context.say(f"kesi: {before - after:.2f} points below the snapshot that it started from ({before:.2f} %)")
+    return path
 
 
 def measure_ensemble(context: Context, teachers: Sequence[Path], folder: Path, kind: str = "ensemble") -> dict:

@@ -141,7 +141,9 @@ def main_notes(rows: Sequence[Row], runs: Sequence[Run], published: bool) -> lis
     """What a reader of the main table has to know."""
     counts = sorted({run.rounds for run in runs})
     several = any(len(row.accuracy) > 1 for row in rows)
-    notes = [f"Pruned networks are those after round {' and '.join(map(str, counts))}. Accuracy is on the "
+    tested = {((run.info.get("data") or {}).get("images") or {}).get("test") for run in runs}
+    images = f"{tested.pop():,} " if len(tested) == 1 and None not in tested else ""
+    notes = [f"Pruned networks are those after round {' and '.join(map(str, counts))}. Accuracy is on the {images}"
              f"test images after the last epoch{', mean ± sample standard deviation over seeds' * several}."]
     if any(" ensemble of " in row.label for row in rows):
         notes.append("An ensemble's parameters and MACs are those of all its members together.")
@@ -168,7 +170,8 @@ def main_notes(rows: Sequence[Row], runs: Sequence[Run], published: bool) -> lis
 def departures(run: Run) -> list[str]:
     """Where a run was not made with the paper's settings, so that it is not taken for a repetition."""
     differing = paper.departures(run.info.get("recipe") or {}, "usual" in run.retrainings())
-    return [f"{run.label} departs from the paper's settings: {'; '.join(differing)}."] * bool(differing)
+    whose = paper.standard(run.info["dataset"])
+    return [f"{run.label} departs from {whose}: {'; '.join(differing)}."] * bool(differing)
 
 
 def rounds_table(run: Run) -> Table:

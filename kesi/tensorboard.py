@@ -7,8 +7,9 @@ A run may be finished or not; the same command again brings the files up to date
 seed and stage, so that TensorBoard shows stages side by side.
 """
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -36,27 +37,89 @@ def write_events(run: Path, logdir: Path) -> list[Path]:
         raise UsageError(f"{run} is not a run folder: it has no run.json")
     writer = _writer()
     files = []
-    for metrics in sorted(run.glob(f"seed*/*/{METRICS}")):
-        stage = metrics.parent
-        folder = make_folder(logdir / stage.parent.name / stage.name)
-        before = sorted(folder.glob(f"events.out.tfevents.*{SUFFIX}"))
-        changed = _changed(stage)
-        if len(before) == 1 and before[0].stat().st_mtime_ns == changed:
-            files.append(before[0])
-            continue
-        rows = read_epochs(metrics)
-        try:
-            _write(writer, folder, rows, _started(stage, rows))
-        except OSError as error:
-            raise KesiError(f"cannot write {folder}: {error.strerror or error}") from error
-        for old in before:
-            old.unlink(missing_ok=True)
-        for new in sorted(folder.glob(f"events.out.tfevents.*{SUFFIX}")):
-            os.utime(new, ns=(changed, changed))  # not the time of writing: an epoch may have ended since reading
-            files.append(new)
+    for stage in (metrics.parent for metrics in sorted(run.glob(f"seed*/*/{METRICS}"))):
+        before, changed = _written(logdir, stage), _changed(stage)
+        if len(before) != 1 or before[0].stat().st_mtime_ns != changed:
+            events = _Events(writer, logdir, stage)
+            events.update()
+            events.close(changed)
+        files += _written(logdir, stage)
     if not files:
         raise KesiError(f"no stage of {run} has finished an epoch yet")
     return files
+
+
+class Live:
+    """Event files that grow with a run, epoch by epoch: a kesi.running.Watch."""
+
+    def __init__(self, run: Path, logdir: Path):
+        """Raises UsageError where the package tensorboard is missing."""
+        self._run, self._logdir, self._writer = Path(run), Path(logdir), _writer()
+        self._stage: Path | None = None
+        self._events: _Events | None = None
+
+    def after_epoch(self, folder: Path) -> None:
+        """Write what is new in the stage in ``folder``. Raises KesiError where that is not possible."""
+        if self._stage != folder:
+            self._events, self._stage = _Events(self._writer, self._logdir, folder), folder
+        self._events.update()
+
+    def after_stage(self) -> None:
+        """Close the files of this stage, and write those of stages that were finished before."""
+        if self._events is not None:
+            self._events.close(_changed(self._stage))
+        self._stage, self._events = None, None
+        if any(self._run.glob(f"seed*/*/{METRICS}")):  # a baseline that was taken over has none
+            write_events(self._run, self._logdir)
+
+
+class _Events:
+    """The event file of one stage. One that was there before is replaced: it may hold epochs that did not last."""
+
+    def __init__(self, writer, logdir: Path, stage: Path):
+        self._make, self._writer, self._logdir, self._stage = writer, None, logdir, stage
+        self._folder = logdir / stage.parent.name / stage.name
+        self._written, self._clock = 0, 0.0
+
+    def _open(self, rows: Sequence[dict]) -> None:
+        before, self._clock = _written(self._logdir, self._stage), _started(self._stage, rows)
+        make_folder(self._folder)
+        self._writer = self._make(str(self._folder), filename_suffix=SUFFIX)
+        for old in before:
+            old.unlink(missing_ok=True)
+
+    def update(self) -> None:
+        """Write the epochs that are not in the file yet."""
+        rows = read_epochs(self._stage / METRICS)
+        with self._explained():
+            if self._writer is None:
+                self._open(rows)
+            for row in rows[self._written:]:
+                self._clock += row.get("seconds") or 0
+                for name, tag in SCALARS.items():
+                    if row.get(name) is not None:
+                        self._writer.add_scalar(tag, row[name], row["epoch"], walltime=self._clock)
+            self._writer.flush()
+        self._written = len(rows)
+
+    def close(self, changed: int) -> None:
+        """End the file; ``changed`` says what state of the stage it has: an epoch may have ended since reading."""
+        with self._explained():
+            self._writer.close()
+            for path in self._folder.glob(f"events.out.tfevents.*{SUFFIX}"):
+                os.utime(path, ns=(changed, changed))
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise KesiError(f"cannot write {self._folder}: {error.strerror or error}") from error
+
+
+def _written(logdir: Path, stage: Path) -> list[Path]:
+    """The event files that there are of a stage."""
+    return sorted((logdir / stage.parent.name / stage.name).glob(f"events.out.tfevents.*{SUFFIX}"))
 
 
 def _changed(stage: Path) -> int:
@@ -73,20 +136,6 @@ def _started(stage: Path, rows: Sequence[dict]) -> float:
         except (ValueError, OverflowError) as error:
             raise KesiError(f"{done} is damaged: its started is {started!r:.40}") from error
     return (stage / METRICS).stat().st_mtime - sum(row.get("seconds") or 0 for row in rows)
-
-
-def _write(writer, folder: Path, rows: Sequence[dict], clock: float) -> None:
-    with writer(str(folder), filename_suffix=SUFFIX) as events:
-        for row in rows:
-            clock += row.get("seconds") or 0
-            for name, tag in SCALARS.items():
-                if row.get(name) is not None:
-                    events.add_scalar(tag, row[name], row["epoch"], walltime=clock)
-
-
-def require() -> None:
-    """Raises UsageError where the package tensorboard is missing."""
-    _writer()
 
 
 def _writer():

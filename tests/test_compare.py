@@ -38,6 +38,8 @@ def test_figures_are_those_of_the_runs(filter_run, weight_run, tmp_path, quick_c
 
 
 def test_names_tell_checkpoints_apart(filter_run):
+    same = [checkpoints.load(filter_run / "seed0/kesi")] * 2
+    assert compare.names(same) == ["kesi (1)", "kesi (2)"]
     stage = filter_run / "seed0/onecycle-1"
     loaded = [checkpoints.load(path) for path in (stage / "pruned.pth.tar", stage, filter_run / "seed0/kesi")]
     assert compare.names(loaded) == ["onecycle-1/pruned.pth.tar", "onecycle-1", "kesi"]

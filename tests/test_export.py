@@ -1,6 +1,7 @@
 """Exported files: they give what the checkpoint gives, at every batch size, or they are not there."""
 
 import json
+import re
 import sys
 import zlib
 
@@ -117,7 +118,7 @@ def test_pack_knows_gaps_around_the_escape(gap):
     assert "gaps" in parts and torch.equal(packed.unpack(parts, [40_000]), weight)
 
 
-def test_released_code_checkpoint_and_missing_images(tmp_path, monkeypatch, capsys):
+def test_released_code_checkpoint_and_missing_images(tmp_path, monkeypatch, quick_clock, capsys):
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     network = models.create("resnet20", 10)
@@ -127,6 +128,7 @@ def test_released_code_checkpoint_and_missing_images(tmp_path, monkeypatch, caps
     export.main([*words, "safetensors", "--sparse"])
     text = capsys.readouterr().out
     assert "100 images of digits at 32 px" in text and "--baseline" in text
+    assert re.search(r"^latency, batch 128 \(ms\): [\d.]+$", text, re.MULTILINE)  # also with nothing to compare with
     live = sum(parameter.numel() for parameter in network.parameters()) - masks.pruned()
     assert (tmp_path / "a").stat().st_size < 4 * live * 1.3 + 12_000  # the running statistics are no parameters
     with pytest.raises(UsageError, match="--dataset"):

@@ -9,7 +9,7 @@ from PIL import Image
 
 import models
 from datagen import write_imagefolder
-from doors import fails
+from doors import fails, script
 from kesi import checkpoints, predict
 from kesi.data import load
 from kesi.errors import KesiError, UsageError
@@ -85,6 +85,13 @@ def test_files_that_are_no_images(filter_run, tmp_path):
         predict.predict_images(checkpoint, [tmp_path / "broken.png"])
     with pytest.raises(UsageError, match="nowhere.jpg"):
         predict.predict_images(checkpoint, [tmp_path / "nowhere.jpg"])
+    Image.new("RGB", (16, 16)).save(tmp_path / "good.png")
+    outcome = script("kesi.predict", filter_run / "seed0/kesi", tmp_path)
+    assert outcome.code == 1 and outcome.out.startswith(f"{tmp_path / 'good.png'}: ")
+    assert outcome.err.startswith("error: 1 of 2 images were left out; the first: ") and outcome.err.count("\n") == 1
+    fails("kesi.predict", tmp_path / "net.onnx", tmp_path / "good.png", code=2, says="no such checkpoint")
+    (tmp_path / "net.onnx").write_bytes(b"x")
+    fails("kesi.predict", tmp_path / "net.onnx", tmp_path / "good.png", code=2, says="net.onnx is an exported file")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match="no images in the folder"):
         predict.predict_images(checkpoint, [tmp_path / "empty"])

@@ -119,7 +119,7 @@ def test_it_ends_in_the_papers_table_over_what_is_finished(half_failed):
     save, outcome = half_failed
     for text in (outcome.out, (save / "report" / "table.md").read_text()):
         assert "digits, seeds 0, 2" in text and "resnet20 PFEC + KESI" in text and "±" in text
-        assert "resnet20 PFEC departs from the paper's settings: baseline epochs 2" in " ".join(text.split())
+        assert "resnet20 PFEC departs from KESI's own settings: baseline epochs 2" in " ".join(text.split())
     assert "digits-resnet20-filter-seed1: missing, 0 of 6 stages" in (save / "report" / "table.md").read_text()
     rows = {row["method"]: row for row in csv.DictReader((save / "report" / "digits.csv").open())}
     assert [*rows][:4] == ["baseline", "PFEC", "PFEC + one-cycle", "PFEC + KESI"]

@@ -305,7 +305,10 @@ PRUNE, FINETUNE = "cifar/filter_pruning/prune.py", "cifar/filter_pruning/finetun
 @pytest.mark.parametrize(("command", "says"), [
     ((TRAIN, "--arch", "resnet57"), "invalid choice: 'resnet57' (choose from"),
     ((TRAIN, "--dataset", "mnist"), "invalid choice: 'mnist' (choose from"),
-    ((TRAIN, "--nonsense"), "unrecognized arguments: --nonsense"),
+    ((TRAIN, "--nonsense"), "unrecognized arguments: --nonsense (see"),
+    ((TRAIN, "--epoch", "3"), "unrecognized arguments: --epoch 3; did you mean --epochs? (see"),
+    ((PIPELINE, "--dataset", "digits", "--batch-size", "0"), "batch size must be at least 1, not 0"),
+    ((PIPELINE, "--dataset", "digits", "--lr", "0"), "learning rate must be above 0, not 0.0"),
     ((TRAIN, *TINY, "--lr", "-1"), "learning rate must be above 0"),
     ((TRAIN, *TINY, "--batch-size", "0"), "batch size must be at least 1"),
     ((TRAIN, *TINY, "--device", "cuda:77"), "--device cuda:77"),

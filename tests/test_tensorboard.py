@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from doors import works
+from doors import script, works
 from kesi import tensorboard
 from kesi.errors import KesiError, UsageError
 
@@ -72,3 +72,29 @@ def test_the_pipeline_writes_events_as_it_goes(tmp_path):
           "--no-report", "--tensorboard", "--save", tmp_path / "run")
     assert {path.name for path in (tmp_path / "run" / "tensorboard" / "seed0").iterdir()} == {
         "baseline", "onecycle-1", "kesi"}
+
+
+def test_events_are_there_after_every_epoch_and_once_when_a_run_goes_on(tmp_path, monkeypatch):
+    pytest.importorskip("tensorboard")
+    seen = []
+    after_epoch = tensorboard.Live.after_epoch
+
+    def look(live, folder):
+        after_epoch(live, folder)
+        rows = (folder / "metrics.jsonl").read_text().count("\n")
+        steps = [step for step, _ in scalars(tmp_path / "run" / "tensorboard" / "seed0" / folder.name)["loss/train"]]
+        assert steps == list(range(1, rows + 1))
+        seen.append((folder.name, rows))
+        if seen == [("baseline", 1), ("baseline", 2)]:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(tensorboard.Live, "after_epoch", look)
+    words = ("cifar/pipeline.py", "--arch", "resnet20", "--dataset", "digits", "--rounds", 1, "--epochs", 3, 2, 1,
+             "--batch-size", 512, "--no-report", "--tensorboard", "--save", tmp_path / "run")
+    assert script(*words).code == 130
+    works(*words)
+    assert seen == [("baseline", 1), ("baseline", 2), ("baseline", 3), ("onecycle-1", 1), ("onecycle-1", 2),
+                    ("kesi", 1)]
+    logs = tmp_path / "run" / "tensorboard"
+    before = sorted(logs.rglob("events*"))
+    assert len(before) == 3 and sorted(tensorboard.write_events(tmp_path / "run", logs)) == before  # all up to date
