@@ -3,7 +3,7 @@
     python cifar/pipeline.py --arch resnet56 --dataset cifar10 --method filter --compare --seeds 0 1 2
 """
 
-from kesi import cli, commands
+from kesi import cli, pipeline_command
 
 if __name__ == "__main__":
-    cli.run(lambda: commands.run_pipeline(__doc__, "cifar"), resumes=True)
+    cli.run(lambda: pipeline_command.run_pipeline(__doc__, "cifar"), resumes=True)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 import models
 from kesi import limits, registry
@@ -22,6 +21,7 @@ from kesi.errors import KesiError, UsageError, first_line
 from kesi.files import write_atomic
 from kesi.pruning.graphs import GRAPHS
 from kesi.pruning.weights import Masks, masks_from_zeros
+from kesi.released import classes_of, published_info, recognise, skeleton, widths_of
 from models import Network
 
 FORMAT = "kesi-checkpoint"
@@ -164,17 +164,17 @@ def load(path: str | Path, arch: str | None = None, num_classes: int | None = No
     state = _state_dict(path, content)
     ours = content.get("format") == FORMAT
     if arch is None:
-        arch = content["arch"] if ours else _recognise(path, state, content.get("cfg"))
+        arch = content["arch"] if ours else recognise(path, state)
     elif ours and content["arch"] != arch:
         raise UsageError(f"{path} is a {content['arch']}, not a {arch}")
-    classes = content["num_classes"] if ours else _classes(path, state)
+    classes = content["num_classes"] if ours else classes_of(path, state)
     if num_classes is not None and num_classes != classes:
         raise UsageError(f"{path} has {classes} classes, not {num_classes}")
     registry.require(arch, path)
     if arch in GRAPHS and GRAPHS[arch].problem and content.get("cfg"):
         raise UsageError(f"{path} cannot be loaded: {GRAPHS[arch].problem}")
     try:
-        cfg = content.get("cfg") or (None if arch in GRAPHS else _widths(arch, state))
+        cfg = content.get("cfg") or (None if arch in GRAPHS else widths_of(arch, state))
         _refuse_other_shapes(arch, classes, cfg, state)
         model = models.create(arch, classes, cfg)
         model.load_state_dict(state)
@@ -187,7 +187,7 @@ def load(path: str | Path, arch: str | None = None, num_classes: int | None = No
         masks = masks_from_zeros(model)
     network = network_digest(model, masks)
     if not ours:
-        return Checkpoint(model.eval(), masks, _published_info(content), digest_of(state), network, path)
+        return Checkpoint(model.eval(), masks, published_info(content), digest_of(state), network, path)
     return Checkpoint(model.eval(), masks, content["info"], content["digest"], network, path, content["training"])
 
 
@@ -239,68 +239,11 @@ def _state_dict(path: Path, content: dict) -> dict[str, torch.Tensor]:
     return state
 
 
-def _skeleton(arch: str, num_classes: int = 2, cfg: list | None = None) -> Network:
-    """A network without memory for its weights: names and shapes."""
-    with torch.device("meta"):
-        return models.create(arch, num_classes, cfg)
-
-
 def _refuse_other_shapes(arch: str, num_classes: int, cfg: list, state: dict) -> None:
     """Raises ValueError where the weights are not those of the network, before this one takes any memory."""
-    shapes = {name: value.shape for name, value in _skeleton(arch, num_classes, cfg).state_dict().items()}
+    shapes = {name: value.shape for name, value in skeleton(arch, num_classes, cfg).state_dict().items()}
     for name in sorted(shapes.keys() ^ state.keys()):
         raise ValueError(f"{name} is {'missing' if name in shapes else 'too much'}")
     for name, shape in shapes.items():
         if state[name].shape != shape:
             raise ValueError(f"{name} has shape {tuple(state[name].shape)}, not {tuple(shape)}")
-
-
-def _recognise(path: Path, state: dict, cfg: Any) -> str:
-    """The one architecture with exactly these parameter names, and these shapes where pruning leaves them."""
-    found = [arch for arch in models.ARCHITECTURES if arch not in GRAPHS and _could_be(arch, state)]
-    if len(found) != 1:
-        what = "fits none" if not found else f"could be any of {', '.join(found)}: say which (--arch)"
-        raise KesiError(f"the network in {path} {what if found else what + ' of ours by its parameter names'}")
-    return found[0]
-
-
-def _could_be(arch: str, state: dict) -> bool:
-    skeleton = _skeleton(arch)
-    shapes = {name: value.shape for name, value in skeleton.state_dict().items()}
-    if shapes.keys() != state.keys():
-        return False
-    pruned = {layer.conv for layer in skeleton.prunable()}
-    # the outputs of blocks keep their width, which tells networks of other width factors apart
-    fixed = [name for name, module in skeleton.named_modules()
-             if isinstance(module, nn.Conv2d) and name not in pruned]
-    if any(value.dim() != len(shapes[name]) for name, value in state.items()):
-        return False
-    return all(len(state[f"{name}.weight"]) == shapes[f"{name}.weight"][0] for name in fixed)
-
-
-def _classes(path: Path, state: dict) -> int:
-    for name in ("fc.bias", "classifier.3.bias"):
-        if name in state and state[name].dim() == 1:
-            return len(state[name])
-    raise KesiError(f"{path} has no classifier of ours (fc or classifier.3): which network is it?")
-
-
-def _widths(arch: str, state: dict) -> list:
-    """The cfg that the shapes of the weights tell, for files without one."""
-    cfg = list(models.ARCHITECTURES[arch].cfg)
-    places = [place for place, width in enumerate(cfg) if width != "M"]
-    for layer in _skeleton(arch).prunable():
-        cfg[places[layer.width]] = len(state[f"{layer.conv}.weight"])
-    return cfg
-
-
-def _published_info(content: dict) -> dict:
-    """What the released code keeps besides weights: the epoch, and accuracies as share or as percent."""
-    metrics = {}
-    for name in ("best_prec1", "acc", "best_acc"):
-        value = content.get(name)
-        if isinstance(value, (int, float)) or isinstance(value, torch.Tensor) and value.numel() == 1:
-            metrics[name] = float(value) * 100 if float(value) <= 1 else float(value)
-    epoch = content.get("epoch")
-    return {"stage": "", "source": "released code", "epoch": epoch if isinstance(epoch, int) else None,
-            "metrics": metrics}

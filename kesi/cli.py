@@ -172,6 +172,12 @@ def stage_for(args: argparse.Namespace, stage: Stage) -> Stage:
     return replace(stage, **given)
 
 
+def check_temperature(value: float) -> None:
+    """Raises UsageError where --temperature is none."""
+    if not 0 < value < float("inf"):
+        raise UsageError(f"--temperature must be above 0, not {value}")
+
+
 def recipe_for(args: argparse.Namespace, family: str) -> Recipe:
     """The paper's recipe with --rounds and --percent applied. Raises UsageError where they do not fit."""
     recipe = recipes.recipe(args.arch, args.dataset, args.method, family)

@@ -1,13 +1,11 @@
-"""What the scripts do: each reads its flags, and calls one stage (or the pipeline) with the recipe they give."""
+"""What the scripts of single steps do: each reads its flags, and calls one stage with the recipe they give."""
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
-from kesi import checkpoints, cli, distributed, pipeline, recipes, report, stages, tensorboard
+from kesi import checkpoints, cli, recipes, stages
 from kesi.checkpoints import Checkpoint
-from kesi.data import INFO
 from kesi.errors import KesiError, UsageError
 from kesi.files import write_atomic
 from kesi.folders import CHECKPOINT, PRUNED
@@ -131,7 +129,7 @@ def ensemble_finetune(doc: str, family: str, checkpoint_paths: Sequence[str] = (
     parent = _refined(args, CHECKPOINT)
     recipe = recipes.recipe(parent.model.arch, args.dataset, stages.method_of(parent) or "filter", family)
     stage, options = cli.stage_for(args, recipe.distill), cli.options_for(args)
-    _check_temperature(args.temperature)
+    cli.check_temperature(args.temperature)
     if stages.method_of(parent) is None and not args.evaluate:
         raise UsageError(f"{parent.path} was never pruned: --refine takes the last pruned and retrained snapshot")
     if args.teachers or checkpoint_paths:
@@ -144,80 +142,14 @@ def ensemble_finetune(doc: str, family: str, checkpoint_paths: Sequence[str] = (
         stages.fitting(path, dataset, args.arch)
     context = Context(dataset, args.seed, options, args.fresh)
     folder = args.save or parent.path.parent.parent / "kesi"
-    ensemble = stages.measure_ensemble(context, teachers, folder.parent / "ensemble")
+    beside = "ensemble" if folder.name == "kesi" else f"ensemble-{folder.name}"  # a second one has other teachers
+    ensemble = stages.measure_ensemble(context, teachers, folder.parent / beside)
     print(f"the ensemble's test accuracy: {ensemble['test_accuracy']:.2f} %", flush=True)
     if args.evaluate:
         _tell(parent.path, dataset, options.device, args.arch)
         return
     _take_over(args.resume, folder)
     stages.distill(context, stage, args.temperature, parent.path, teachers, folder)
-
-
-def run_pipeline(doc: str, family: str) -> None:
-    """All five steps from the command line."""
-    tiny = family == "tinyimagenet"
-    parser = cli.parser(doc)
-    cli.add_network(parser, "resnet18" if tiny else "resnet56")
-    cli.add_data(parser, "tinyimagenet" if tiny else "cifar10", family)
-    cli.add_pretrained(parser)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N", help="default: 0")
-    parser.add_argument("--compare", action="store_true",
-                        help="also retrain the usual way, for all rows of the paper's table")
-    parser.add_argument("--save", type=Path, metavar="DIR", help="default: runs/<dataset>-<arch>-<method>")
-    cli.add_rounds(parser)
-    parser.add_argument("--epochs", type=int, nargs=3, metavar=("BASELINE", "RETRAIN", "DISTILL"),
-                        help="epochs of the stages, instead of the recipe's")
-    parser.add_argument("--epochs-scale", type=float, default=1.0, metavar="X",
-                        help="multiply the epochs of every stage (default: 1)")
-    parser.add_argument("--batch-size", type=int, metavar="N", help="of every stage, instead of the recipe's")
-    parser.add_argument("--lr", type=float, help="of the baseline, and the peak of one-cycle retraining")
-    parser.add_argument("--temperature", type=float, metavar="T", help="default: the paper's 5")
-    parser.add_argument("--model", metavar="FILE",
-                        help="start from this trained baseline; {seed} in the path stands for the seed")
-    parser.add_argument("--num-classes", type=int, metavar="N", help="for --dry-run of an imagefolder")
-    parser.add_argument("--dry-run", action="store_true", help="print stages, sizes and work; touch nothing")
-    parser.add_argument("--fresh", action="store_true", help="start over; the old run is moved aside")
-    parser.add_argument("--no-report", action="store_true", help="leave the table and the plots to kesi.report")
-    parser.add_argument("--tensorboard", action="store_true",
-                        help="write event files to <save>/tensorboard as well, epoch by epoch")
-    cli.add_run(parser)
-    args = parser.parse_args()
-    if args.model and args.pretrained:
-        raise UsageError("--model is a trained baseline, --pretrained what to train one from: give one of them")
-    if min(args.seeds) < 0:
-        raise UsageError(f"--seeds takes numbers of at least 0, not {min(args.seeds)}")
-    recipe = _pipeline_recipe(args, family)
-    folder = args.save or Path("runs", f"{args.dataset}-{args.arch}-{args.method}")
-    if args.dry_run:
-        info = INFO.get(args.dataset)
-        print(pipeline.dry_run(recipe, *cli.classes_and_size(args, family, args.data), info and info.train_images,
-                               args.seeds, args.compare, folder))
-        return
-    options = cli.options_for(args)
-    live = None
-    if args.tensorboard and distributed.is_main():
-        live = tensorboard.Live(folder, folder / "tensorboard")
-    settings = pipeline.Settings(recipe, cli.dataset_for(args, family), folder, args.seeds, args.compare, args.model,
-                                 args.pretrained, options, args.fresh, live)
-    images = settings.dataset
-    print(f"{args.arch} on {args.dataset}, {args.method} pruning, on {options.device} -> {folder}\n"
-          f"{len(images.train):,} training and {len(images.test):,} test images of {images.num_classes} classes",
-          flush=True)
-    pipeline.run(settings)
-    if not args.no_report and distributed.is_main():
-        made = report.report([folder])
-        print(made.text)
-
-
-def _pipeline_recipe(args, family: str) -> recipes.Recipe:
-    recipe = cli.recipe_for(args, family).scaled(args.epochs_scale)
-    if args.epochs is not None and min(args.epochs) < 1:
-        raise UsageError(f"--epochs takes three numbers of at least 1, not {args.epochs}")
-    recipe = recipe.changed(args.epochs, args.batch_size, args.lr)
-    if args.temperature is not None:
-        _check_temperature(args.temperature)
-        recipe = replace(recipe, temperature=args.temperature)
-    return recipe
 
 
 def snapshots_of(last: Checkpoint) -> list[Path]:
@@ -250,11 +182,6 @@ def _ancestor(child: Checkpoint, parent: dict) -> Checkpoint:
             return found
     raise UsageError(f"{child.path} was made from {named}, which is not there (or was changed since): name the "
                      f"teachers with --teachers")
-
-
-def _check_temperature(value: float) -> None:
-    if not 0 < value < float("inf"):
-        raise UsageError(f"--temperature must be above 0, not {value}")
 
 
 def _add_refine(parser, text: str) -> None:

@@ -23,7 +23,7 @@ import time
 import warnings
 from pathlib import Path
 
-from kesi import checkpoints, commands, plots  # noqa: F401  what the pipeline imports is imported once, here
+from kesi import checkpoints, pipeline_command, plots  # noqa: F401  what the pipeline imports is imported once, here
 from kesi.errors import KesiError
 from kesi.provenance import provenance
 

@@ -3,7 +3,7 @@
     python tinyimagenet/pipeline.py --arch resnet18 --dataset tinyimagenet --method filter --compare --seeds 0 1 2
 """
 
-from kesi import cli, commands
+from kesi import cli, pipeline_command
 
 if __name__ == "__main__":
-    cli.run(lambda: commands.run_pipeline(__doc__, "tinyimagenet"), resumes=True)
+    cli.run(lambda: pipeline_command.run_pipeline(__doc__, "tinyimagenet"), resumes=True)
