@@ -33,7 +33,7 @@ from kesi.complexity import parameters
 from kesi.data import eval_batches
 from kesi.data.augment import Normalise
 from kesi.data.digits import load_digits
-from kesi.errors import KesiError, UsageError
+from kesi.errors import KesiError, UsageError, first_line
 from kesi.files import write_atomic
 from kesi.formats import FORMATS, OPSET, Normalised, Runner, encode, runner
 from kesi.inputs import Inputs, add_flags, dataset_of, device_for, first_images, inputs_of
@@ -116,7 +116,8 @@ def example_images(checkpoint: Checkpoint, inputs: Inputs, root: str | Path,
     except KesiError as error:
         digits = first_images(load_digits(inputs.image_size)[1], IMAGES)
         images = Normalise.of(mean, std)(digits.take(0, len(digits)))
-        return images.contiguous(), f"images of digits at {inputs.image_size} px ({error})"
+        return images.contiguous(), (f"images of digits at {inputs.image_size} px, for want of its own (--data): "
+                                     f"{first_line(error)}")
     split = first_images(dataset.test, IMAGES)
     images = torch.cat([images for images, _ in eval_batches(dataset, split)])
     return images.contiguous(), f"test images of {dataset.name}"
@@ -238,6 +239,10 @@ def comparison(rows: Sequence[tuple[str, float, float]], method: str | None) -> 
     """The measured figures as a table, and what they mean for a weight-pruned network."""
     lines = [f"{'':<26} {'baseline':>12} {'compressed':>12} {'ratio':>7}"]
     lines += [f"{what:<26} {whole:>12,.2f} {small:>12,.2f} {whole / small:>6.2f}x" for what, whole, small in rows]
+    slower = [what.partition(" (")[0] for what, whole, small in rows if "latency" in what and small > whole]
+    if method == "filter" and slower:
+        lines.append(f"not faster here at {' and '.join(slower)}: fewer filters are less work, but a runtime likes widths "
+                     "that fill its vectors, and times wander on a busy machine")
     if method == "weight":
         deflated = next(row for row in rows if "deflated" in row[0])
         slow = "".join(f"; {what.partition(' (')[0]}: {small:.2f} ms, the baseline's {whole:.2f} ms"

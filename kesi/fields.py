@@ -66,6 +66,11 @@ def described(value: object) -> bool:
     return mapping(whole(0))(images) and dictionary(augmentation)
 
 
+def layer(value: object) -> bool:
+    """[name, before, after]; see kesi.layers."""
+    return isinstance(value, list) and len(value) == 3 and text(value[0]) and several(whole(0))(value[1:])
+
+
 REFERENCE: dict[str, Check] = {"path": text, "stage": text, "network": optional(text)}  # see kesi.running.reference()
 ORIGIN: dict[str, Check] = {
     "commit": optional(text), "dirty": optional(true_or_false), "versions": optional(mapping(text)),
@@ -80,6 +85,7 @@ RESULT: dict[str, Check] = {
     "cfg": several(lambda value: value == "M" or whole(0, 10**6)(value)), "parent": optional(dictionary),
     **dict.fromkeys(("params", "nonzero_params", "macs", "sparsity", "test_accuracy", "test_loss", "val_accuracy",
                      "pruned_accuracy", "epochs", "images", "seconds"), optional(number)),
+    "layers": optional(several(layer)),
     "accuracy": several(number), "growing_accuracy": several(number), "disagreement": several(several(number)),
     "members": several(text), "members_digests": several(text), "started": optional(text),
     "digest": optional(text), "network_digest": optional(text), **ORIGIN}

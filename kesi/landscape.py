@@ -177,6 +177,7 @@ def _lines(loaded: Sequence[Checkpoint], args, device: str) -> None:
         _same_shape(one.model.state_dict(), other.model.state_dict())
     inputs = inputs_of(loaded[0], args.dataset, args.image_size, args.data)
     dataset = dataset_of(loaded[0], inputs, args.data, not args.no_download)
+    make_folder(args.out)  # now, and not after all that is computed
     split, names, rows = first_images(dataset.test, args.images), compare.names(loaded), []
     for place, (one, other) in enumerate(zip(loaded, loaded[1:], strict=False)):
         for point in line(one.model, other.model, dataset, split, args.points, recompute_bn=args.recompute_bn,
@@ -197,6 +198,7 @@ def _plane(checkpoint: Checkpoint, args, device: str) -> None:
     """The plane around a checkpoint, to plane.csv and plane.png."""
     inputs = inputs_of(checkpoint, args.dataset, args.image_size, args.data)
     dataset = dataset_of(checkpoint, inputs, args.data, not args.no_download)
+    make_folder(args.out)
     split = first_images(dataset.test, args.images)
     found = plane(checkpoint.model, dataset, split, args.radius, args.grid, seed=args.seed,
                   recompute_bn=args.recompute_bn, device=device)
@@ -229,7 +231,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.images is not None and args.images < 1:
         raise UsageError(f"--images must be at least 1, not {args.images}")
     device = device_for(args)
-    make_folder(args.out)
     if args.checkpoints:
         _lines([checkpoints.load(path, args.arch) for path in args.checkpoints], args, device)
     if args.plane is not None:

@@ -31,7 +31,7 @@ def next_steps(run: Run) -> list[tuple[str, str]]:
     if own:
         module = re.match(r"python -m kesi\.own (\S+)", command)
         python = f"python -m kesi.own {module.group(1) if module else 'MODULE'}"
-    lines = [f"{python} kesi.export {last} --format onnx --normalise --out kesi.onnx",
+    lines = [f"{python} kesi.export {last} --format onnx --normalise --out kesi.onnx{_data(command)}",
              f"{python} kesi.predict {last} image.png"]
     if run.info["dataset"] in DATASETS:
         lines.append(f"{python} kesi.compare {folder}/seed{seed}/baseline {last}{_data(command)}")
@@ -41,7 +41,8 @@ def next_steps(run: Run) -> list[tuple[str, str]]:
                  "kesi.verify.verify(folder, dataset).", f"{python} kesi.verify {folder} --no-accuracy")
     what = "Use the compressed network, or look at it next to its baseline"
     note = "; MODULE is the Python module that registers the network" if f"{python} ".endswith(" MODULE ") else ""
-    return [*steps, (f"{what}{note}.", "\n".join(lines)), check]
+    finished = "kesi" in run.seeds.get(seed, ())
+    return [*steps, *[(f"{what}{note}.", "\n".join(lines)), check] * finished]
 
 
 def _data(command: str) -> str:

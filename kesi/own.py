@@ -36,6 +36,7 @@ from kesi.provenance import launcher, provenance
 from kesi.pruning import Masks
 from kesi.pruning.filters import pruned_widths
 from kesi.pruning.graphs import GRAPHS, Graph
+from kesi.pruning.weights import conv_weights
 from kesi.recipes import Recipe
 from kesi.registry import Factory, register
 from kesi.report import Report, report
@@ -97,7 +98,7 @@ def compress(model: nn.Module | Factory, train: Pairs | Dataset, test: Pairs | N
     if recipe is None:
         amounts = _amounts(graph, method, rounds, rates, sparsities)
         recipe = replace(recipes.recipe(name, dataset.name, method).changed(epochs, batch_size, lr), rounds=amounts)
-    _check(graph, name, method, recipe)
+    _check(graph, name, dataset.num_classes, method, recipe)
     folder = Path("runs") / f"{dataset.name}-{name}-{method}" if folder is None else Path(folder)
     if fresh and (aside := move_aside(folder)):
         print(f"the run before was moved to {aside}")
@@ -174,11 +175,14 @@ def _amounts(graph: Graph, method: str, rounds: int | None, rates: float | dict[
     return shares[:rounds]
 
 
-def _check(graph: Graph, name: str, method: str, recipe: Recipe) -> None:
+def _check(graph: Graph, name: str, classes: int, method: str, recipe: Recipe) -> None:
     """That the recipe is for this network, before anything is trained. Raises UsageError where it is not."""
     if (recipe.arch, recipe.method) != (name, method):
         raise UsageError(f"the recipe is for {recipe.arch} and {recipe.method} pruning, not for {name} and {method}")
     if method == "weight":
+        with torch.device("meta"):
+            if not conv_weights(models.create(name, classes)):
+                raise UsageError(f"{name} has no convolution, and only their weights are pruned")
         shares = list(recipe.rounds)
         if not shares or shares != sorted(shares) or not all(0 <= share < 1 for share in shares):
             raise UsageError(f"sparsities are shares from 0 to below 1 that never fall, not {shares}")

@@ -11,17 +11,10 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-import torch
-
-import models
-from kesi import checkpoints
-from kesi.errors import KesiError
 from kesi.fields import read_epochs
 from kesi.files import write_text
 from kesi.next_steps import next_steps
 from kesi.origins import origins_table, provenance
-from kesi.pruning.graphs import GRAPHS, Graph
-from kesi.pruning.weights import conv_weights
 from kesi.results import Run, common_folder, load_runs, mean, missing
 from kesi.svg import Series, bars, chart, heat
 from kesi.tables import Table, main_rows, main_table, rounds_table
@@ -170,34 +163,17 @@ def heats(run: Run) -> list[str]:
 def widths(run: Run) -> str:
     """What pruning left of every layer: filters, or non-zero weights, of the last network that is finished."""
     stages = ["kesi", *[f"onecycle-{number}" for number in range(run.rounds, 0, -1)]]
-    stage = next((name for name in stages if run.results(name)), None)
-    if stage is None:
+    result = next((results[0] for results in map(run.results, stages) if results), {})
+    if not result.get("layers"):
         return ""
-    result, title = run.results(stage)[0], f"{run.label}: layers of {stage}, seed {run.results(stage)[0]['seed']}"
+    names, before, after = zip(*result["layers"], strict=True)
+    title = f"{run.label}: layers of {result['stage']}, seed {result.get('seed', '?')}"
     if run.info["method"] == "filter":
-        known = models.ARCHITECTURES.get(result["arch"])
-        unpruned = known.cfg if known else (run.results("baseline") or [result])[0]["cfg"]
-        before, after = ([width for width in cfg if width != "M"] for cfg in (unpruned, result["cfg"]))
-        layers = layer_names(result["arch"], result["num_classes"])
-        names = [layers.get(place, str(place)) for place in range(len(before))]
         return bars(title, names, before, after, "filters", ("before", "after"),
                     "The convolutions that may lose filters, in the order of the forward pass.")
-    try:
-        weights = conv_weights(checkpoints.load_model(run.folder / f"seed{result['seed']}" / stage))
-    except KesiError:  # a report of results whose checkpoints are elsewhere
-        return ""
-    names = [name.removesuffix(".weight") for name in weights]
-    return bars(title, names, [weight.numel() / 1e3 for weight in weights.values()],
-                [int((weight != 0).sum()) / 1e3 for weight in weights.values()], "weights (thousands)",
-                ("all", "non-zero"), "Every convolution, in the order of the forward pass.")
-
-
-def layer_names(arch: str, num_classes: int) -> dict[int, str]:
-    """A convolution of each width, by its place in cfg; empty for a network of one's own that is not registered."""
-    if arch in GRAPHS or arch not in models.ARCHITECTURES:
-        return {place: convs[0] for place, convs in enumerate(GRAPHS.get(arch, Graph()).convs)}
-    with torch.device("meta"):
-        return {layer.width: layer.conv for layer in reversed(models.create(arch, num_classes).prunable())}
+    before, after = ([count / 1e3 for count in counts] for counts in (before, after))
+    return bars(title, names, before, after, "weights (thousands)", ("all", "non-zero"),
+                "Every convolution, in the order of the forward pass.")
 
 
 def stage_curves(run: Run) -> str:
@@ -206,7 +182,7 @@ def stage_curves(run: Run) -> str:
     for stage in run.stages():
         histories = [read_metrics(path) for path in sorted(run.folder.glob(f"seed*/{stage}/metrics.jsonl"))]
         histories = [rows for rows in histories if rows]
-        figures = curve_figures(histories)
+        figures = curve_figures(histories, stage == "kesi")
         if figures:
             lengths = sorted({rows[-1]['epoch'] for rows in histories})
             parts.append(f"<details{' open' if stage in ('baseline', 'kesi') else ''}><summary><b>{escape(stage)}</b> "
@@ -221,14 +197,17 @@ def read_metrics(path: Path) -> list[dict]:
     return [row for place, row in enumerate(rows) if place % step == 0 or place == len(rows) - 1]
 
 
-def curve_figures(histories: Sequence[Sequence[dict]]) -> list[str]:
-    """The three charts of a stage."""
+def curve_figures(histories: Sequence[Sequence[dict]], distilled: bool = False) -> list[str]:
+    """The three charts of a stage; where it was ``distilled``, the two losses are not of one kind."""
+    kinds = {"train_loss": "train (KL to the ensemble)", "test_loss": "test (cross-entropy)"} if distilled else {}
+
     def lines(**wanted: str) -> list[Series]:
-        return [Series(name.replace("_", " "), style, [(row["epoch"], row[name]) for row in rows
+        return [Series(kinds.get(name, name.replace("_", " ")), style, [(row["epoch"], row[name]) for row in rows
                                                        if row.get(name) is not None], marks=False)
                 for name, style in wanted.items() for rows in histories]
 
-    found = [chart("loss", lines(train_loss="train", test_loss="kesi"), "epoch", "cross-entropy or KL", whole_x=True),
+    found = [chart("loss", lines(train_loss="train", test_loss="kesi"), "epoch",
+                   "loss" if distilled else "cross-entropy", whole_x=True),
              chart("accuracy", lines(train_accuracy="train", val_accuracy="usual", test_accuracy="kesi"), "epoch",
                    "accuracy (%)", whole_x=True),
              chart("learning rate", lines(lr="onecycle"), "epoch", "learning rate", log=True, whole_x=True)]

@@ -13,7 +13,7 @@ from torch import nn
 
 import models
 from kesi.complexity import macs
-from kesi.errors import UsageError
+from kesi.errors import UsageError, first_line
 from kesi.pruning.graphs import GRAPHS, Graph, analyse
 
 Factory = Callable[[], nn.Module]
@@ -23,7 +23,8 @@ def require(arch: str, path: object) -> None:
     """Raise a UsageError unless the network ``arch``, of which a file speaks, is KESI's or registered."""
     if arch not in models.ARCHITECTURES:
         raise UsageError(f"{path} holds a network that is not one of KESI's: say how it is built with "
-                         f"kesi.register({arch!r:.60}, factory), and load it then")
+                         f"kesi.register({arch!r:.60}, factory), and load it then; a command gets the module that "
+                         f"does so by python -m kesi.own MODULE COMMAND ...")
 
 
 def register(name: str, factory: Factory, num_classes: int | None = None, image_size: int = 32) -> Graph:
@@ -46,7 +47,8 @@ def register(name: str, factory: Factory, num_classes: int | None = None, image_
                              "for example by copy.deepcopy")
         outputs = _outputs(network, image_size)
         if num_classes not in (None, outputs):
-            raise UsageError(f"{name} has {outputs} outputs, not one for each of {num_classes} classes")
+            raise UsageError(f"{name} has {outputs} outputs, not one for each of {num_classes} classes (labels count "
+                             f"from 0)")
         GRAPHS[name] = graph = analyse(network, image_size)
 
     def build(classes: int, cfg: list) -> nn.Module:
@@ -87,8 +89,10 @@ def _outputs(network: nn.Module, image_size: int) -> int:
     except Exception as error:  # somebody else's code: anything
         hint = "; write x.flatten(1) instead of x.view(...): images are in channels_last layout" if (
             "view size is not compatible" in str(error)) else ""
+        hint = hint or "; images are RGB: for one channel begin with x.mean(1, keepdim=True)" * (
+            "to have 1 channels, but got 3" in str(error))
         raise UsageError(f"the network does not take a batch of {image_size} px images: "
-                         f"{(str(error).splitlines() or [''])[0][:160] or type(error).__name__}{hint}") from error
+                         f"{first_line(error)}{hint}") from error
     if not isinstance(logits, torch.Tensor) or logits.dim() != 2 or len(logits) != 2:
         what = f"shape {tuple(logits.shape)}" if isinstance(logits, torch.Tensor) else f"a {type(logits).__name__}"
         raise UsageError(f"a network has to give logits (N, classes) for N images; this one gives {what}")

@@ -20,6 +20,7 @@ from kesi.data import Dataset
 from kesi.errors import KesiError, UsageError
 from kesi.files import write_json, write_json_lines
 from kesi.folders import CHECKPOINT, METRICS, RESULT, finished, refuse_changes, start_over
+from kesi.layers import layers_of
 from kesi.locks import held
 from kesi.provenance import provenance, recipe_hash
 from kesi.pruning import Masks
@@ -183,7 +184,7 @@ def result_of(context: Context, model: Network, masks: Masks | None, info: dict,
             "params": params, "nonzero_params": params - (masks.pruned() if masks else 0),
             "network_digest": checkpoints.network_digest(model, masks),
             "sparsity": masks.sparsity() if masks else None, "macs": macs(model, context.dataset.image_size),
-            "empty_layers": health.empty_layers(masks),
+            "empty_layers": health.empty_layers(masks), "layers": layers_of(model, masks, info.get("method")),
             "at_chance": last["test_accuracy"] <= health.chance(context.dataset.test.labels),
             "test_accuracy": last["test_accuracy"], "test_loss": last["test_loss"],
             "val_accuracy": last["val_accuracy"], "epochs": len(history),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 380, 250  # of the drawing; CSS scales it to the column
-LEFT, RIGHT, TOP, BOTTOM = 52, 14, 12, 44
+LEFT, RIGHT, TOP, BOTTOM = 60, 14, 12, 44
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def bars(title: str, names: Sequence[str], before: Sequence[float], after: Seque
          legend: tuple[str, str], note: str = "") -> str:
     """What every layer had and what it has left, as bars in front of bars; wide networks scroll."""
     step = max(16, min(40, 640 // len(names)))
-    width, foot = LEFT + step * len(names) + RIGHT, 100
+    width, foot = LEFT + step * len(names) + RIGHT, min(130, 22 + 6 * max(map(len, names)))  # room for slanted names
     height = 210 + foot
     y_ticks = ticks(0, max(before))
     up = _scale(0, y_ticks[-1], height - foot, TOP)

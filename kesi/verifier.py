@@ -15,6 +15,7 @@ from kesi.errors import KesiError, first_line
 from kesi.fields import checked_result, read_epochs
 from kesi.files import read_json, read_text
 from kesi.folders import CHECKPOINT, METRICS, PRUNED, RESULT
+from kesi.layers import layers_of
 from kesi.provenance import device_name, recipe_hash, versions
 from kesi.report import csv_text, main_csv, stages_csv
 from kesi.results import Run
@@ -114,7 +115,8 @@ class Verifier:
                  "num_classes": found.model.num_classes, "cfg": found.model.cfg,
                  "params": params, "nonzero_params": params - (masks.pruned() if masks else 0),
                  "sparsity": masks.sparsity() if masks else None,
-                 "macs": macs(found.model, size) if size else None, "empty_layers": health.empty_layers(masks)}
+                 "macs": macs(found.model, size) if size else None, "empty_layers": health.empty_layers(masks),
+                 "layers": layers_of(found.model, masks, found.info.get("method"))}
         for name, value in sizes.items():
             self.equal(where, name, result.get(name), value)
         if masks is not None:

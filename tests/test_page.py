@@ -86,6 +86,9 @@ def test_the_widths_are_those_of_the_networks(both, filter_run):
 def test_a_run_that_is_not_finished(filter_run, tmp_path):
     run = tmp_path / "run <b>"
     shutil.copytree(filter_run, run)
+    page([run], tmp_path / "whole.html")
+    assert "run &lt;b&gt;" in (tmp_path / "whole.html").read_text() and "run <b>" not in (
+        tmp_path / "whole.html").read_text()  # a name is text, never markup
     shutil.rmtree(run / "seed0" / "kesi")
     shutil.rmtree(run / "seed0" / "usual-2")
     with open(run / "seed0" / "onecycle-2" / "metrics.jsonl", "a") as file:
@@ -96,7 +99,7 @@ def test_a_run_that_is_not_finished(filter_run, tmp_path):
     outline = Outline(text)
     assert not outline.wrong and not outline.open
     assert "Not finished" in text and "usual-2" in text and "layers of onecycle-2" in text
-    assert "run <b>" not in text and "run &lt;b&gt;" in text  # a name is text, never markup
+    assert "run <b>" not in text and "python -m kesi.export" not in text  # there is no network yet
 
 
 def test_the_report_writes_it_on_request(filter_run, tmp_path, capsys):

@@ -110,7 +110,7 @@ class Graph:
             places = [place for place, convs in enumerate(self.convs) if name in convs]
             if not places:
                 raise UsageError(f"no convolution {name!r} whose filters can be removed; there are "
-                                 f"{', '.join(conv for convs in self.convs for conv in convs)}")
+                                 f"{', '.join(dict.fromkeys(conv for convs in self.convs for conv in convs))}")
             rates[places[0]] = rate
         return tuple(rates)
 
