@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 import models
-from kesi import limits, registry
+from kesi import fields, limits, registry
 from kesi.errors import KesiError, UsageError, first_line
 from kesi.files import write_atomic
 from kesi.pruning.graphs import GRAPHS
@@ -138,6 +138,8 @@ def find(path: str | Path) -> Path:
     Raises UsageError where there is none.
     """
     path = Path(path)
+    if not fields.path(str(path)):
+        raise UsageError(f"no such checkpoint: {str(path)[:100]!r}")
     if path.is_dir():
         for name in ("checkpoint.pth.tar", "pruned.pth.tar"):
             if (path / name).is_file():

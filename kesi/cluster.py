@@ -17,7 +17,8 @@ from pathlib import Path
 
 from kesi import data, files
 from kesi.errors import UsageError
-from kesi.grid import ROOT, Job, in_use
+from kesi.grid import ROOT, Job
+from kesi.locks import in_use
 
 RETRIES = 20  # of a lost pipeline; each continues where the one before it was, so that none is in vain
 LOCK_WAIT = 300  # seconds in which shared storage notices that a machine is gone and lets go of its locks

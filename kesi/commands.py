@@ -1,15 +1,12 @@
 """What the scripts of single steps do: each reads its flags, and calls one stage with the recipe they give."""
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from kesi import checkpoints, cli, recipes, stages
 from kesi.checkpoints import Checkpoint
 from kesi.errors import KesiError, UsageError
-from kesi.files import write_atomic
 from kesi.folders import CHECKPOINT, PRUNED
-from kesi.locks import held
 from kesi.pruning.weights import conv_weights
 from kesi.running import Context
 from kesi.states import STATE
@@ -34,8 +31,8 @@ def train(doc: str, family: str) -> None:
         _tell(path, cli.dataset_for(args, family), options.device)
         return
     folder = args.save or Path("runs", f"{args.dataset}-{args.arch}-{args.method}", f"seed{args.seed}", "baseline")
-    _take_over(args.resume, folder)
-    context = Context(cli.dataset_for(args, family), args.seed, options, args.fresh)
+    resume = _given_state(args)
+    context = Context(cli.dataset_for(args, family), args.seed, options, args.fresh, resume=resume)
     stages.train_baseline(context, args.arch, stage, folder, args.pretrained)
 
 
@@ -84,13 +81,10 @@ def _pruned_already(path: Path, parent: Checkpoint, method: str, amount) -> bool
     if not path.is_file():
         return False
     before = checkpoints.load(path).info
-    amount = list(amount) if isinstance(amount, Sequence) else amount
-    named = [("network", (before.get("parent") or {}).get("network"), parent.network_digest),
-             ("method", before.get("method"), method), ("amount", before.get("amount"), amount)]
-    for what, old, new in named:
-        if old != new:
-            raise UsageError(f"{path} was pruned with another {what} ({str(old)[:40]}, now {str(new)[:40]}): "
-                             f"use another --save, or remove it")
+    if not parent.is_named_by(before.get("parent") or {}):
+        raise UsageError(f"{path} was pruned with another network (now {parent.path}): use another --save, or "
+                         f"remove it")
+    stages.refuse_other_pruning(path, before, method, amount, before.get("round"))
     return True
 
 
@@ -113,8 +107,8 @@ def finetune(doc: str, family: str) -> None:
     if parent.info.get("kind") not in (None, "pruned"):
         raise UsageError(f"{parent.path} is retrained already ({parent.stage}): give the pruned.pth.tar of prune.py")
     folder = args.save or parent.path.parent
-    _take_over(args.resume, folder)
-    stages.retrain(Context(dataset, args.seed, options, args.fresh), stage, parent.path, folder)
+    context = Context(dataset, args.seed, options, args.fresh, resume=_given_state(args))
+    stages.retrain(context, stage, parent.path, folder)
 
 
 def ensemble_finetune(doc: str, family: str, checkpoint_paths: Sequence[str] = ()) -> None:
@@ -140,15 +134,14 @@ def ensemble_finetune(doc: str, family: str, checkpoint_paths: Sequence[str] = (
     dataset = cli.dataset_for(args, family)
     for path in teachers:  # every one, before anything is computed
         stages.fitting(path, dataset, args.arch)
-    context = Context(dataset, args.seed, options, args.fresh)
+    context = Context(dataset, args.seed, options, args.fresh, resume=None if args.evaluate else _given_state(args))
     folder = args.save or parent.path.parent.parent / "kesi"
     beside = "ensemble" if folder.name == "kesi" else f"ensemble-{folder.name}"  # a second one has other teachers
-    ensemble = stages.measure_ensemble(context, teachers, folder.parent / beside)
+    ensemble = stages.measure_ensemble(context, teachers, None if args.evaluate else folder.parent / beside)
     print(f"the ensemble's test accuracy: {ensemble['test_accuracy']:.2f} %", flush=True)
     if args.evaluate:
         _tell(parent.path, dataset, options.device, args.arch)
         return
-    _take_over(args.resume, folder)
     stages.distill(context, stage, args.temperature, parent.path, teachers, folder)
 
 
@@ -242,14 +235,13 @@ def _tell(path: Path, dataset, device: str, arch: str | None = None) -> None:
     print(f"{checkpoint.describe()}: test accuracy {accuracy:.2f} %, loss {loss:.4f}")
 
 
-def _take_over(state: Path | None, folder: Path) -> None:
-    """--resume: put the given state where the stage looks for it."""
-    if state is None:
-        return
-    state = state / STATE if state.is_dir() else state
-    if checkpoints.load(checkpoints.find(state)).training is None:
+def _given_state(args) -> Path | None:
+    """The state that --resume names. Raises UsageError where it is none."""
+    if args.resume is None:
+        return None
+    if args.fresh:
+        raise UsageError("--resume continues, --fresh starts over: give one of them")
+    state = checkpoints.find(args.resume / STATE if args.resume.is_dir() else args.resume)
+    if checkpoints.load(state).training is None:
         raise UsageError(f"{state} is not the state of an unfinished stage ({STATE})")
-    if state.resolve() == (folder / STATE).resolve():
-        return
-    with held(folder), open(state, "rb") as file:
-        write_atomic(folder / STATE, lambda copy: shutil.copyfileobj(file, copy))
+    return state

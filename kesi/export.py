@@ -241,8 +241,8 @@ def comparison(rows: Sequence[tuple[str, float, float]], method: str | None) -> 
     lines += [f"{what:<26} {whole:>12,.2f} {small:>12,.2f} {whole / small:>6.2f}x" for what, whole, small in rows]
     slower = [what.partition(" (")[0] for what, whole, small in rows if "latency" in what and small > whole]
     if method == "filter" and slower:
-        lines.append(f"not faster here at {' and '.join(slower)}: fewer filters are less work, but a runtime likes widths "
-                     "that fill its vectors, and times wander on a busy machine")
+        lines.append(f"not faster here at {' and '.join(slower)}: fewer filters are less work, but a runtime likes "
+                     "widths that fill its vectors, and times wander on a busy machine")
     if method == "weight":
         deflated = next(row for row in rows if "deflated" in row[0])
         slow = "".join(f"; {what.partition(' (')[0]}: {small:.2f} ms, the baseline's {whole:.2f} ms"

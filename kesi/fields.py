@@ -35,6 +35,16 @@ def text(value: object) -> bool:
     return isinstance(value, str)
 
 
+def path(value: object) -> bool:
+    """A path that a system would take."""
+    return text(value) and "\0" not in value and len(value) < 4096 and all(map(name, value.split("/")))
+
+
+def name(value: object) -> bool:
+    """A name of a file or folder, or none."""
+    return text(value) and not {"\0", "/"} & set(value) and len(value.encode(errors="replace")) < 256
+
+
 def true_or_false(value: object) -> bool:
     """A boolean."""
     return isinstance(value, bool)
@@ -62,8 +72,11 @@ def mapping(check: Check) -> Check:
 
 def described(value: object) -> bool:
     """What Dataset.describe() says, as far as it is read again."""
-    images, augmentation = (value.get(name, {}) if dictionary(value) else None for name in ("images", "augmentation"))
-    return mapping(whole(0))(images) and dictionary(augmentation)
+    if not dictionary(value):
+        return False
+    size = value.get("image_size")
+    return mapping(whole(0))(value.get("images", {})) and dictionary(value.get("augmentation", {})) and (
+        optional(whole(1, 4096))(size))
 
 
 def layer(value: object) -> bool:
@@ -71,10 +84,17 @@ def layer(value: object) -> bool:
     return isinstance(value, list) and len(value) == 3 and text(value[0]) and several(whole(0))(value[1:])
 
 
-REFERENCE: dict[str, Check] = {"path": text, "stage": text, "network": optional(text)}  # see kesi.running.reference()
+REFERENCE: dict[str, Check] = {"path": path, "stage": text, "network": optional(text)}  # see kesi.running.reference()
 ORIGIN: dict[str, Check] = {
     "commit": optional(text), "dirty": optional(true_or_false), "versions": optional(mapping(text)),
     "device": optional(text), "command": optional(text), "recipe_hash": optional(text)}
+
+
+def origin(value: object) -> bool:
+    """What kesi.provenance says, of the epochs before an interruption."""
+    return dictionary(value) and all(check(value.get(name)) for name, check in ORIGIN.items())
+
+
 RUN: dict[str, Check] = {
     "arch": text, "dataset": text, "method": lambda value: value in METHODS, "rounds": whole(0, 1000),
     "seeds": several(whole(0)), "compare": true_or_false, "recipe": optional(dictionary),
@@ -87,8 +107,8 @@ RESULT: dict[str, Check] = {
                      "pruned_accuracy", "epochs", "images", "seconds"), optional(number)),
     "layers": optional(several(layer)),
     "accuracy": several(number), "growing_accuracy": several(number), "disagreement": several(several(number)),
-    "members": several(text), "members_digests": several(text), "started": optional(text),
-    "digest": optional(text), "network_digest": optional(text), **ORIGIN}
+    "members": several(name), "members_digests": several(text), "started": optional(text),
+    "earlier": several(origin), "digest": optional(text), "network_digest": optional(text), **ORIGIN}
 EPOCH: dict[str, Check] = {
     "epoch": whole(1), **dict.fromkeys(("train_loss", "train_accuracy", "test_loss", "test_accuracy", "val_accuracy",
                                         "lr", "seconds"), optional(number))}
@@ -111,7 +131,7 @@ def checked(path: Path, value: object, checks: dict[str, Check], needed: tuple[s
 def checked_run(path: Path, value: object) -> dict:
     """What a run.json says. Raises KesiError."""
     info = checked(path, value, RUN, ("arch", "dataset", "method", "rounds"))
-    if info.get("recipe"):
+    if info.get("recipe") is not None:
         try:
             recipe_of(info["recipe"])
         except (UsageError, TypeError, ValueError) as error:
@@ -119,9 +139,9 @@ def checked_run(path: Path, value: object) -> dict:
     return info
 
 
-def checked_result(path: Path, value: object) -> dict:
+def checked_result(path: Path, value: object, needed: tuple[str, ...] = ("stage",)) -> dict:
     """What a result.json says. Raises KesiError."""
-    result = checked(path, value, RESULT, ("stage",))
+    result = checked(path, value, RESULT, needed)
     if result.get("parent") is not None:
         checked(path, result["parent"], REFERENCE, ("path",), prefix="parent.")
     members = len(result.get("members", ()))

@@ -88,12 +88,19 @@ def write_text(path: Path, text: str, durable: bool = True) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """write_atomic() of indented JSON with a final newline."""
-    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+    write_text(path, _json(path, value, indent=1) + "\n")
 
 
 def write_json_lines(path: Path, values: list[dict], durable: bool = False) -> None:
     """write_atomic() of one JSON object a line; not forced to the disk where it is rewritten every epoch."""
-    write_text(path, "".join(json.dumps(value) + "\n" for value in values), durable)
+    write_text(path, "".join(_json(path, value) + "\n" for value in values), durable)
+
+
+def _json(path: Path, value: Any, **style) -> str:
+    try:
+        return json.dumps(value, allow_nan=False, **style)
+    except ValueError as error:
+        raise KesiError(f"{path} is not written: a figure in it is not finite") from error
 
 
 def read_text(path: Path) -> str:

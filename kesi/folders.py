@@ -8,9 +8,10 @@ from pathlib import Path
 from kesi import checkpoints, distributed
 from kesi.errors import KesiError, UsageError
 from kesi.files import make_folder, read_json
-from kesi.locks import LOCK, held
+from kesi.locks import LOCK, held, in_use
 
 CHECKPOINT, PRUNED = "checkpoint.pth.tar", "pruned.pth.tar"
+OTHER = "other.pth.tar"  # what a stage came out as whose own network was lost, and is named by others
 METRICS, RESULT = "metrics.jsonl", "result.json"
 
 
@@ -34,6 +35,32 @@ def finished(folder: Path, settings: dict) -> dict | None:
     except KesiError as error:
         return _not_finished(error)
     return result
+
+
+def lost(folder: Path, settings: dict) -> dict | None:
+    """The result of a stage whose checkpoint is gone or damaged, of the same settings; None where there is none."""
+    try:
+        result = read_fields(folder / RESULT) if (folder / RESULT).is_file() else {}
+    except KesiError:
+        return None
+    return result if result.get("network_digest") and result.get("settings") == settings else None
+
+
+def dependent(stages: Path, network: str) -> Path | None:
+    """A file in the stages' folders that was made from a network, which its digest names; None if there is none."""
+    for path in sorted(stages.glob(f"*/{RESULT}")) + sorted(stages.glob(f"*/{PRUNED}")):
+        try:
+            said = read_fields(path) if path.name == RESULT else checkpoints.read(path)["info"]
+        except (KesiError, KeyError):
+            continue
+        settings = said.get("settings") if path.name == RESULT else {}
+        settings = settings if isinstance(settings, dict) else {}
+        named = [settings.get("parent"), *(settings.get("teachers") or []), *(said.get("members_digests") or [])]
+        if path.name == PRUNED:
+            named.append((said.get("parent") or {}).get("network"))
+        if network in named:
+            return path
+    return None
 
 
 def _not_finished(error: KesiError) -> None:
@@ -82,7 +109,7 @@ def _short(value: object) -> str:
 def move_aside(folder: Path) -> Path | None:
     """Rename what is in the way of a fresh start to `<folder>.old-1`, `-2`, ...; returns the new name.
 
-    Raises KesiError where another process uses it.
+    Raises KesiError where another process uses it, or a stage in it.
     """
     if not folder.exists() or not distributed.is_main():
         return None
@@ -90,6 +117,9 @@ def move_aside(folder: Path) -> Path | None:
     while (aside := folder.with_name(f"{folder.name}.old-{number}")).exists():
         number += 1
     with held(folder):
+        for lock in [*folder.glob(f"*/{LOCK}"), *folder.glob(f"*/*/{LOCK}")]:
+            if (who := in_use(lock.parent)) is not None:
+                raise KesiError(f"{lock.parent} is in use by {who}: wait for it")
         try:
             folder.rename(aside)
         except OSError as error:

@@ -16,9 +16,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import models
-from kesi import cli, locks, paper, plan, recipes
+from kesi import checkpoints, cli, locks, paper, plan, recipes
 from kesi.data import INFO
-from kesi.errors import KesiError, UsageError
+from kesi.errors import KesiError, UsageError, first_line
+from kesi.folders import CHECKPOINT
 from kesi.recipes import Recipe
 from kesi.results import Run, load_run
 
@@ -148,9 +149,30 @@ def look(job: Job) -> Status:
     except KesiError as error:
         run = None
         warnings.warn(f"{error}: {job.name} is not taken as finished", stacklevel=2)
-    if (holder := in_use(job.folder)) is not None:
+    if all(stage in results for stage in job.stages) and not _whole(job, results["kesi"]):
+        results = {stage: result for stage, result in results.items() if stage != "kesi"}
+    if (holder := locks.in_use(job.folder)) is not None:
         return Status(job, RUNNING, results, holder, run)
     return Status(job, DONE if all(stage in results for stage in job.stages) else MISSING, results, run=run)
+
+
+def _whole(job: Job, result: dict) -> bool:
+    """Whether the last network of a job is the one that its result describes; warns where it is not."""
+    path = job.folder / f"seed{job.seed}" / "kesi" / CHECKPOINT
+    try:
+        status = path.stat()
+        if _digest(path, status.st_mtime_ns, status.st_size) == result.get("digest"):
+            return True
+        reason = f"{path} is not the checkpoint that its result describes"
+    except (OSError, KesiError) as error:
+        reason = first_line(error)
+    warnings.warn(f"{reason}: {job.name} is not taken as finished", stacklevel=3)
+    return False
+
+
+@functools.lru_cache(maxsize=10_000)
+def _digest(path: Path, _changed: int, _size: int) -> str | None:
+    return checkpoints.read(path).get("digest")
 
 
 def _refuse_others(job: Job, run: Run) -> None:
@@ -158,20 +180,6 @@ def _refuse_others(job: Job, run: Run) -> None:
     changed = [name for name in now if before.get(name) != now[name]]
     if changed:
         raise UsageError(f"{job.folder} holds a run with other settings ({', '.join(changed)}): use another --save")
-
-
-def in_use(folder: Path) -> str | None:
-    """Who holds the lock of a folder, in words; None where nobody does, or where the system has no locks."""
-    if locks.fcntl is None:
-        return None
-    try:
-        with open(folder / locks.LOCK, "rb") as file:
-            locks.fcntl.flock(file, locks.fcntl.LOCK_SH | locks.fcntl.LOCK_NB)  # let go at once, by the close
-    except BlockingIOError:
-        return locks.holder(folder)
-    except OSError:  # no such file, or no locks
-        return None
-    return None
 
 
 def overview(statuses: Sequence[Status]) -> str:

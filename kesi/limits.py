@@ -31,7 +31,8 @@ GLOBALS = {"collections OrderedDict", "collections Counter", "torch Size", "torc
 # What info may say under names that are read again; anything else in it is only shown.
 INFO = {**dict.fromkeys(("stage", "kind", "source"), fields.text), "round": optional(fields.integer),
         "seed": fields.integer, "parent": optional(fields.dictionary), "teachers": fields.several(lambda value: True),
-        **dict.fromkeys(("dataset", "settings", "recipe", "metrics", "versions"), fields.dictionary),
+        **dict.fromkeys(("dataset", "settings", "metrics", "versions"), fields.dictionary),
+        "recipe": lambda value: fields.dictionary(value) and all(map(fields.text, value)),
         **dict.fromkeys(("method", "recipe_hash", "command", "commit"), optional(fields.text)),
         **dict.fromkeys(("pruned_accuracy", "temperature"), optional(fields.number))}
 KIND = "is not a checkpoint"

@@ -2,6 +2,9 @@
 
     <folder>/.lock    held by flock while in use; it says who holds it: process, host, command, since when
 
+Whoever holds a stage inside a run folder (one with a run.json) shares the run's lock, so that no pipeline begins there
+meanwhile; and while a pipeline holds the run, nobody else gets at its stages.
+
 The lock is the kernel's and ends with the process that holds it, however that ends: what the file of a dead
 process says is no obstacle. Where the system has no flock (Windows), or the file system refuses it, nothing
 keeps two processes apart; held() warns of that and goes on.
@@ -42,13 +45,54 @@ def held(folder: Path) -> Iterator[Path]:
         yield Path(folder)
         return
     folder = make_folder(Path(folder))
-    descriptor = _acquire(folder)
-    try:
+    run = _run_around(folder)
+    with _lock(run, shared=True) if run is not None else contextlib.nullcontext(), _lock(folder):
         remove_leftovers(folder)
         yield folder
+
+
+def in_use(folder: Path) -> str | None:
+    """Who holds a folder, in words; None where nobody does, or where the system has no locks."""
+    if fcntl is None:
+        return None
+    try:
+        with open(folder / LOCK, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # let go at once, by the close
+    except BlockingIOError:
+        return holder(folder)
+    except OSError:  # no such file, or no locks
+        return None
+    return None
+
+
+_held: set[Path] = set()  # by this process
+
+
+def _run_around(folder: Path) -> Path | None:
+    """The run folder that a stage's folder lies in, unless this process holds it as a whole."""
+    for around in folder.resolve().parents[:2]:
+        if around in _held:
+            return None
+        if (around / "run.json").is_file():
+            return around
+    return None
+
+
+@contextlib.contextmanager
+def _lock(folder: Path, shared: bool = False) -> Iterator[None]:
+    descriptor = _acquire(folder, shared)
+    here = folder.resolve()
+    try:
+        if not shared:
+            _held.add(here)
+        yield
     finally:
+        if not shared:
+            _held.discard(here)
         if descriptor is not None:
             with contextlib.suppress(OSError):  # unlinked before it is released: the next one makes its own
+                if shared:  # by the last that shares it
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if _is_at(descriptor, folder / LOCK):
                     (folder / LOCK).unlink()
             os.close(descriptor)
@@ -63,7 +107,7 @@ def holder(folder: Path) -> str:
         return "another process"  # which has just made the file, or is about to remove it
 
 
-def _acquire(folder: Path) -> int | None:
+def _acquire(folder: Path, shared: bool = False) -> int | None:
     path = folder / LOCK
     while True:
         try:
@@ -71,7 +115,7 @@ def _acquire(folder: Path) -> int | None:
         except OSError as error:
             raise KesiError(f"cannot write {path}: {error.strerror or error}") from error
         try:
-            if not _flock(descriptor, folder):
+            if not _flock(descriptor, folder, shared):
                 os.close(descriptor)
                 return None
             if _is_at(descriptor, path):
@@ -83,13 +127,13 @@ def _acquire(folder: Path) -> int | None:
         os.close(descriptor)  # its holder removed it, or moved the folder, between open and flock
 
 
-def _flock(descriptor: int, folder: Path) -> bool:
+def _flock(descriptor: int, folder: Path, shared: bool) -> bool:
     """Whether there are locks here at all. Raises KesiError where another process holds this one."""
     if fcntl is None:
         warnings.warn(f"this system has no flock: nothing keeps a second process out of {folder}", stacklevel=2)
         return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise KesiError(f"{folder} is in use by {holder(folder)}: wait for it, or use another --save") from error
     except OSError as error:

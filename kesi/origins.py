@@ -30,12 +30,17 @@ def distinct(results: Sequence[dict], describe: Callable[[dict], str | None]) ->
     return "; ".join(dict.fromkeys(filter(None, map(describe, results))))
 
 
+def starts(results: Sequence[dict]) -> list[dict]:
+    """The origins of results, those of the epochs before an interruption included where they are others."""
+    return [origin for result in results for origin in (*result.get("earlier", ()), result)]
+
+
 def provenance(run: Run) -> str:
     """Where a run comes from, as Markdown; commit, versions and device are those of the stages themselves."""
     stages = [result for results in run.seeds.values() for result in results.values()]
 
     def origins(describe: Callable[[dict], str | None]) -> str:
-        return distinct(stages, describe) or distinct([run.info], describe) or "unknown"
+        return distinct(starts(stages), describe) or distinct([run.info], describe) or "unknown"
 
     used = run.info.get("recipe") or {}
     epochs = [f"{name} {used[name]['epochs']} (batch {used[name]['batch_size']}, {used[name]['optimizer']}, "
@@ -60,9 +65,9 @@ def row_origin(row: Row) -> dict:
     seeds = [str(seed) for seed, stages in sorted(row.run.seeds.items()) if row.stage in stages]
     return {"seed_numbers": " ".join(seeds),
             "recipe_hash": distinct(results, lambda one: one.get("recipe_hash") or row.run.info.get("recipe_hash")),
-            "commit": distinct(results, commit_of), "versions": distinct(results, versions_of),
-            "device": distinct(results, lambda one: one.get("device")),
-            "command": distinct(results, lambda one: one.get("command")),
+            "commit": distinct(starts(results), commit_of), "versions": distinct(starts(results), versions_of),
+            "device": distinct(starts(results), lambda one: one.get("device")),
+            "command": distinct(starts(results), lambda one: one.get("command")),
             "parent": distinct(results, lambda one: " ".join(parents_of(one))),
             "network_digest": distinct(results, lambda one: one.get("network_digest"))}
 
@@ -78,8 +83,12 @@ def origins_table(rows: Sequence[Row]) -> Table:
         networks = [one["network_digest"] for one in results if one.get("network_digest")]
         parents = dict.fromkeys(parent for one in results for parent in parents_of(one))
         body.append([row.label, origin["seed_numbers"], origin["recipe_hash"] or NONE,
-                     distinct(results, lambda one: (one.get("commit") or "")[:DIGITS]) or NONE, short(networks),
+                     distinct(results, lambda one: (one.get("commit") or "")[:DIGITS] + "+" * bool(one.get("dirty")))
+                     or NONE, distinct(results, lambda one: f"torch {(one.get('versions') or {}).get('torch', '?')}"),
+                     distinct(results, lambda one: one.get("device")) or NONE, short(networks),
                      short(list(parents))])
-    return Table("Rows and networks", ["method", "seeds", "recipe", "commit", "network", "made from"], body, [
+    return Table("Rows and networks", ["method", "seeds", "recipe", "commit", "version", "device", "network",
+                                       "made from"], body, [
         f"The first {DIGITS} digits of SHA-256 over weights, shapes and masks, one for each seed; an ensemble is made "
-        "from its members. table.csv and stages.csv have them whole, with versions, device and command."])
+        "from its members. A + stands for uncommitted changes. table.csv and stages.csv have all of it whole, with the "
+        "commands."])

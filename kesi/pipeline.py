@@ -14,8 +14,9 @@ from time import perf_counter
 from kesi import checkpoints, distributed, plan, stages
 from kesi.data import Dataset
 from kesi.errors import KesiError
-from kesi.files import remove_leftovers, write_json
-from kesi.folders import PRUNED, move_aside, read_fields, refuse_changes
+from kesi.fields import checked_run
+from kesi.files import read_json, remove_leftovers, write_json
+from kesi.folders import PRUNED, move_aside, refuse_changes
 from kesi.locks import held
 from kesi.provenance import provenance, recipe_hash
 from kesi.recipes import Recipe
@@ -54,7 +55,7 @@ def run(settings: Settings) -> Path:
     """
     if settings.baseline is not None:  # before anything is moved or written
         for seed in settings.seeds:
-            checkpoints.find(settings.baseline.format(seed=seed))
+            checkpoints.find(settings.baseline.replace("{seed}", str(seed)))
     if settings.fresh and (aside := move_aside(settings.folder)):
         print(f"the run before was moved to {aside}")
     distributed.barrier()
@@ -114,10 +115,13 @@ def _prune(parent: Path, recipe: Recipe, amount: object, folder: Path, number: i
     loaded = checkpoints.load(parent)
     if path.is_file():
         try:
-            if loaded.is_named_by(checkpoints.load(path).info.get("parent") or {}):
-                return path
+            found = checkpoints.load(path).info
         except KesiError as error:
+            found = {}
             warnings.warn(f"{error}: pruned again", stacklevel=2)
+        if loaded.is_named_by(found.get("parent") or {}):
+            stages.refuse_other_pruning(path, found, recipe.method, amount, number)
+            return path
     return stages.prune(loaded, recipe.method, amount, path, number)
 
 
@@ -125,7 +129,7 @@ def _open(settings: Settings) -> None:
     """Note what is run, or check that it is the same as before."""
     folder, recipe, data = settings.folder, settings.recipe.to_dict(), settings.dataset.describe()
     remove_leftovers(folder / "report")
-    before = read_fields(folder / RUN) if (folder / RUN).is_file() else {}
+    before = checked_run(folder / RUN, read_json(folder / RUN)) if (folder / RUN).is_file() else {}
     if before:
         refuse_changes(folder, before.get("recipe"), recipe)
         refuse_changes(folder, before, {"baseline": settings.baseline, "pretrained": settings.pretrained})

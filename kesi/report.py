@@ -118,18 +118,30 @@ def report(runs: Sequence[Path], out: Path | None = None, plots: bool = True,
     if out is None:
         out = common_folder([run.folder for run in loaded]) / "report"
     rows = main_rows(loaded)
-    table = main_table(rows, loaded)
-    result = Report(table.title, [table, *map(rounds_table, loaded)],
-                    [line for run in loaded for line in missing(run)], [provenance(run) for run in loaded],
-                    origins_table(rows), files.make_folder(Path(out)))
+    result = _rendered(loaded, rows, files.make_folder(Path(out)))
     if plots:
         result.plots, result.hint = draw(loaded, result.out)
-    texts = {"table.md": result.markdown, "table.csv": csv_text(main_csv(rows)),
-             "stages.csv": csv_text(stages_csv(loaded))}
-    for name, text in texts.items():
+    written = _texts(result, rows, loaded)
+    for name, text in written.items():
         files.write_text(result.out / name, text)
-    result.files = [*(result.out / name for name in texts), *result.plots]
+    result.files = [*(result.out / name for name in written), *result.plots]
     return result
+
+
+def texts(runs: Sequence[Run]) -> dict[str, str]:
+    """The files of a report, without plots, by name; nothing is written."""
+    rows = main_rows(runs)
+    return _texts(_rendered(runs, rows, Path()), rows, runs)
+
+
+def _rendered(runs: Sequence[Run], rows: Sequence[Row], out: Path) -> Report:
+    table = main_table(rows, runs)
+    return Report(table.title, [table, *map(rounds_table, runs)], [line for run in runs for line in missing(run)],
+                  [provenance(run) for run in runs], origins_table(rows), out)
+
+
+def _texts(made: Report, rows: Sequence[Row], runs: Sequence[Run]) -> dict[str, str]:
+    return {"table.md": made.markdown, "table.csv": csv_text(main_csv(rows)), "stages.csv": csv_text(stages_csv(runs))}
 
 
 def draw(runs: Sequence[Run], out: Path) -> tuple[list[Path], str | None]:

@@ -20,6 +20,7 @@ from pathlib import Path
 from kesi import cli, cluster, files, grid, paper
 from kesi.errors import KesiError, UsageError
 from kesi.grid import DONE, MISSING, ROOT, RUNNING, Job, Status
+from kesi.origins import origins_table
 from kesi.report import csv_text, main_csv, stages_csv
 from kesi.results import Run
 from kesi.tables import Row, Table, main_notes, main_rows, main_table
@@ -148,7 +149,7 @@ def report(statuses: Sequence[Status], out: Path) -> str:
     with_results = [status for status in statuses if status.results]
     if not with_results:
         return "nothing is finished yet"
-    tables = []
+    tables, origins = [], []
     for dataset in dict.fromkeys(status.job.recipe.dataset for status in with_results):
         rows, runs = [], []
         for arch in dict.fromkeys(status.job.recipe.arch for status in with_results):
@@ -156,10 +157,13 @@ def report(statuses: Sequence[Status], out: Path) -> str:
                             if (status.job.recipe.arch, status.job.recipe.dataset) == (arch, dataset)])
             runs, rows = [*runs, *found], [*rows, *(main_rows(found) if found else ())]
         tables.append(_table(dataset, rows, runs))
+        named = [replace(row, label=f"{row.run.info['arch']} {row.label}") for row in rows]
+        origins.append(replace(origins_table(named), title=f"{dataset}: rows and networks"))
         files.write_text(out / f"{dataset}.csv", csv_text(main_csv(rows)))
     states = [f"- {status.job.name}: {status.state}, {len(status.finished)} of {len(status.job.stages)} stages"
               for status in statuses if status.state != DONE]
-    parts = [*(table.markdown() for table in tables), *(["## Not finished\n\n" + "\n".join(states)] if states else ())]
+    parts = [table.markdown() for table in [*tables, *origins]]
+    parts += ["## Not finished\n\n" + "\n".join(states)] * bool(states)
     files.write_text(out / "table.md", "# The paper's tables, reproduced\n\n" + "\n\n".join(parts) + "\n")
     files.write_text(out / "stages.csv", csv_text(stages_csv([status.run for status in with_results])))
     return "\n\n".join([*(table.text() for table in tables), f"report: {out / 'table.md'}"])

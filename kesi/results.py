@@ -74,7 +74,7 @@ def load_run(folder: Path) -> Run:
     run = describe_run(folder)
     for path in sorted(folder.glob("seed*/*/result.json")):
         seed = path.parent.parent.name.removeprefix("seed")
-        if seed.isdigit():
+        if seed.isdecimal() and seed.isascii():
             result = checked_result(path, files.read_json(path))
             run.seeds.setdefault(int(seed), {})[path.parent.name] = result
     return run

@@ -19,7 +19,17 @@ from kesi.complexity import macs, parameters
 from kesi.data import Dataset
 from kesi.errors import KesiError, UsageError
 from kesi.files import write_json, write_json_lines
-from kesi.folders import CHECKPOINT, METRICS, RESULT, finished, refuse_changes, start_over
+from kesi.folders import (
+    CHECKPOINT,
+    METRICS,
+    OTHER,
+    RESULT,
+    dependent,
+    finished,
+    lost,
+    refuse_changes,
+    start_over,
+)
 from kesi.layers import layers_of
 from kesi.locks import held
 from kesi.provenance import provenance, recipe_hash
@@ -31,7 +41,7 @@ from models import Network
 
 # What a result says in the words of the checkpoint, and which figures the checkpoint knows, too.
 KEPT = ("stage", "kind", "round", "method", "seed", "settings", "pruned_accuracy", "parent", "commit", "dirty",
-        "versions", "device", "command", "recipe_hash", "temperature", "teachers")
+        "versions", "device", "command", "earlier", "recipe_hash", "temperature", "teachers")
 METRICS_KEPT = ("test_accuracy", "test_loss", "val_accuracy")
 
 
@@ -45,6 +55,10 @@ class Watch(Protocol):
         """A stage has ended."""
 
 
+class _OtherNetwork(KesiError):
+    """A stage that was lost came out otherwise when it was made anew."""
+
+
 @dataclass(frozen=True)
 class Context:
     """What the stages of one run share: images, seed, machine, and whether to start over."""
@@ -55,6 +69,7 @@ class Context:
     fresh: bool = False
     where: str = ""  # for messages: "seed 0, stage 3 of 8"
     watch: Watch | None = None
+    resume: Path | None = None  # the state of another folder, to continue from here
 
     def say(self, text: str) -> None:
         """One line for the person who waits."""
@@ -85,6 +100,7 @@ def _settings(context: Context, stage: Stage, describe: dict, parent: Checkpoint
     return {"seed": context.seed, "stage": stage.__dict__ | {"milestones": list(stage.milestones)},
             "dataset": data["name"], "classes": data["classes"], "images": data["images"], "mean": data["mean"],
             "std": data["std"], "image_size": data["image_size"],
+            "precision": context.options.precision, "sync_bn": context.options.sync_bn,
             "parent": parent.network_digest if parent else None, "temperature": describe.get("temperature"),
             "pretrained": describe.get("pretrained"),
             "teachers": [teacher["network"] for teacher in describe.get("teachers", [])]}
@@ -106,22 +122,45 @@ def train(context: Context, folder: Path, stage: Stage, start, describe: dict, p
             return path
         model, masks = start()
         check_images(model, context.dataset)
-        resume, before = None, None
+        resume, before, earlier, origin = None, None, [], provenance(context.options.device)
         with distributed.main_first():
-            saved = states.newest(folder, model.arch)
+            saved = _state(context, folder, model.arch)
         if saved is not None:
             refuse_changes(folder, saved.info.get("settings"), settings)
             model, masks, resume = saved.model, saved.masks, saved.training
-            before = saved.info.get("pruned_accuracy")
+            before, earlier = saved.info.get("pruned_accuracy"), _earlier(saved, origin)
             context.say(f"{describe['stage']} continues after epoch {resume['epoch']} of {stage.epochs}")
         elif describe["kind"] in ("onecycle", "usual"):
             before = evaluate(model, context.dataset, context.dataset.test, context.options.device)[1]
         info = {**describe, "dataset": context.dataset.describe(), "recipe": asdict(stage), "seed": context.seed,
                 "settings": settings, "pruned_accuracy": before,
-                "parent": reference(parent, folder) if parent else None, **provenance(context.options.device)}
+                "parent": reference(parent, folder) if parent else None, **origin}
+        if earlier:
+            info["earlier"] = earlier
         info["recipe"]["milestones"] = list(stage.milestones)
         info["recipe_hash"] = recipe_hash(info["recipe"])
         return _fit(context, folder, stage, model, masks, info, objective, resume)
+
+
+def _state(context: Context, folder: Path, arch: str) -> Checkpoint | None:
+    """What to continue from: the folder's own state, or the one that was named. Raises UsageError if both are there."""
+    own = folder / states.STATE
+    if context.resume is None or context.resume.resolve() == own.resolve():
+        return states.newest(folder, arch)
+    if own.is_file():
+        raise UsageError(f"{folder} has a state of its own, and continues from it without --resume: use another "
+                         f"--save, or --fresh without --resume")
+    saved = checkpoints.load(context.resume, arch)
+    if not states.continuable(saved):
+        raise KesiError(f"{context.resume} is not the state of an unfinished stage")
+    return saved
+
+
+def _earlier(saved: Checkpoint, now: dict) -> list[dict]:
+    """Where the epochs before an interruption come from, as far as that is not where this process is."""
+    before = {key: saved.info.get(key) for key in now}
+    known = list(saved.info.get("earlier", []))
+    return known if before == now else [*known, {"until_epoch": saved.training["epoch"], **before}]
 
 
 def _fit(context: Context, folder: Path, stage: Stage, model: Network, masks: Masks | None, info: dict,
@@ -144,9 +183,13 @@ def _fit(context: Context, folder: Path, stage: Stage, model: Network, masks: Ma
                       label=f"{context.where} {info['stage']}".strip())
         seconds = sum(row["seconds"] for row in history)  # also of the epochs before an interruption
         result = result_of(context, model, masks, info, history, seconds) | {"started": started}
+        _refuse_others(context, folder, model, info, masks, result)
         info["metrics"] = {key: result[key] for key in METRICS_KEPT}
         info["history_digest"] = result["history_digest"] = history_digest(history)
         result["digest"] = checkpoints.save(folder / CHECKPOINT, model.cpu(), info, masks)
+    except _OtherNetwork:
+        states.remove(folder)  # it leads there again
+        raise
     except BaseException as error:
         _rescue(context, saver, info["stage"], error)
         raise
@@ -161,6 +204,26 @@ def _fit(context: Context, folder: Path, stage: Stage, model: Network, masks: Ma
     context.say(f"{info['stage']}: {held_out}test accuracy {result['test_accuracy']:.2f} % with "
                 f"{result['nonzero_params']:,} parameters, {result['seconds']:.0f} s -> {folder / CHECKPOINT}")
     return folder / CHECKPOINT
+
+
+def _refuse_others(context: Context, folder: Path, model: Network, info: dict, masks: Masks | None,
+                   result: dict) -> None:
+    """Keep a network aside that is not the one which was lost here, while others are made from that one.
+
+    Raises KesiError then: the run cannot go on with both.
+    """
+    before = lost(folder, info["settings"])
+    if before is None or before["network_digest"] == result["network_digest"]:
+        return
+    child = dependent(folder.parent, before["network_digest"])
+    if child is None:
+        return
+    checkpoints.save(folder / OTHER, model.cpu(), info, masks)
+    distributed.barrier()
+    then, now = (f"{one.get('device')}, commit {str(one.get('commit'))[:12]}" for one in (before, result))
+    raise _OtherNetwork(f"{info['stage']} came out as another network than the one that was lost, from which {child} "
+                        f"was made (then: {then}; now: {now}). Run it as it was made then, also with those --threads, "
+                        f"or start over with --fresh; this network is kept in {folder / OTHER}")
 
 
 def _rescue(context: Context, saver: states.Saver, stage: str, error: BaseException) -> None:

@@ -3,6 +3,7 @@
 A finished stage is not run again, and an interrupted one continues from its last saved epoch (kesi.running).
 """
 
+import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from kesi.complexity import parameters
 from kesi.data import Dataset
 from kesi.distillation import Distillation, SnapshotEnsemble, agreement
 from kesi.errors import KesiError, UsageError
-from kesi.files import write_json
+from kesi.files import read_json, write_json
 from kesi.folders import CHECKPOINT, RESULT, finished, read_fields
 from kesi.locks import held
 from kesi.pretrained import load_pretrained
@@ -28,6 +29,8 @@ from kesi.running import Context, check_images, reference, result_of, train
 from kesi.seeds import derive
 from kesi.training import evaluate
 from models import Network
+
+NEEDED = ("stage", "members", "members_digests", "accuracy", "growing_accuracy", "test_accuracy", "disagreement")
 
 
 def train_baseline(context: Context, arch: str, stage: Stage, folder: Path, pretrained: str | None = None) -> Path:
@@ -64,6 +67,7 @@ def adopt_baseline(context: Context, source: Path, arch: str, folder: Path) -> P
 
 def _adopt(context: Context, parent: Checkpoint, folder: Path) -> None:
     loss, accuracy = evaluate(parent.model, context.dataset, context.dataset.test, context.options.device)
+    _refuse_nonsense(loss, str(parent.path))
     info = {**parent.info, "stage": "baseline", "kind": "baseline", "round": 0, "seed": context.seed,
             "dataset": context.dataset.describe(), "settings": {}, "pruned_accuracy": None,
             "parent": reference(parent, folder), "recipe_hash": parent.info.get("recipe_hash"),
@@ -74,6 +78,13 @@ def _adopt(context: Context, parent: Checkpoint, folder: Path) -> None:
     result["digest"] = checkpoints.save(folder / CHECKPOINT, parent.model.cpu(), info)
     write_json(folder / RESULT, result)
     context.say(f"baseline: {parent.path}, test accuracy {accuracy:.2f} %")
+
+
+def _refuse_nonsense(loss: float, what: str) -> None:
+    """Raises KesiError where networks answer with numbers that are none."""
+    if not math.isfinite(loss):
+        raise KesiError(f"the test loss of {what} is {loss}: this network gives no finite answers, train it anew at a "
+                        f"lower learning rate")
 
 
 def prune(parent: Checkpoint, method: str, amount: float | Sequence[float], path: Path,
@@ -105,6 +116,17 @@ def prune(parent: Checkpoint, method: str, amount: float | Sequence[float], path
     with held(path.parent):
         checkpoints.save(path, model, info, masks)
     return path
+
+
+def refuse_other_pruning(path: Path, before: dict, method: str, amount: float | Sequence[float],
+                         number: int | None) -> None:
+    """Raises UsageError where a pruned network, of which ``before`` is the info, was not pruned like this."""
+    amount = list(amount) if isinstance(amount, Sequence) else amount
+    for what, old, new in (("method", before.get("method"), method), ("amount", before.get("amount"), amount),
+                           ("round", before.get("round"), number)):
+        if old != new:
+            raise UsageError(f"{path} was pruned with another {what} ({str(old)[:40]}, now {str(new)[:40]}): "
+                             f"use another --save, or remove it")
 
 
 def retrain(context: Context, stage: Stage, refine: Path, folder: Path) -> Path:
@@ -142,18 +164,21 @@ def distill(context: Context, stage: Stage, temperature: float, refine: Path, te
     return path
 
 
-def measure_ensemble(context: Context, teachers: Sequence[Path], folder: Path, kind: str = "ensemble") -> dict:
+def measure_ensemble(context: Context, teachers: Sequence[Path], folder: Path | None,
+                     kind: str = "ensemble") -> dict:
     """Evaluate the ensemble of checkpoints on the test images, each network once; returns its result.
 
-    Written to ``folder``/result.json: accuracy of each member and of the first one, two, ... together, and
-    how much they disagree.
+    Written to ``folder``/result.json, if there is one: accuracy of each member and of the first one, two, ...
+    together, and how much they disagree. Raises UsageError where that is the result of other members.
     """
     members = [fitting(path, context.dataset) for path in teachers]
     digests = [member.network_digest for member in members]
+    if folder is None:
+        return _measure(context, members, digests, kind)
     done = folder / RESULT
     distributed.barrier()  # all processes find the same in the folder
     with held(folder):
-        result = None if context.fresh else _measured(done, digests)
+        result = None if context.fresh else _measured(done, digests, _names(members))
         if result is None:
             result = _measure(context, members, digests, kind)
             write_json(done, result)
@@ -161,21 +186,29 @@ def measure_ensemble(context: Context, teachers: Sequence[Path], folder: Path, k
     return result
 
 
-def _measured(done: Path, digests: list[str]) -> dict | None:
-    """What is known of an ensemble of just these members."""
+def _names(members: Sequence[Checkpoint]) -> list[str]:
+    return [member.stage or member.path.name for member in members]
+
+
+def _measured(done: Path, digests: list[str], names: list[str]) -> dict | None:
+    """What is known of an ensemble of just these members; of members of these names that were made anew, nothing."""
     try:
-        result = read_fields(done) if done.is_file() else {}
+        result = fields.checked_result(done, read_json(done), NEEDED) if done.is_file() else {}
     except KesiError as error:
         warnings.warn(f"{error}: the ensemble is evaluated again", stacklevel=3)
         return None
+    if result and result["members"] != names:
+        raise UsageError(f"{done} is of another ensemble ({', '.join(result['members'])}; now {', '.join(names)}): use "
+                         f"another --save")
     return result if result.get("members_digests") == digests else None
 
 
 def _measure(context: Context, members: list[Checkpoint], digests: list[str], kind: str) -> dict:
-    names = [member.stage or member.path.name for member in members]
+    names = _names(members)
     ensemble = SnapshotEnsemble([member.model for member in members], names, context.options.device)
     logits = ensemble.predict(context.dataset, context.dataset.test, context.options.device)
     found = agreement(logits, context.dataset.test.labels)
+    _refuse_nonsense(found.loss, ", ".join(names))
     return {"stage": kind, "kind": kind, "seed": context.seed, "members": names, "members_digests": digests,
             "accuracy": found.accuracy, "growing_accuracy": found.growing_accuracy,
             "test_accuracy": found.growing_accuracy[-1], "test_loss": found.loss,

@@ -33,7 +33,7 @@ def newest(folder: Path, arch: str) -> Checkpoint | None:
             continue
         try:
             state = checkpoints.load(path, arch)
-            if state.training is None or not _continuable(state.training, state.model):
+            if not continuable(state):
                 raise KesiError(f"{path} is not the state of an unfinished stage")
             return state
         except UsageError:
@@ -46,8 +46,9 @@ def newest(folder: Path, arch: str) -> Checkpoint | None:
     return None
 
 
-def _continuable(training: dict, model: Network) -> bool:
+def continuable(state: Checkpoint) -> bool:
     """Whether fit() can take this up; a file may have a right checksum and still be nonsense."""
+    training, model = state.training or {}, state.model
     history, optimizer, schedule = (training.get(name) for name in ("history", "optimizer", "schedule"))
     shapes = [parameter.shape for parameter in model.parameters()]
     if not (isinstance(history, list) and history and all(isinstance(row, dict) for row in history)

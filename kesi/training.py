@@ -181,6 +181,8 @@ def _evaluate_epoch(model: nn.Module, dataset: Dataset, device: str, due: bool) 
     row = {"test_loss": None, "test_accuracy": None, "val_accuracy": None}
     if due:
         row["test_loss"], row["test_accuracy"] = evaluate(model, dataset, dataset.test, device)
+        if not math.isfinite(row["test_loss"]):
+            raise KesiError(f"the test loss is {row['test_loss']}: try a lower --lr, or check the images")
         if dataset.val is not None:
             row["val_accuracy"] = evaluate(model, dataset, dataset.val, device)[1]
     return row

@@ -1,6 +1,6 @@
 """What kesi.verify holds true of a finished run: a class that counts checks and collects what does not hold."""
 
-import csv
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,33 +12,32 @@ from kesi.complexity import macs, parameters
 from kesi.data import Dataset
 from kesi.distillation import SnapshotEnsemble, agreement
 from kesi.errors import KesiError, first_line
-from kesi.fields import checked_result, read_epochs
-from kesi.files import read_json, read_text
+from kesi.fields import checked_result, described, read_epochs
+from kesi.files import read_json
 from kesi.folders import CHECKPOINT, METRICS, PRUNED, RESULT
 from kesi.layers import layers_of
 from kesi.provenance import device_name, recipe_hash, versions
-from kesi.report import csv_text, main_csv, stages_csv
-from kesi.results import Run
 from kesi.running import KEPT, METRICS_KEPT, history_digest
-from kesi.tables import main_rows, main_table
 from kesi.training import evaluate
 
 TOLERANCE, IMAGES = 0.1, 2  # elsewhere than where the run was made: percent of the test images, or so many
 LOSSES = 0.02  # likewise of a loss, relative
 ENSEMBLES = ("ensemble", "ensemble-usual")
+PIPELINE = re.compile(r"(onecycle|usual)-\d+|ensemble-usual")  # what else lies there is nobody's claim
 STAGES = {"baseline": "baseline", "onecycle": "retrain", "usual": "usual", "kesi": "distill"}  # as recipes call them
 
 
 class Verifier:
     """Counts the checks of one run and collects what does not hold, a line each."""
 
-    def __init__(self, run: Path, dataset: Dataset | None = None, device: str = "cpu", recipe: dict | None = None):
+    def __init__(self, run: Path, dataset: Dataset | None = None, device: str = "cpu", info: dict | None = None):
         """``dataset``: the images that accuracies are recomputed on; None leaves the accuracies alone.
 
-        ``recipe``: the run's, Recipe.to_dict(), which the stages' own are held against.
+        ``info``: what run.json says, which the stages are held against.
         """
         self.run, self.dataset, self.device = Path(run), dataset, device
-        self.recipe, self.checks, self.failures = recipe, 0, []
+        self.info, self.recipe = info, (info or {}).get("recipe")
+        self.checks, self.failures = 0, []
         self._loaded: dict[Path, Checkpoint | None] = {}
 
     def check(self, where: str, holds: bool, trouble: str) -> bool:
@@ -64,7 +63,10 @@ class Verifier:
         return self._loaded[path]
 
     def seed(self, number: int, stages: Sequence[str]) -> None:
-        """All stages of one seed."""
+        """All stages of one seed; ``stages`` are their names in the order in which they ran."""
+        for path in sorted((self.run / f"seed{number}").glob("*/")):
+            if PIPELINE.fullmatch(path.name) and path.name not in stages:
+                self.check(f"seed{number}/{path.name}", False, "run.json does not speak of this stage")
         for stage in stages:
             where, folder = f"seed{number}/{stage}", self.run / f"seed{number}" / stage
             try:
@@ -78,6 +80,7 @@ class Verifier:
                 self._ensemble(where, folder, result)
             else:
                 self._network(where, folder, result)
+                self._lineage(where, folder, stage)
 
     def _network(self, where: str, folder: Path, result: dict) -> None:
         found = self.checkpoint(where, folder / CHECKPOINT)
@@ -88,6 +91,9 @@ class Verifier:
         for name in KEPT:
             self.equal(where, name.replace("_", " "), result.get(name), found.info.get(name))
         self._images(where, found, result)
+        if self.recipe is not None:
+            self.equal(where, "arch", result.get("arch"), self.recipe.get("arch"))
+            self.equal(where, "the data set", result.get("dataset"), self.recipe.get("dataset"))
         self._descent(where, folder, found)
         for teacher in found.info.get("teachers") or []:
             self._reference(where, "its teacher", folder, teacher)
@@ -103,6 +109,8 @@ class Verifier:
     def _images(self, where: str, found: Checkpoint, result: dict) -> None:
         """What the result says of the images, and how many of them the network has seen."""
         said = found.info.get("dataset") or {}
+        if not self.check(where, described(said), "its checkpoint says nonsense of its images"):
+            return
         self.equal(where, "the data set", result.get("dataset"), said.get("name"))
         self.equal(where, "the image size", result.get("image_size"), said.get("image_size"))
         seen = (said.get("images") or {}).get("train", 0) * (result.get("epochs") or 0)
@@ -123,6 +131,49 @@ class Verifier:
             broken = [name for name, mask in masks.state_dict().items()
                       if bool(found.model.get_parameter(name)[~mask].any())]
             self.check(where, not broken, f"pruned weights are not zero in {', '.join(broken)}")
+
+    def _lineage(self, where: str, folder: Path, stage: str) -> None:
+        """That a stage was made from just the files that the method makes it from, and as the recipe says."""
+        kind, _, number = stage.partition("-")
+        if kind == "baseline" and self.info is not None:
+            self._beginning(where, folder)
+        if kind == "baseline" or (found := self.checkpoint(where, folder / CHECKPOINT)) is None:
+            return
+        beside = folder.parent
+        if kind == "kesi":
+            done = len(list(beside.glob(f"onecycle-*/{RESULT}")))
+            rounds = done if self.recipe is None else len(self.recipe["rounds"])
+            snapshots = [beside / name / CHECKPOINT for name in chain("onecycle", rounds)]
+            self._made_from(where, folder, found.info.get("parent"), snapshots[-1])
+            teachers = found.info.get("teachers") or []
+            if self.equal(where, "the number of teachers", len(teachers), len(snapshots)):
+                for teacher, snapshot in zip(teachers, snapshots, strict=True):
+                    self._made_from(where, folder, teacher, snapshot)
+            if self.recipe is not None:
+                self.equal(where, "the temperature", found.info.get("temperature"), self.recipe.get("temperature"))
+            return
+        self._made_from(where, folder, found.info.get("parent"), folder / PRUNED)
+        pruned = self.checkpoint(f"{where}/{PRUNED}", folder / PRUNED)
+        if pruned is not None:
+            before = chain(kind, int(number))[-2]
+            self._made_from(f"{where}/{PRUNED}", folder, pruned.info.get("parent"), beside / before / CHECKPOINT)
+            if self.recipe is not None:
+                wanted = {"method": self.recipe["method"], "round": int(number),
+                          "amount": self.recipe["rounds"][int(number) - 1]}
+                for name, value in wanted.items():
+                    self.equal(f"{where}/{PRUNED}", name, pruned.info.get(name), value)
+
+    def _beginning(self, where: str, folder: Path) -> None:
+        """That the baseline was trained, taken over, or begun from other weights, as run.json says."""
+        result = read_json(folder / RESULT)
+        self.equal(where, "whether it was taken over", "adopted_from" in result, self.info.get("baseline") is not None)
+        if "adopted_from" not in result:
+            given = (result.get("settings") or {}).get("pretrained")
+            self.equal(where, "what it began from", given, self.info.get("pretrained"))
+
+    def _made_from(self, where: str, folder: Path, reference: dict | None, path: Path) -> None:
+        named = None if reference is None else (folder / reference["path"]).resolve()
+        self.check(where, named == path.resolve(), f"it says that it was made from {named}, and not from {path}")
 
     def _descent(self, where: str, folder: Path, found: Checkpoint) -> None:
         """The chain of parents up to the baseline, which each file names by its digest."""
@@ -177,6 +228,11 @@ class Verifier:
         if not self.check(where, isinstance(names, list) and isinstance(digests, list) and len(names) == len(digests),
                           "does not name its members"):
             return
+        kind = "onecycle" if result.get("stage") == "ensemble" else "usual"
+        if not self.equal(where, "the list of members", names, chain(kind, len(names) - 1)):
+            return
+        if self.recipe is not None:
+            self.equal(where, "the number of members", len(names), len(self.recipe["rounds"]) + 1)
         members = [self.checkpoint(where, folder.parent / str(name) / CHECKPOINT) for name in names]
         same = [self.check(where, one is not None and one.network_digest == digest, f"its member {name} has changed")
                 for name, one, digest in zip(names, members, digests, strict=True)]
@@ -206,6 +262,9 @@ class Verifier:
         except (RuntimeError, ValueError, IndexError) as error:
             self.check(where, False, f"cannot be evaluated on {self.dataset.name}: {first_line(error)}")
             return
+        if not when:
+            chance = accuracy <= health.chance(self.dataset.test.labels)
+            self.equal(where, "whether it is at chance", result.get("at_chance"), chance)
         self._figures(where, f"{'test ' * (not when)}accuracy{when}", result, [result.get(names[1])], [accuracy])
         if names[0] is not None:
             self._loss(where, "test loss", result, result.get(names[0]), loss)
@@ -230,34 +289,10 @@ class Verifier:
             for old, new in zip(recorded, found, strict=True)))
         self.check(where, holds, f"the {what} is {_words(recorded)} in the result, and {_words(found)} recomputed")
 
-    def report(self, loaded: Run) -> None:
-        """That the report's own tables, where there are any, are those that these results give."""
-        folder = self.run / "report"
-        if (folder / "stages.csv").is_file():
-            self._stages(_rows(read_text(folder / "stages.csv")), _rows(csv_text(stages_csv([loaded]))))
-        if self.failures:  # the other tables follow from these
-            return
-        rows = main_rows([loaded])
-        cells = [line for line in main_table(rows, [loaded]).markdown().splitlines() if line.startswith("|")]
-        for name, now in (("table.csv", csv_text(main_csv(rows)).splitlines()), ("table.md", cells)):
-            if (folder / name).is_file():
-                shown = read_text(folder / name).splitlines()
-                same = shown == now if name == "table.csv" else all(line in shown for line in now)
-                self.check(f"report/{name}", same, "it does not show these results: make it anew with kesi.report")
 
-    def _stages(self, shown: dict, now: dict) -> None:
-        for seed, stage in sorted(shown.keys() | now.keys()):
-            where = f"report, seed{seed}/{stage}"
-            if self.check(where, (seed, stage) in shown and (seed, stage) in now,
-                          f"stands in {'the report' if (seed, stage) in shown else 'the results'} only"):
-                for name, value in now[seed, stage].items():
-                    if name != "run":  # a run may be moved
-                        self.equal(where, name, value, shown[seed, stage].get(name))
-
-
-def _rows(text: str) -> dict[tuple, dict]:
-    """The rows of a stages.csv by seed and stage."""
-    return {(row.get("seed"), row.get("stage")): row for row in csv.DictReader(text.splitlines())}
+def chain(kind: str, rounds: int) -> list[str]:
+    """The names of the baseline and the snapshots after it, "onecycle" or "usual"."""
+    return ["baseline", *[f"{kind}-{number}" for number in range(1, rounds + 1)]]
 
 
 def _words(values: object) -> str:

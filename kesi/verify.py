@@ -8,14 +8,17 @@ device and with the torch version of the run, accuracies have to be equal; on ot
 of the images, but two images at least. Exit code 1 if anything does not hold.
 """
 
+import csv
 from pathlib import Path
 
 from kesi import cli, results
 from kesi.data import DATASETS, Dataset, load
 from kesi.data.datasets import family_of
 from kesi.errors import KesiError, UsageError
+from kesi.files import read_text
 from kesi.folders import read_fields
 from kesi.provenance import recipe_hash
+from kesi.report import texts
 from kesi.verifier import Verifier
 
 
@@ -38,6 +41,39 @@ def _refuse_other_images(run: Path, said: dict, dataset: Dataset) -> None:
             raise KesiError(f"the {name} of {dataset.name} are not those of {run}")
 
 
+def _report(verifier: Verifier, loaded: results.Run) -> None:
+    """That the report's own tables, where there are any, are those that these results give."""
+    folder = verifier.run / "report"
+    now = texts([loaded])
+    if (folder / "stages.csv").exists():
+        shown, wanted = (_rows(text) for text in (read_text(folder / "stages.csv"), now["stages.csv"]))
+        for seed, stage in sorted(shown.keys() | wanted.keys(), key=str):
+            where, known = f"report, seed{seed}/{stage}", (seed, stage) in shown
+            if verifier.check(where, known and (seed, stage) in wanted,
+                              f"stands in {'the report' if known else 'the results'} only"):
+                for name, value in wanted[seed, stage].items():
+                    if name != "run":  # a run may be moved
+                        verifier.equal(where, name, value, shown[seed, stage].get(name))
+    if verifier.failures:  # the other tables follow from these
+        return
+    for name in ("table.csv", "table.md"):
+        if (folder / name).exists():
+            shown, wanted = (_figures_only(text) for text in (read_text(folder / name), now[name]))
+            verifier.check(f"report/{name}", shown == wanted,
+                           "it does not show these results: make it anew with kesi.report")
+
+
+def _figures_only(text: str) -> list[str]:
+    """The lines of a report without its title, which --data-name chooses, and its plots, which need matplotlib."""
+    return [line for line in text.splitlines() if line and not line.startswith(("# ", "![", "## Plots"))]
+
+
+def _rows(text: str) -> dict[tuple, dict]:
+    """The rows of a stages.csv by seed and stage."""
+    csv.field_size_limit(2**31 - 1)
+    return {(row.get("seed"), row.get("stage")): row for row in csv.DictReader(text.splitlines())}
+
+
 def verify(run: Path, dataset: Dataset | None = None, device: str = "cpu") -> Verifier:
     """Check every seed and stage of a run; ``failures`` of what is returned has a line for all that does not hold.
 
@@ -48,17 +84,22 @@ def verify(run: Path, dataset: Dataset | None = None, device: str = "cpu") -> Ve
     if dataset is not None:
         _refuse_other_images(Path(run), loaded.info.get("data") or {}, dataset)
     recipe = loaded.info.get("recipe")
-    verifier = Verifier(run, dataset, device, recipe)
-    found = {int(path.name[4:]) for path in Path(run).glob("seed*") if path.name[4:].isdigit()}
+    verifier = Verifier(run, dataset, device, loaded.info)
+    numbers = [path.name[4:] for path in Path(run).glob("seed*")]
+    found = {int(number) for number in numbers if number.isdecimal() and number.isascii()}
     verifier.check("run.json", set(loaded.seeds) == found and bool(found),
                    f"it speaks of seeds {sorted(loaded.seeds)}, and there are folders of {sorted(found)}")
+    for name in ("recipe", "data"):
+        verifier.check("run.json", bool(loaded.info.get(name)), f"it does not say {name}")
     if recipe:
+        for name in ("arch", "dataset", "method"):
+            verifier.equal("run.json", name, loaded.info.get(name), recipe.get(name))
         verifier.equal("run.json", "the recipe hash", loaded.info.get("recipe_hash"), recipe_hash(recipe))
         verifier.equal("run.json", "the number of rounds", loaded.info["rounds"], len(recipe["rounds"]))
     for number in sorted(loaded.seeds):
         verifier.seed(number, loaded.stages())
     try:
-        verifier.report(results.load_runs([Path(run)])[0])
+        _report(verifier, results.load_runs([Path(run)])[0])
     except KesiError as error:
         verifier.check("report", bool(verifier.failures), str(error))  # of damaged results there is no table
     return verifier

@@ -359,6 +359,34 @@ def test_what_a_killed_process_left_half_written_is_removed(train, tmp_path):
     assert not litter.exists() and all(path.exists() for path in other)
 
 
+def test_a_script_in_a_run_and_a_pipeline_keep_apart(train, weight_run, tmp_path, other_process):
+    run = shutil.copytree(weight_run, tmp_path / "run")
+    stage = run / "seed0" / "baseline"
+    before = {path: path.read_bytes() for path in run.rglob("*.*") if path.is_file()}
+    process = other_process(run)
+    by_hand = ("cifar/train.py", "--arch", "resnet20", "--dataset", "digits", "--epochs", 1, "--fresh", "--save", stage)
+    says = f"{run} is in use by process {process.pid}"
+    fails(*by_hand, code=1, says=says)
+    process.kill(), process.wait()
+    process = other_process(stage)  # as a script does
+    again = ("cifar/pipeline.py", "--arch", "resnet20", "--dataset", "digits", "--method", "weight", "--save", run)
+    for words in (again, (*again, "--fresh")):
+        fails(*words, code=1, says=f"{run} is in use by process {process.pid}")
+    other = run / "seed0" / "usual-1"
+    with held(other):  # two scripts at two stages are no harm
+        assert (run / LOCK).exists()
+    process.kill(), process.wait()
+    (run / "run.json").unlink()  # only stages made by hand
+    process = other_process(stage)
+    fails(*again, "--fresh", code=1, says=f"{stage} is in use by process {process.pid}")
+    process.kill(), process.wait()
+    assert {path: path.read_bytes() for path in before if path.is_file()} == {
+        path: content for path, content in before.items() if path.name != "run.json"}
+    with held(stage):
+        pass
+    assert not list(run.rglob(LOCK)) or list(run.rglob(LOCK)) == [run / LOCK]
+
+
 # -- real kills
 
 @pytest.mark.parametrize("method", ["filter", "weight"])
@@ -400,3 +428,53 @@ def test_what_a_damaged_stage_was_made_anew_from_by_another_command_keeps_its_ch
     assert all(path.read_bytes() == content for path, content in before.items())
     works("kesi.report", run, "--no-plots")
     works("kesi.verify", run, "--no-accuracy")
+
+
+def test_a_stage_that_comes_out_otherwise_does_not_take_the_place_of_the_one_that_others_were_made_from(
+        weight_run, tmp_path):
+    run = shutil.copytree(weight_run, tmp_path / "run")
+    damage(broken := run / "seed0" / "baseline" / "checkpoint.pth.tar")
+    before = {path: path.read_bytes() for path in run.glob("seed0/*/*") if path.parent != broken.parent}
+    words = json.loads((run / "run.json").read_text())["command"].split()[2:]
+    words[words.index("--save") + 1] = run
+    outcome = script("cifar/pipeline.py", *words, "--no-report", "--threads", "2")
+    torch.set_num_threads(1)
+    assert outcome.code == 1 and "baseline came out as another network than the one that was lost" in outcome.err
+    assert "1 threads" in outcome.err and "2 threads" in outcome.err
+    assert all(path.read_bytes() == content for path, content in before.items())
+    other = checkpoints.load(run / "seed0" / "baseline" / "other.pth.tar")
+    assert script("cifar/pipeline.py", *words).code == 0
+    assert checkpoints.load(broken).network_digest == checkpoints.load(weight_run / "seed0/baseline").network_digest
+    assert other.network_digest != checkpoints.load(broken).network_digest
+    works("kesi.verify", run, "--no-accuracy")
+
+
+def test_a_state_from_elsewhere_is_looked_at_before_anything_is_replaced(train, whole, tmp_path):
+    one = ("cifar/train.py", "--arch", "resnet20", "--dataset", "digits", "--epochs", 3, "--batch-size", 512)
+    for name, seed in (("a", 0), ("b", 1)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(states.Saver, "after_epoch", interrupted(states.Saver.after_epoch))
+            assert script(*one, "--save", tmp_path / name, "--seed", seed).code == 130
+    state = tmp_path / "a" / states.STATE
+    before = state.read_bytes()
+    fails(*one, "--save", tmp_path / "a", "--resume", tmp_path / "b", code=2, says="has a state of its own")
+    fails(*one, "--save", tmp_path / "c", "--resume", tmp_path / "b", code=2, says="another seed (1, now 0)")
+    fails(*one, "--save", tmp_path / "a", "--resume", tmp_path / "b", "--fresh", code=2, says="give one of them")
+    fails(*one, "--save", tmp_path / "a", "--precision", "bf16", code=2, says="another precision (auto, now bf16)")
+    assert state.read_bytes() == before and not (tmp_path / "c" / states.STATE).exists()
+    assert "continues after epoch 1" in works(*one, "--save", tmp_path / "d", "--resume", tmp_path / "a")
+    assert "continues after epoch 1" in works(*one, "--save", tmp_path / "a", "--eval-every", 1)
+    d, a = (json.loads((tmp_path / name / "result.json").read_text()) for name in "da")
+    assert d["network_digest"] == a["network_digest"]
+    (earlier,) = a["earlier"]  # that command had no --eval-every
+    assert earlier["until_epoch"] == 1 and a["command"].endswith(" --eval-every 1")
+    assert earlier["command"] == a["command"].removesuffix(" --eval-every 1") + " --seed 0"
+
+
+def interrupted(after_epoch):
+    """A Saver.after_epoch() that is interrupted once it is through."""
+    def replacement(saver, model, progress):
+        after_epoch(saver, model, progress)
+        raise KeyboardInterrupt
+
+    return replacement

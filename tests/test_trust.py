@@ -6,6 +6,7 @@ import io
 import json
 import math
 import pickle
+import shutil
 import struct
 import tracemalloc
 import warnings
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import models
+from doors import fails, script, works
 from kesi import checkpoints, health, stages, states
 from kesi.data import Split, load
 from kesi.errors import KesiError
@@ -448,3 +450,55 @@ def test_every_result_and_every_row_of_the_report_says_where_it_comes_from(filte
         assert line["recipe_hash"] in written and line["parent"][:12] in written
     hashes = {stage: row["recipe_hash"] for stage, row in rows.items()}
     assert hashes["onecycle-1"] == hashes["onecycle-2"] != hashes["usual-1"] == hashes["usual-2"] != hashes["kesi"]
+
+
+def test_a_test_loss_that_is_not_finite_ends_the_stage_before_it_is_saved(tmp_path):
+    words = ("--arch", "resnet20", "--dataset", "digits", "--epochs", 1, "--batch-size", 300, "--lr", 1e30)
+    fails("cifar/train.py", *words, "--save", tmp_path, code=1, says="the test loss is nan")
+    assert not list(tmp_path.glob("*.tar")) and not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_a_network_pruned_otherwise_is_not_taken_for_the_recipes(filter_run, tmp_path):
+    run = shutil.copytree(filter_run, tmp_path / "run")
+    shutil.rmtree(run / "seed0" / "onecycle-1")
+    works("cifar/filter_pruning/prune.py", "--model", run / "seed0/baseline", "--percent", 0.9, "--save",
+          run / "seed0" / "onecycle-1")
+    words = json.loads((run / "run.json").read_text())["command"].split()[2:]
+    words[words.index("--save") + 1] = run
+    fails("cifar/pipeline.py", *words, code=2, says="was pruned with another amount")
+
+
+def test_an_ensemble_by_hand_leaves_that_of_the_run_alone(filter_run, tmp_path):
+    run = shutil.copytree(filter_run, tmp_path / "run")
+    result = run / "seed0" / "ensemble" / "result.json"
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    words = ("cifar/filter_pruning/ensemble_finetune.py", "--refine", run / "seed0/onecycle-2", "--teachers",
+             run / "seed0/onecycle-1", run / "seed0/usual-2")
+    assert "the ensemble's test accuracy" in works(*words, "--evaluate")
+    fails(*words, code=2, says=f"{result} is of another ensemble (baseline, onecycle-1, onecycle-2; now onecycle-1, ")
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    result.write_text('{"stage": "ensemble"}')  # whole, and says nothing
+    again = json.loads((run / "run.json").read_text())["command"].split()[2:]
+    again[again.index("--save") + 1] = run
+    outcome = script("cifar/pipeline.py", *again)
+    assert outcome.code == 0 and "the ensemble is evaluated again" in outcome.err
+    assert json.loads(result.read_text())["accuracy"] == json.loads(before[result])["accuracy"]
+
+
+@pytest.mark.parametrize(("fields", "says"), [
+    ({"seeds": None}, "its seeds is None"), ({"data": {"image_size": "x"}}, "its data is a dict"),
+    ({"data": {"image_size": 10**6}}, "its data is a dict"), ({"rounds": 10**9}, "its rounds is 1000000000")])
+def test_a_run_json_that_says_nonsense_is_one_line(filter_run, tmp_path, fields, says):
+    run = shutil.copytree(filter_run, tmp_path / "run")
+    said = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(said | fields))
+    words = said["command"].split()[2:]
+    words[words.index("--save") + 1] = run
+    for command in (("cifar/pipeline.py", *words), ("kesi.verify", run), ("kesi.report", run, "--no-plots")):
+        fails(*command, code=1, says=f"run.json is damaged: {says}")
+
+
+def test_paths_that_no_system_takes_are_one_line(filter_run):
+    for path in ("a" * 5000, "b" * 300 + "/c", "{x}"):
+        fails("cifar/pipeline.py", "--arch", "resnet20", "--dataset", "digits", "--save", "nowhere", "--model", path,
+              code=2, says="no such checkpoint")
