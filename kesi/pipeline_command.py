@@ -56,8 +56,8 @@ def run_pipeline(doc: str, family: str) -> None:
                                  args.pretrained, options, args.fresh, live)
     images = settings.dataset
     print(f"{args.arch} on {args.dataset}, {args.method} pruning, on {options.device} -> {folder}\n"
-          f"{len(images.train):,} training and {len(images.test):,} test images of {images.num_classes} classes",
-          flush=True)
+          f"{len(images.train):,} training and {len(images.test):,} test images of {images.num_classes} classes"
+          + f"\nto watch: tensorboard --logdir {folder / 'tensorboard'}" * args.tensorboard, flush=True)
     pipeline.run(settings)
     if not args.no_report and distributed.is_main():
         made = report.report([folder])

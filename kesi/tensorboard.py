@@ -3,8 +3,8 @@
     python -m kesi.tensorboard runs/digits-resnet20-filter --logdir logs
     tensorboard --logdir logs
 
-A run may be finished or not; the same command again brings the files up to date. There is one folder for each
-seed and stage, so that TensorBoard shows stages side by side.
+A run may be finished or not; the same command again brings the files up to date, and an open TensorBoard shows it.
+There is one folder for each seed and stage, so that TensorBoard shows stages side by side.
 """
 
 import contextlib
@@ -12,6 +12,8 @@ import os
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
+
+import numpy as np
 
 from kesi import cli
 from kesi.errors import KesiError, UsageError
@@ -28,9 +30,9 @@ SUFFIX = ".kesi"  # tells our event files from those of others in the same folde
 def write_events(run: Path, logdir: Path) -> list[Path]:
     """Write the metrics of all stages of a run folder below ``logdir`` and return the event files.
 
-    Event files that this function wrote there before are replaced; a stage that has not changed since is left
-    alone. Raises UsageError where ``run`` is no run folder or tensorboard is missing,
-    KesiError for damaged metrics or where nothing can be written.
+    What is new is added to the event files that are there; a stage that has not changed since is left alone. Raises
+    UsageError where ``run`` is no run folder or tensorboard is missing, KesiError for damaged metrics or where nothing
+    can be written.
     """
     run, logdir = Path(run), Path(logdir)
     if not (run / "run.json").is_file():
@@ -38,8 +40,8 @@ def write_events(run: Path, logdir: Path) -> list[Path]:
     writer = _writer()
     files = []
     for stage in (metrics.parent for metrics in sorted(run.glob(f"seed*/*/{METRICS}"))):
-        before, changed = _written(logdir, stage), _changed(stage)
-        if len(before) != 1 or before[0].stat().st_mtime_ns != changed:
+        changed = _changed(stage)
+        if {path.stat().st_mtime_ns for path in _written(logdir, stage)} != {changed}:
             events = _Events(writer, logdir, stage)
             events.update()
             events.close(changed)
@@ -74,7 +76,11 @@ class Live:
 
 
 class _Events:
-    """The event file of one stage. One that was there before is replaced: it may hold epochs that did not last."""
+    """The event files of one stage: one for each process that trained it.
+
+    What is there stays and is added to, since an open TensorBoard does not always notice that a file is gone; unless
+    it holds other epochs than these, as those of a run that was started over.
+    """
 
     def __init__(self, writer, logdir: Path, stage: Path):
         self._make, self._writer, self._logdir, self._stage = writer, None, logdir, stage
@@ -83,8 +89,13 @@ class _Events:
 
     def _open(self, rows: Sequence[dict]) -> None:
         before, self._clock = _written(self._logdir, self._stage), _started(self._stage, rows)
+        known = _known(self._folder) if before else []
         make_folder(self._folder)
         self._writer = self._make(str(self._folder), filename_suffix=SUFFIX)
+        if known == [(row["epoch"], np.float32(row["lr"])) for row in rows[:len(known)] if row.get("lr") is not None]:
+            self._written = len(known)
+            self._clock += sum(row.get("seconds") or 0 for row in rows[:len(known)])
+            return
         for old in before:
             old.unlink(missing_ok=True)
 
@@ -120,6 +131,17 @@ class _Events:
 def _written(logdir: Path, stage: Path) -> list[Path]:
     """The event files that there are of a stage."""
     return sorted((logdir / stage.parent.name / stage.name).glob(f"events.out.tfevents.*{SUFFIX}"))
+
+
+def _known(folder: Path) -> list[tuple[int, np.float32]]:
+    """(epoch, learning rate) of the epochs that the files of a folder hold."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    events.Reload()
+    tag = SCALARS["lr"]
+    return [(event.step, np.float32(event.value)) for event in events.Scalars(tag)] if (
+        tag in events.Tags()["scalars"]) else []
 
 
 def _changed(stage: Path) -> int:

@@ -53,9 +53,14 @@ def test_a_run_that_goes_on_is_brought_up_to_date(filter_run, tmp_path):
     assert len(scalars(first.parent)["loss/train"]) == 1
     assert tensorboard.write_events(run, logs) == [first]
     metrics.write_text(lines[0] + lines[0].replace('"epoch": 1', '"epoch": 2'))
-    second, = tensorboard.write_events(run, logs)
-    assert second != first and not first.exists() and other.exists()
+    before = first.read_bytes()
+    files = tensorboard.write_events(run, logs)  # added to: an open TensorBoard would not notice that a file is gone
+    assert len(files) == 2 and first in files and first.read_bytes() == before and other.exists()
     assert [step for step, _ in scalars(first.parent)["loss/train"]] == [1, 2]
+    metrics.write_text(json.dumps(json.loads(lines[0]) | {"lr": 0.5}) + "\n")  # started over
+    last, = tensorboard.write_events(run, logs)
+    assert last not in files and not first.exists() and other.exists()
+    assert [step for step, _ in scalars(first.parent)["loss/train"]] == [1]
 
 
 def test_what_is_wrong_is_said(filter_run, tmp_path, monkeypatch):
@@ -97,4 +102,4 @@ def test_events_are_there_after_every_epoch_and_once_when_a_run_goes_on(tmp_path
                     ("kesi", 1)]
     logs = tmp_path / "run" / "tensorboard"
     before = sorted(logs.rglob("events*"))
-    assert len(before) == 3 and sorted(tensorboard.write_events(tmp_path / "run", logs)) == before  # all up to date
+    assert len(before) == 4 and sorted(tensorboard.write_events(tmp_path / "run", logs)) == before  # all up to date
