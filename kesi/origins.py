@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from kesi.results import Run
 from kesi.tables import NONE, Row, Table
 
+MOST = 6  # digests in a cell
 DIGITS = 12  # of a digest in a table; table.csv and stages.csv have all of them
 
 
@@ -75,6 +76,8 @@ def row_origin(row: Row) -> dict:
 def origins_table(rows: Sequence[Row]) -> Table:
     """The recipe, the commit and the networks behind each row of the main table, one network a seed."""
     def short(digests: Sequence[str]) -> str:
+        if len(digests) > MOST:
+            return f"{len(digests)} networks, see stages.csv"
         return " ".join(digest[:DIGITS] for digest in digests) or NONE
 
     body = []
