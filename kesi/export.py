@@ -30,7 +30,7 @@ from kesi import checkpoints, cli, latency, stages
 from kesi.checkpoints import Checkpoint
 from kesi.commands import snapshots_of
 from kesi.complexity import parameters
-from kesi.data import eval_batches
+from kesi.data import DATASETS, eval_batches
 from kesi.data.augment import Normalise
 from kesi.data.digits import load_digits
 from kesi.errors import KesiError, UsageError, first_line
@@ -116,8 +116,9 @@ def example_images(checkpoint: Checkpoint, inputs: Inputs, root: str | Path,
     except KesiError as error:
         digits = first_images(load_digits(inputs.image_size)[1], IMAGES)
         images = Normalise.of(mean, std)(digits.take(0, len(digits)))
-        return images.contiguous(), (f"images of digits at {inputs.image_size} px, for want of its own (--data): "
-                                     f"{first_line(error)}")
+        known = inputs.dataset is None or inputs.dataset in DATASETS
+        why = f"for want of its own (--data): {first_line(error)}" if known else "for its own were handed over in Python"
+        return images.contiguous(), f"images of digits at {inputs.image_size} px, {why}"
     split = first_images(dataset.test, IMAGES)
     images = torch.cat([images for images, _ in eval_batches(dataset, split)])
     return images.contiguous(), f"test images of {dataset.name}"

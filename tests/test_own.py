@@ -16,11 +16,12 @@ from torch import nn
 
 import kesi
 import models
-from kesi import checkpoints, export, own, pipeline, recipes
+from kesi import checkpoints, export, own, recipes
 from kesi.checkpoints import load
 from kesi.data.arrays import from_arrays
 from kesi.data.digits import load_digits
 from kesi.errors import KesiError, UsageError
+from kesi.folders import read_fields
 from kesi.inputs import inputs_of
 from kesi.next_steps import next_steps
 from kesi.page import page
@@ -292,7 +293,7 @@ def test_the_concatenating_network_goes_through_the_whole_method(method, tmp_pat
                 path.unlink()
         assert_same(compress(Concatenating()).network.state_dict(), result.network.state_dict())
 
-    assert pipeline.read_fields(tmp_path / "run" / "run.json")["arch"] == "concatenating"
+    assert read_fields(tmp_path / "run" / "run.json")["arch"] == "concatenating"
     text = page([tmp_path / "run"], tmp_path / "page.html").read_text()
     assert "depthwise" in text or "left" in text
 
@@ -315,11 +316,19 @@ def _smaller_or_masked(result: own.Compressed, method: str) -> None:
     assert not any(bool((snapshots[1][name] & ~snapshots[0][name]).any()) for name in snapshots[0])
 
 
-@pytest.mark.parametrize("build", [narrow_mobilenet, small_densenet])
+def mobilenet_v2() -> nn.Module:
+    return torchvision.models.mobilenet_v2(num_classes=10)
+
+
+def densenet121() -> nn.Module:
+    return torchvision.models.densenet121(num_classes=10)
+
+
+@pytest.mark.parametrize("build", [narrow_mobilenet, small_densenet, mobilenet_v2, densenet121])
 def test_torchvisions_networks(build, tmp_path, registry):
     result = kesi.compress(seeded(build), *digits(32, 48), name="theirs", rounds=1, epochs=(1, 1, 1), batch_size=24,
                            flip=False, folder=tmp_path / "run", options=CPU)
-    before, after = (pipeline.read_fields(tmp_path / "run" / "seed0" / stage / "result.json")
+    before, after = (read_fields(tmp_path / "run" / "seed0" / stage / "result.json")
                      for stage in ("baseline", "kesi"))
     assert after["params"] < 0.8 * before["params"] and after["macs"] < 0.8 * before["macs"]
     assert after["cfg"] == [int(width * 0.8) for width in before["cfg"]]
