@@ -117,7 +117,7 @@ def example_images(checkpoint: Checkpoint, inputs: Inputs, root: str | Path,
         digits = first_images(load_digits(inputs.image_size)[1], IMAGES)
         images = Normalise.of(mean, std)(digits.take(0, len(digits)))
         known = inputs.dataset is None or inputs.dataset in DATASETS
-        why = f"for want of its own (--data): {first_line(error)}" if known else "for its own were handed over in Python"
+        why = f"for want of its own (--data): {first_line(error)}" if known else "its own were handed over in Python"
         return images.contiguous(), f"images of digits at {inputs.image_size} px, {why}"
     split = first_images(dataset.test, IMAGES)
     images = torch.cat([images for images, _ in eval_batches(dataset, split)])
