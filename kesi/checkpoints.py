@@ -138,7 +138,7 @@ def find(path: str | Path) -> Path:
     Raises UsageError where there is none.
     """
     path = Path(path)
-    if not fields.path(str(path)):
+    if not fields.file_path(str(path)):
         raise UsageError(f"no such checkpoint: {str(path)[:100]!r}")
     if path.is_dir():
         for name in ("checkpoint.pth.tar", "pruned.pth.tar"):

@@ -5,16 +5,16 @@ A forged or half-written value ends in one line that names the file and the fiel
 
 import dataclasses
 import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 
 from kesi.errors import KesiError, UsageError
-from kesi.files import read_text
-from kesi.recipes import METHODS, Recipe, Stage
+from kesi.files import read_json, read_text
+from kesi.recipes import METHODS, STAGES, Recipe, Stage
 
 Check = Callable[[object], bool]
 MOST = 1e18  # of any number; beyond it sums and formats overflow
+LARGEST = 4096  # pixels of an image; more is a slip, or a file that asks for the memory
 
 
 def number(value: object) -> bool:
@@ -35,12 +35,12 @@ def text(value: object) -> bool:
     return isinstance(value, str)
 
 
-def path(value: object) -> bool:
+def file_path(value: object) -> bool:
     """A path that a system would take."""
-    return text(value) and "\0" not in value and len(value) < 4096 and all(map(name, value.split("/")))
+    return text(value) and "\0" not in value and len(value) < 4096 and all(map(file_name, value.split("/")))
 
 
-def name(value: object) -> bool:
+def file_name(value: object) -> bool:
     """A name of a file or folder, or none."""
     return text(value) and not {"\0", "/"} & set(value) and len(value.encode(errors="replace")) < 256
 
@@ -76,7 +76,7 @@ def described(value: object) -> bool:
         return False
     size = value.get("image_size")
     return mapping(whole(0))(value.get("images", {})) and dictionary(value.get("augmentation", {})) and (
-        optional(whole(1, 4096))(size))
+        optional(whole(1, LARGEST))(size))
 
 
 def layer(value: object) -> bool:
@@ -84,7 +84,7 @@ def layer(value: object) -> bool:
     return isinstance(value, list) and len(value) == 3 and text(value[0]) and several(whole(0))(value[1:])
 
 
-REFERENCE: dict[str, Check] = {"path": path, "stage": text, "network": optional(text)}  # see kesi.running.reference()
+REFERENCE: dict[str, Check] = {"path": file_path, "stage": text, "network": optional(text)}  # kesi.running.reference()
 ORIGIN: dict[str, Check] = {
     "commit": optional(text), "dirty": optional(true_or_false), "versions": optional(mapping(text)),
     "device": optional(text), "command": optional(text), "recipe_hash": optional(text)}
@@ -103,11 +103,12 @@ RESULT: dict[str, Check] = {
     "stage": text, "kind": optional(text), "round": optional(whole(0, 1000)), "method": optional(text), "arch": text,
     "dataset": optional(text), "num_classes": whole(1, 10**6), "seed": whole(0), "image_size": whole(1, 10**5),
     "cfg": several(lambda value: value == "M" or whole(0, 10**6)(value)), "parent": optional(dictionary),
+    "teachers": several(dictionary),
     **dict.fromkeys(("params", "nonzero_params", "macs", "sparsity", "test_accuracy", "test_loss", "val_accuracy",
                      "pruned_accuracy", "epochs", "images", "seconds"), optional(number)),
     "layers": optional(several(layer)),
     "accuracy": several(number), "growing_accuracy": several(number), "disagreement": several(several(number)),
-    "members": several(name), "members_digests": several(text), "started": optional(text),
+    "members": several(file_name), "members_digests": several(text), "started": optional(text),
     "earlier": several(origin), "digest": optional(text), "network_digest": optional(text), **ORIGIN}
 EPOCH: dict[str, Check] = {
     "epoch": whole(1), **dict.fromkeys(("train_loss", "train_accuracy", "test_loss", "test_accuracy", "val_accuracy",
@@ -128,9 +129,9 @@ def checked(path: Path, value: object, checks: dict[str, Check], needed: tuple[s
     return value
 
 
-def checked_run(path: Path, value: object) -> dict:
-    """What a run.json says. Raises KesiError."""
-    info = checked(path, value, RUN, ("arch", "dataset", "method", "rounds"))
+def read_run(path: Path) -> dict:
+    """What a run.json says. Raises KesiError where it is damaged."""
+    info = checked(path, read_json(path), RUN, ("arch", "dataset", "method", "rounds"))
     if info.get("recipe") is not None:
         try:
             recipe_of(info["recipe"])
@@ -139,9 +140,9 @@ def checked_run(path: Path, value: object) -> dict:
     return info
 
 
-def checked_result(path: Path, value: object, needed: tuple[str, ...] = ("stage",)) -> dict:
-    """What a result.json says. Raises KesiError."""
-    result = checked(path, value, RESULT, needed)
+def read_result(path: Path, needed: tuple[str, ...] = ("stage",)) -> dict:
+    """What a result.json says. Raises KesiError where it is damaged, or lacks what is ``needed``."""
+    result = checked(path, read_json(path), RESULT, needed)
     if result.get("parent") is not None:
         checked(path, result["parent"], REFERENCE, ("path",), prefix="parent.")
     members = len(result.get("members", ()))
@@ -156,7 +157,7 @@ def checked_result(path: Path, value: object, needed: tuple[str, ...] = ("stage"
 def recipe_of(said: dict) -> Recipe:
     """A recipe as Recipe.to_dict() gave it. Raises TypeError, ValueError or UsageError where it is none."""
     stages = {}
-    for name in ("baseline", "retrain", "usual", "distill"):
+    for name in STAGES:
         fields = dict(said[name]) if isinstance(said.get(name), dict) else {}
         for field in dataclasses.fields(Stage):
             check = {int: whole(0, 10**5), float: number, str: text}.get(field.type, several(whole(0)))
@@ -164,12 +165,12 @@ def recipe_of(said: dict) -> Recipe:
                 raise ValueError(f"{name} {field.name} {shown(fields[field.name])}")
         stages[name] = Stage(**fields | {"milestones": tuple(fields.get("milestones", ()))})
     rounds = said.get("rounds")
-    rates = several(lambda entry: number(entry) or several(number)(entry))
-    if not rates(rounds) or not number(said.get("temperature")) or not all(
+    amounts = several(lambda amount: number(amount) or several(number)(amount))
+    if not amounts(rounds) or not number(said.get("temperature")) or not all(
             text(said.get(name)) for name in ("arch", "dataset", "method", "family")):
         raise ValueError("rounds, temperature and names")
-    return Recipe(**{**said, **stages, "rounds": tuple(tuple(rates) if isinstance(rates, list) else rates
-                                                       for rates in rounds)})
+    return Recipe(**{**said, **stages, "rounds": tuple(tuple(amount) if isinstance(amount, list) else amount
+                                                       for amount in rounds)})
 
 
 def read_epochs(path: Path) -> list[dict]:
@@ -188,6 +189,6 @@ def read_epochs(path: Path) -> list[dict]:
 
 def shown(value: object) -> str:
     """A value for a message: short, and of a nested one the type only."""
-    if isinstance(value, float) and not math.isfinite(value) or isinstance(value, (int, float, str, type(None))):
+    if isinstance(value, (int, float, str, type(None))):
         return f"{value!r:.40}"
     return f"a {type(value).__name__}"

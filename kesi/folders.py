@@ -7,6 +7,7 @@ from pathlib import Path
 
 from kesi import checkpoints, distributed
 from kesi.errors import KesiError, UsageError
+from kesi.fields import read_result
 from kesi.files import make_folder, read_json
 from kesi.locks import LOCK, held, in_use
 
@@ -50,15 +51,11 @@ def dependent(stages: Path, network: str) -> Path | None:
     """A file in the stages' folders that was made from a network, which its digest names; None if there is none."""
     for path in sorted(stages.glob(f"*/{RESULT}")) + sorted(stages.glob(f"*/{PRUNED}")):
         try:
-            said = read_fields(path) if path.name == RESULT else checkpoints.read(path)["info"]
-        except (KesiError, KeyError):
+            said = read_result(path) if path.name == RESULT else checkpoints.read(path).get("info", {})
+        except KesiError:
             continue
-        settings = said.get("settings") if path.name == RESULT else {}
-        settings = settings if isinstance(settings, dict) else {}
-        named = [settings.get("parent"), *(settings.get("teachers") or []), *(said.get("members_digests") or [])]
-        if path.name == PRUNED:
-            named.append((said.get("parent") or {}).get("network"))
-        if network in named:
+        references = [said.get("parent") or {}, *said.get("teachers", ())]
+        if network in [*(reference.get("network") for reference in references), *said.get("members_digests", ())]:
             return path
     return None
 

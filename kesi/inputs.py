@@ -4,21 +4,31 @@ Checkpoints of ours say so themselves; those of the released code do not, and ta
 """
 
 import argparse
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
+from kesi import fields
 from kesi.checkpoints import Checkpoint
 from kesi.data import DATASETS, INFO, Dataset, Split, load
 from kesi.data.augment import Augmentation, PadCrop, RandomResizedCrop
 from kesi.data.datasets import CIFAR_STATISTICS, IMAGENET_STATISTICS, family_of
 from kesi.data.tinyimagenet import SIDE
 from kesi.errors import KesiError, UsageError
+from kesi.fields import LARGEST
 
 KNOWN = {"cifar10": CIFAR_STATISTICS, "cifar100": CIFAR_STATISTICS, "tinyimagenet": IMAGENET_STATISTICS}
-LARGEST = 4096  # pixels of an image; more is a slip, or a file that asks for the memory
+
+
+def _colours(value: object) -> bool:
+    return fields.several(fields.number)(value) and len(value) == 3
+
+
+# what a checkpoint has to say of its images
+SAID = {"image_size": fields.whole(1, LARGEST), "classes": fields.several(fields.text), "name": fields.text,
+        "augmentation": fields.optional(fields.dictionary), "mean": _colours,
+        "std": lambda value: _colours(value) and min(value) > 0}
 
 
 @dataclass(frozen=True)
@@ -90,19 +100,11 @@ def inputs_of(checkpoint: Checkpoint, dataset: str | None = None, image_size: in
 
 def _as_said(checkpoint: Checkpoint, said: dict) -> Inputs:
     """What the checkpoint itself says. Raises KesiError where that makes no sense: anybody may have written it."""
-    size, classes, how = said.get("image_size"), said.get("classes"), said.get("augmentation")
-    sound = {
-        "image_size": type(size) is int and 1 <= size <= LARGEST,
-        "classes": isinstance(classes, list) and all(isinstance(one, str) for one in classes),
-        "name": isinstance(said.get("name"), str),
-        "augmentation": how is None or isinstance(how, dict),
-        **{key: isinstance(said.get(key), list) and len(said[key]) == 3 and all(
-            isinstance(one, (int, float)) and math.isfinite(one) for one in said[key]) for key in ("mean", "std")}}
-    sound["std"] = sound["std"] and all(one > 0 for one in said["std"])
-    for name, right in sound.items():
-        if not right:
+    for name, right in SAID.items():
+        if not right(said.get(name)):
             raise KesiError(f"{checkpoint.path} is damaged: the {name} of its images is {str(said.get(name))[:60]}")
-    return Inputs(size, tuple(said["mean"]), tuple(said["std"]), tuple(classes), said["name"], family_of(said))
+    return Inputs(said["image_size"], tuple(said["mean"]), tuple(said["std"]), tuple(said["classes"]), said["name"],
+                  family_of(said))
 
 
 def _of_dataset(name: str, family: str, root: str | Path) -> Inputs:

@@ -29,8 +29,9 @@ GLOBALS = {"collections OrderedDict", "collections Counter", "torch Size", "torc
            *(f"{module} {kind}Storage" for module in ("torch", "torch.cuda") for kind in _STORAGES)}
 
 # What info may say under names that are read again; anything else in it is only shown.
+_LIST = fields.several(lambda value: True)
 INFO = {**dict.fromkeys(("stage", "kind", "source"), fields.text), "round": optional(fields.integer),
-        "seed": fields.integer, "parent": optional(fields.dictionary), "teachers": fields.several(lambda value: True),
+        "seed": fields.integer, "parent": optional(fields.dictionary), "teachers": _LIST,
         **dict.fromkeys(("dataset", "settings", "metrics", "versions"), fields.dictionary),
         "recipe": lambda value: fields.dictionary(value) and all(map(fields.text, value)),
         **dict.fromkeys(("method", "recipe_hash", "command", "commit"), optional(fields.text)),
@@ -39,8 +40,7 @@ KIND = "is not a checkpoint"
 CONTENT = {"arch": fields.text, "num_classes": fields.integer, "cfg": lambda value: isinstance(value, (list, tuple)),
            "state_dict": fields.dictionary, "info": fields.dictionary, "masks": optional(fields.dictionary),
            "training": optional(fields.dictionary), "digest": fields.text}
-TRAINING = {"epoch": fields.integer, "history": fields.several(lambda value: True),
-            "optimizer": fields.dictionary, "schedule": fields.dictionary}
+TRAINING = {"epoch": fields.integer, "history": _LIST, "optimizer": fields.dictionary, "schedule": fields.dictionary}
 
 
 def check_file(path: Path) -> None:

@@ -26,11 +26,11 @@ def next_steps(run: Run) -> list[tuple[str, str]]:
                   "epoch, and leaves what is finished alone; with fresh=True in the call it starts over.", command)]
     folder = shlex.quote(str(run.folder))
     seed = min(run.seeds, default=0)
-    last, python = f"{folder}/seed{seed}/kesi", "python -m"
-    own = run.info["arch"] in GRAPHS or run.info["arch"] not in models.ARCHITECTURES
-    if own:
+    last, python, note = f"{folder}/seed{seed}/kesi", "python -m", ""
+    if run.info["arch"] in GRAPHS or run.info["arch"] not in models.ARCHITECTURES:
         module = re.match(r"python -m kesi\.own (\S+)", command)
         python = f"python -m kesi.own {module.group(1) if module else 'MODULE'}"
+        note = "" if module else "; MODULE is the Python module that registers the network"
     lines = [f"{python} kesi.export {last} --format onnx --normalise --out kesi.onnx{_data(command)}",
              f"{python} kesi.predict {last} image.png"]
     if run.info["dataset"] in DATASETS:
@@ -40,7 +40,6 @@ def next_steps(run: Run) -> list[tuple[str, str]]:
         check = ("Check the files. Accuracies of images that were handed over in Python are computed anew there, by "
                  "kesi.verify.verify(folder, dataset).", f"{python} kesi.verify {folder} --no-accuracy")
     what = "Use the compressed network, or look at it next to its baseline"
-    note = "; MODULE is the Python module that registers the network" if f"{python} ".endswith(" MODULE ") else ""
     finished = "kesi" in run.seeds.get(seed, ())
     return [*steps, *[(f"{what}{note}.", "\n".join(lines)), check] * finished]
 

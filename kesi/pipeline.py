@@ -14,8 +14,8 @@ from time import perf_counter
 from kesi import checkpoints, distributed, plan, stages
 from kesi.data import Dataset
 from kesi.errors import KesiError
-from kesi.fields import checked_run
-from kesi.files import read_json, remove_leftovers, write_json
+from kesi.fields import read_run
+from kesi.files import remove_leftovers, write_json
 from kesi.folders import PRUNED, move_aside, refuse_changes
 from kesi.locks import held
 from kesi.provenance import provenance, recipe_hash
@@ -129,7 +129,7 @@ def _open(settings: Settings) -> None:
     """Note what is run, or check that it is the same as before."""
     folder, recipe, data = settings.folder, settings.recipe.to_dict(), settings.dataset.describe()
     remove_leftovers(folder / "report")
-    before = checked_run(folder / RUN, read_json(folder / RUN)) if (folder / RUN).is_file() else {}
+    before = read_run(folder / RUN) if (folder / RUN).is_file() else {}
     if before:
         refuse_changes(folder, before.get("recipe"), recipe)
         refuse_changes(folder, before, {"baseline": settings.baseline, "pretrained": settings.pretrained})

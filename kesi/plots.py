@@ -18,6 +18,7 @@ from matplotlib.ticker import MaxNLocator
 
 from kesi.fields import recipe_of
 from kesi.files import write_atomic
+from kesi.recipes import STAGES
 from kesi.training import learning_rates
 
 if TYPE_CHECKING:
@@ -213,7 +214,7 @@ def curves(run: Run) -> dict[str, list[float]]:
 
 def steps_of(run: Run) -> int:
     """How many steps an epoch its learning-rate curves have: as many as can be seen."""
-    longest = max(run.info["recipe"][name]["epochs"] for name in ("baseline", "retrain", "usual", "distill"))
+    longest = max(run.info["recipe"][name]["epochs"] for name in STAGES)
     return max(1, min(STEPS, STEPS * 1000 // longest))
 
 

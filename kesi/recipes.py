@@ -12,6 +12,7 @@ from kesi.errors import UsageError
 
 METHODS = ("filter", "weight")
 FAMILIES = ("cifar", "tinyimagenet")
+STAGES = ("baseline", "retrain", "usual", "distill")  # of a Recipe
 
 
 @dataclass(frozen=True)
@@ -77,9 +78,7 @@ class Recipe:
         """The recipe with every stage shortened (or lengthened) in proportion. Raises UsageError if not > 0."""
         if not 0 < factor <= 1e6:
             raise UsageError(f"--epochs-scale must be above 0, not {factor}")
-        stages = {name: getattr(self, name).scaled(factor)
-                  for name in ("baseline", "retrain", "usual", "distill")}
-        return replace(self, **stages)
+        return replace(self, **{name: getattr(self, name).scaled(factor) for name in STAGES})
 
     def changed(self, epochs: Sequence[int] | None = None, batch_size: int | None = None,
                 lr: float | None = None) -> "Recipe":
@@ -88,7 +87,7 @@ class Recipe:
         ``lr`` is that of the baseline and the peak of one-cycle retraining; the baseline's milestones stay where they
         were in proportion. Raises UsageError for numbers that will not do.
         """
-        stages = {name: getattr(self, name) for name in ("baseline", "retrain", "usual", "distill")}
+        stages = {name: getattr(self, name) for name in STAGES}
         if epochs is not None:
             for name, number in zip(stages, (epochs[0], epochs[1], epochs[1], epochs[2]), strict=True):
                 stages[name] = replace(stages[name].scaled(number / stages[name].epochs), epochs=number)

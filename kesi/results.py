@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kesi import files, paper
+from kesi import paper
 from kesi.errors import KesiError, UsageError
-from kesi.fields import checked_result, checked_run
+from kesi.fields import read_result, read_run
 
 RETRAININGS = ("onecycle", "usual")
 
@@ -65,7 +65,7 @@ def describe_run(folder: Path) -> Run:
     """What run.json says, without any result. Raises UsageError where there is none, KesiError if damaged."""
     if not (folder / "run.json").is_file():
         raise UsageError(f"{folder} is not a run folder: it has no run.json")
-    info = checked_run(folder / "run.json", files.read_json(folder / "run.json"))
+    info = read_run(folder / "run.json")
     return Run(folder, info, {seed: {} for seed in info.get("seeds", [])}, paper.CRITERIA[info["method"]])
 
 
@@ -73,11 +73,15 @@ def load_run(folder: Path) -> Run:
     """Read a run folder. Raises UsageError where it is none, KesiError for damaged files."""
     run = describe_run(folder)
     for path in sorted(folder.glob("seed*/*/result.json")):
-        seed = path.parent.parent.name.removeprefix("seed")
-        if seed.isdecimal() and seed.isascii():
-            result = checked_result(path, files.read_json(path))
-            run.seeds.setdefault(int(seed), {})[path.parent.name] = result
+        if (seed := seed_of(path.parent.parent)) is not None:
+            run.seeds.setdefault(seed, {})[path.parent.name] = read_result(path)
     return run
+
+
+def seed_of(folder: Path) -> int | None:
+    """The seed whose stages are in a folder of a run, as its name says: 0 of "seed0"; None if it is no such folder."""
+    number = folder.name.removeprefix("seed")
+    return int(number) if number != folder.name and number.isdecimal() and number.isascii() else None
 
 
 def load_runs(folders: Sequence[Path], data_name: str | None = None) -> list[Run]:

@@ -183,7 +183,7 @@ def _fit(context: Context, folder: Path, stage: Stage, model: Network, masks: Ma
                       label=f"{context.where} {info['stage']}".strip())
         seconds = sum(row["seconds"] for row in history)  # also of the epochs before an interruption
         result = result_of(context, model, masks, info, history, seconds) | {"started": started}
-        _refuse_others(context, folder, model, info, masks, result)
+        _refuse_others(folder, model, info, masks, result)
         info["metrics"] = {key: result[key] for key in METRICS_KEPT}
         info["history_digest"] = result["history_digest"] = history_digest(history)
         result["digest"] = checkpoints.save(folder / CHECKPOINT, model.cpu(), info, masks)
@@ -206,8 +206,7 @@ def _fit(context: Context, folder: Path, stage: Stage, model: Network, masks: Ma
     return folder / CHECKPOINT
 
 
-def _refuse_others(context: Context, folder: Path, model: Network, info: dict, masks: Masks | None,
-                   result: dict) -> None:
+def _refuse_others(folder: Path, model: Network, info: dict, masks: Masks | None, result: dict) -> None:
     """Keep a network aside that is not the one which was lost here, while others are made from that one.
 
     Raises KesiError then: the run cannot go on with both.
@@ -237,17 +236,23 @@ def _rescue(context: Context, saver: states.Saver, stage: str, error: BaseExcept
             warnings.warn(str(trouble), stacklevel=2)
 
 
+def network_of(model: Network, masks: Masks | None, method: str | None, image_size: int) -> dict:
+    """What a result says of the network itself, which its checkpoint alone tells: kesi.verify computes it anew."""
+    params = parameters(model)
+    return {"arch": model.arch, "num_classes": model.num_classes, "cfg": model.cfg, "params": params,
+            "nonzero_params": params - (masks.pruned() if masks else 0),
+            "sparsity": masks.sparsity() if masks else None, "macs": macs(model, image_size),
+            "empty_layers": health.empty_layers(masks), "layers": layers_of(model, masks, method)}
+
+
 def result_of(context: Context, model: Network, masks: Masks | None, info: dict, history: list[dict],
             seconds: float) -> dict:
     """The one line of results of a stage."""
-    last, params = history[-1], parameters(model)
+    last = history[-1]
     return {**{key: info[key] for key in KEPT if key in info},
-            "arch": model.arch, "num_classes": model.num_classes, "cfg": model.cfg,
             "dataset": context.dataset.name, "image_size": context.dataset.image_size,
-            "params": params, "nonzero_params": params - (masks.pruned() if masks else 0),
             "network_digest": checkpoints.network_digest(model, masks),
-            "sparsity": masks.sparsity() if masks else None, "macs": macs(model, context.dataset.image_size),
-            "empty_layers": health.empty_layers(masks), "layers": layers_of(model, masks, info.get("method")),
+            **network_of(model, masks, info.get("method"), context.dataset.image_size),
             "at_chance": last["test_accuracy"] <= health.chance(context.dataset.test.labels),
             "test_accuracy": last["test_accuracy"], "test_loss": last["test_loss"],
             "val_accuracy": last["val_accuracy"], "epochs": len(history),

@@ -17,7 +17,7 @@ from kesi.complexity import parameters
 from kesi.data import Dataset
 from kesi.distillation import Distillation, SnapshotEnsemble, agreement
 from kesi.errors import KesiError, UsageError
-from kesi.files import read_json, write_json
+from kesi.files import write_json
 from kesi.folders import CHECKPOINT, RESULT, finished, read_fields
 from kesi.locks import held
 from kesi.pretrained import load_pretrained
@@ -193,7 +193,7 @@ def _names(members: Sequence[Checkpoint]) -> list[str]:
 def _measured(done: Path, digests: list[str], names: list[str]) -> dict | None:
     """What is known of an ensemble of just these members; of members of these names that were made anew, nothing."""
     try:
-        result = fields.checked_result(done, read_json(done), NEEDED) if done.is_file() else {}
+        result = fields.read_result(done, NEEDED) if done.is_file() else {}
     except KesiError as error:
         warnings.warn(f"{error}: the ensemble is evaluated again", stacklevel=3)
         return None

@@ -17,8 +17,8 @@ import numpy as np
 
 from kesi import cli
 from kesi.errors import KesiError, UsageError
-from kesi.fields import checked_result, read_epochs
-from kesi.files import make_folder, read_json
+from kesi.fields import read_epochs, read_result
+from kesi.files import make_folder
 from kesi.folders import METRICS, RESULT
 
 SCALARS = {"train_loss": "loss/train", "test_loss": "loss/test", "train_accuracy": "accuracy/train",
@@ -152,7 +152,7 @@ def _changed(stage: Path) -> int:
 def _started(stage: Path, rows: Sequence[dict]) -> float:
     """When the stage began, in seconds since 1970; of one that still runs, from its last epoch back."""
     done = stage / RESULT
-    if done.is_file() and (started := checked_result(done, read_json(done)).get("started")):
+    if done.is_file() and (started := read_result(done).get("started")):
         try:
             return datetime.fromisoformat(started.replace("Z", "+00:00")).timestamp()
         except (ValueError, OverflowError) as error:

@@ -8,16 +8,14 @@ import torch
 
 from kesi import checkpoints, health
 from kesi.checkpoints import Checkpoint
-from kesi.complexity import macs, parameters
+from kesi.complexity import parameters
 from kesi.data import Dataset
 from kesi.distillation import SnapshotEnsemble, agreement
 from kesi.errors import KesiError, first_line
-from kesi.fields import checked_result, described, read_epochs
-from kesi.files import read_json
+from kesi.fields import described, read_epochs, read_result
 from kesi.folders import CHECKPOINT, METRICS, PRUNED, RESULT
-from kesi.layers import layers_of
 from kesi.provenance import device_name, recipe_hash, versions
-from kesi.running import KEPT, METRICS_KEPT, history_digest
+from kesi.running import KEPT, METRICS_KEPT, history_digest, network_of
 from kesi.training import evaluate
 
 TOLERANCE, IMAGES = 0.1, 2  # elsewhere than where the run was made: percent of the test images, or so many
@@ -70,7 +68,7 @@ class Verifier:
         for stage in stages:
             where, folder = f"seed{number}/{stage}", self.run / f"seed{number}" / stage
             try:
-                result = checked_result(folder / RESULT, read_json(folder / RESULT))
+                result = read_result(folder / RESULT)
             except KesiError as error:
                 self.check(where, False, str(error) if (folder / RESULT).exists() else "is not finished")
                 continue
@@ -80,14 +78,15 @@ class Verifier:
                 self._ensemble(where, folder, result)
             else:
                 self._network(where, folder, result)
-                self._lineage(where, folder, stage)
+                self._lineage(where, folder, stage, result)
 
     def _network(self, where: str, folder: Path, result: dict) -> None:
         found = self.checkpoint(where, folder / CHECKPOINT)
         if found is None:
             return
         self.equal(where, "the checkpoint's digest", result.get("digest"), found.digest)
-        self._sizes(where, found, result)
+        if self.check(where, "image_size" in result, "does not say the image size"):
+            self._sizes(where, found, result)
         for name in KEPT:
             self.equal(where, name.replace("_", " "), result.get(name), found.info.get(name))
         self._images(where, found, result)
@@ -117,29 +116,25 @@ class Verifier:
         self.equal(where, "the number of images", result.get("images"), seen)
 
     def _sizes(self, where: str, found: Checkpoint, result: dict) -> None:
-        params, masks = parameters(found.model), found.masks
-        size = result.get("image_size")
-        sizes = {"network_digest": found.network_digest, "arch": found.model.arch,
-                 "num_classes": found.model.num_classes, "cfg": found.model.cfg,
-                 "params": params, "nonzero_params": params - (masks.pruned() if masks else 0),
-                 "sparsity": masks.sparsity() if masks else None,
-                 "macs": macs(found.model, size) if size else None, "empty_layers": health.empty_layers(masks),
-                 "layers": layers_of(found.model, masks, found.info.get("method"))}
-        for name, value in sizes.items():
+        masks = found.masks
+        self.equal(where, "network_digest", result.get("network_digest"), found.network_digest)
+        said = network_of(found.model, masks, found.info.get("method"), result["image_size"])
+        for name, value in said.items():
             self.equal(where, name, result.get(name), value)
         if masks is not None:
             broken = [name for name, mask in masks.state_dict().items()
                       if bool(found.model.get_parameter(name)[~mask].any())]
             self.check(where, not broken, f"pruned weights are not zero in {', '.join(broken)}")
 
-    def _lineage(self, where: str, folder: Path, stage: str) -> None:
+    def _lineage(self, where: str, folder: Path, stage: str, result: dict) -> None:
         """That a stage was made from just the files that the method makes it from, and as the recipe says."""
         kind, _, number = stage.partition("-")
-        if kind == "baseline" and self.info is not None:
-            self._beginning(where, folder)
-        if kind == "baseline" or (found := self.checkpoint(where, folder / CHECKPOINT)) is None:
+        if kind == "baseline":
+            self._beginning(where, result)
             return
-        beside = folder.parent
+        found, beside = self.checkpoint(where, folder / CHECKPOINT), folder.parent
+        if found is None:
+            return
         if kind == "kesi":
             done = len(list(beside.glob(f"onecycle-*/{RESULT}")))
             rounds = done if self.recipe is None else len(self.recipe["rounds"])
@@ -163,9 +158,10 @@ class Verifier:
                 for name, value in wanted.items():
                     self.equal(f"{where}/{PRUNED}", name, pruned.info.get(name), value)
 
-    def _beginning(self, where: str, folder: Path) -> None:
+    def _beginning(self, where: str, result: dict) -> None:
         """That the baseline was trained, taken over, or begun from other weights, as run.json says."""
-        result = read_json(folder / RESULT)
+        if self.info is None:
+            return
         self.equal(where, "whether it was taken over", "adopted_from" in result, self.info.get("baseline") is not None)
         if "adopted_from" not in result:
             given = (result.get("settings") or {}).get("pretrained")
@@ -225,15 +221,14 @@ class Verifier:
 
     def _ensemble(self, where: str, folder: Path, result: dict) -> None:
         names, digests = result.get("members"), result.get("members_digests")
-        if not self.check(where, isinstance(names, list) and isinstance(digests, list) and len(names) == len(digests),
-                          "does not name its members"):
+        if not self.check(where, bool(names and digests), "does not name its members"):
             return
         kind = "onecycle" if result.get("stage") == "ensemble" else "usual"
         if not self.equal(where, "the list of members", names, chain(kind, len(names) - 1)):
             return
         if self.recipe is not None:
             self.equal(where, "the number of members", len(names), len(self.recipe["rounds"]) + 1)
-        members = [self.checkpoint(where, folder.parent / str(name) / CHECKPOINT) for name in names]
+        members = [self.checkpoint(where, folder.parent / name / CHECKPOINT) for name in names]
         same = [self.check(where, one is not None and one.network_digest == digest, f"its member {name} has changed")
                 for name, one, digest in zip(names, members, digests, strict=True)]
         if not all(same):

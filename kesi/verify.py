@@ -16,7 +16,6 @@ from kesi.data import DATASETS, Dataset, load
 from kesi.data.datasets import family_of
 from kesi.errors import KesiError, UsageError
 from kesi.files import read_text
-from kesi.folders import read_fields
 from kesi.provenance import recipe_hash
 from kesi.report import texts
 from kesi.verifier import Verifier
@@ -24,8 +23,8 @@ from kesi.verifier import Verifier
 
 def images_of(run: Path, data: str, download: bool = False) -> Dataset:
     """The data set of a run, loaded anew as run.json describes it. Raises UsageError where no name leads to it."""
-    said = read_fields(run / "run.json").get("data")
-    if not isinstance(said, dict) or not isinstance(said.get("name"), str):
+    said = results.describe_run(run).info.get("data") or {}
+    if not isinstance(said.get("name"), str):
         raise KesiError(f"{run / 'run.json'} does not say what images were used")
     if said["name"] not in DATASETS:
         raise UsageError(f"the images of {run} were handed over in Python ({said['name']!r:.60}) and cannot be loaded "
@@ -85,8 +84,7 @@ def verify(run: Path, dataset: Dataset | None = None, device: str = "cpu") -> Ve
         _refuse_other_images(Path(run), loaded.info.get("data") or {}, dataset)
     recipe = loaded.info.get("recipe")
     verifier = Verifier(run, dataset, device, loaded.info)
-    numbers = [path.name[4:] for path in Path(run).glob("seed*")]
-    found = {int(number) for number in numbers if number.isdecimal() and number.isascii()}
+    found = {seed for path in Path(run).iterdir() if (seed := results.seed_of(path)) is not None}
     verifier.check("run.json", set(loaded.seeds) == found and bool(found),
                    f"it speaks of seeds {sorted(loaded.seeds)}, and there are folders of {sorted(found)}")
     for name in ("recipe", "data"):
@@ -113,7 +111,6 @@ def main() -> None:
     parser.add_argument("--no-accuracy", action="store_true", help="only look at the files; needs no images")
     parser.add_argument("--device", default="cpu", help="default: %(default)s")
     args = parser.parse_args()
-    results.describe_run(args.run)
     dataset = None if args.no_accuracy else images_of(args.run, args.data)
     found = verify(args.run, dataset, cli.device_for(args.device))
     for line in found.failures:

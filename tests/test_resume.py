@@ -28,6 +28,7 @@ from kesi.recipes import ONE_CYCLE
 from kesi.running import Context
 from kesi.stages import retrain
 from kesi.training import Options
+from tinyrun import same_command
 
 pytest_plugins = ["tinyrun"]
 
@@ -418,8 +419,7 @@ def test_what_a_damaged_stage_was_made_anew_from_by_another_command_keeps_its_ch
     run = shutil.copytree(weight_run, tmp_path / "run")
     before = {path: path.read_bytes() for path in run.glob("seed0/*/*.tar")}
     damage(broken := run / "seed0" / "onecycle-1" / "checkpoint.pth.tar")
-    words = json.loads((run / "run.json").read_text())["command"].split()[2:]
-    words[words.index("--save") + 1] = run
+    words = same_command(run)
     outcome = script("cifar/pipeline.py", *words, "--no-report", "--save-every", "9")
     assert outcome.code == 0 and re.search("onecycle-1/checkpoint.pth.tar is damaged.*runs again", outcome.err), outcome
     assert broken.read_bytes() != before.pop(broken)  # it names the other command
@@ -435,8 +435,7 @@ def test_a_stage_that_comes_out_otherwise_does_not_take_the_place_of_the_one_tha
     run = shutil.copytree(weight_run, tmp_path / "run")
     damage(broken := run / "seed0" / "baseline" / "checkpoint.pth.tar")
     before = {path: path.read_bytes() for path in run.glob("seed0/*/*") if path.parent != broken.parent}
-    words = json.loads((run / "run.json").read_text())["command"].split()[2:]
-    words[words.index("--save") + 1] = run
+    words = same_command(run)
     outcome = script("cifar/pipeline.py", *words, "--no-report", "--threads", "2")
     torch.set_num_threads(1)
     assert outcome.code == 1 and "baseline came out as another network than the one that was lost" in outcome.err

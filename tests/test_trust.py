@@ -29,6 +29,7 @@ from kesi.pruning import Masks, prune_filters, prune_weights
 from kesi.pruning.filters import pruned_widths
 from kesi.recipes import ONE_CYCLE
 from kesi.running import Context
+from tinyrun import same_command
 
 pytest_plugins = ["tinyrun"]
 FUZZ = settings(max_examples=40, deadline=None, derandomize=True,
@@ -463,8 +464,7 @@ def test_a_network_pruned_otherwise_is_not_taken_for_the_recipes(filter_run, tmp
     shutil.rmtree(run / "seed0" / "onecycle-1")
     works("cifar/filter_pruning/prune.py", "--model", run / "seed0/baseline", "--percent", 0.9, "--save",
           run / "seed0" / "onecycle-1")
-    words = json.loads((run / "run.json").read_text())["command"].split()[2:]
-    words[words.index("--save") + 1] = run
+    words = same_command(run)
     fails("cifar/pipeline.py", *words, code=2, says="was pruned with another amount")
 
 
@@ -478,8 +478,7 @@ def test_an_ensemble_by_hand_leaves_that_of_the_run_alone(filter_run, tmp_path):
     fails(*words, code=2, says=f"{result} is of another ensemble (baseline, onecycle-1, onecycle-2; now onecycle-1, ")
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
     result.write_text('{"stage": "ensemble"}')  # whole, and says nothing
-    again = json.loads((run / "run.json").read_text())["command"].split()[2:]
-    again[again.index("--save") + 1] = run
+    again = same_command(run)
     outcome = script("cifar/pipeline.py", *again)
     assert outcome.code == 0 and "the ensemble is evaluated again" in outcome.err
     assert json.loads(result.read_text())["accuracy"] == json.loads(before[result])["accuracy"]
@@ -491,9 +490,8 @@ def test_an_ensemble_by_hand_leaves_that_of_the_run_alone(filter_run, tmp_path):
 def test_a_run_json_that_says_nonsense_is_one_line(filter_run, tmp_path, fields, says):
     run = shutil.copytree(filter_run, tmp_path / "run")
     said = json.loads((run / "run.json").read_text())
+    words = same_command(run)
     (run / "run.json").write_text(json.dumps(said | fields))
-    words = said["command"].split()[2:]
-    words[words.index("--save") + 1] = run
     for command in (("cifar/pipeline.py", *words), ("kesi.verify", run), ("kesi.report", run, "--no-plots")):
         fails(*command, code=1, says=f"run.json is damaged: {says}")
 

@@ -6,6 +6,7 @@ matter of milliseconds. The networks are hardly trained; what a test holds must 
 """
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
@@ -25,6 +26,13 @@ def make_run(folder: Path, method: str) -> Path:
                           timeout=300)
     assert done.returncode == 0, done.stderr
     return folder
+
+
+def same_command(run: Path) -> list[str]:
+    """The words that made a run, for a copy of it in another folder."""
+    words = json.loads((run / "run.json").read_text())["command"].split()[2:]
+    words[words.index("--save") + 1] = str(run)
+    return words
 
 
 @contextlib.contextmanager
