@@ -24,7 +24,7 @@ $(VENV)/.ready: requirements.txt pyproject.toml
 demo: $(VENV)/.ready ## Run all five steps on digits, both methods, and print the paper's table (SEEDS="0 1 2": more runs)
 	$(DIGITS) --method filter --save $(DEMO)/filter
 	$(DIGITS) --method weight --save $(DEMO)/weight --model '$(DEMO)/filter/seed{seed}/baseline'
-	$(BIN)/python -m kesi.report $(DEMO)/filter $(DEMO)/weight
+	$(BIN)/kesi report $(DEMO)/filter $(DEMO)/weight
 
 # One thread a process: two processes of one thread each finish sooner than one after the other with two.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal

@@ -18,8 +18,7 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 
 from benchmarks.input import MEAN, STD, PilImages
-from kesi.recipes import Stage
-from kesi.training import schedule_for
+from kesi.method.schedules import Training, schedule_for
 
 
 def batches(images: torch.Tensor, labels: torch.Tensor, batch: int, workers: int,
@@ -34,7 +33,7 @@ def batches(images: torch.Tensor, labels: torch.Tensor, batch: int, workers: int
         yield from loader
 
 
-def optimizer_for(model: nn.Module, stage: Stage) -> torch.optim.Optimizer:
+def optimizer_for(model: nn.Module, stage: Training) -> torch.optim.Optimizer:
     """The stage's optimiser as torch makes it when asked for nothing else."""
     if stage.optimizer == "adam":
         return torch.optim.Adam(model.parameters(), lr=stage.lr, weight_decay=stage.weight_decay)
@@ -64,7 +63,7 @@ def distillation_losses(logits: torch.Tensor, images: torch.Tensor, teachers: Se
 class Classic:
     """A stage the classic way: one call of advance() a batch."""
 
-    def __init__(self, model: nn.Module, stage: Stage, steps: int, device: torch.device, temperature: float,
+    def __init__(self, model: nn.Module, stage: Training, steps: int, device: torch.device, temperature: float,
                  teachers: Sequence[nn.Module] = (), masked: bool = False):
         """Without ``teachers`` the loss is cross-entropy. ``masked``: weights that are zero stay zero."""
         self.model, self.device, self.masked, self.temperature = model.to(device).train(), device, masked, temperature

@@ -17,10 +17,11 @@ from torch.profiler import ProfilerActivity, profile
 
 import models
 from benchmarks.sides import Job, Ours, networks, our_batches, recipe_of, set_threads, size_of, synchronize
-from kesi import cli, steps
-from kesi.errors import UsageError
-from kesi.pruning import prune_weights
-from kesi.recipes import METHODS, ROUNDS
+from kesi.cli import entry
+from kesi.method.pruning import prune_weights
+from kesi.method.recipes import METHODS, ROUNDS
+from kesi.system import execution
+from kesi.system.errors import UsageError
 
 STAGES = ("baseline", "onecycle", "kesi")
 WARM_UP = 3
@@ -81,7 +82,7 @@ def top(step: Callable[[], object], device: torch.device, count: int, rows: int)
 
 
 def main() -> None:
-    parser = cli.parser(__doc__, "benchmarks.profile")
+    parser = entry.parser(__doc__, "benchmarks.profile")
     parser.add_argument("--arch", choices=list(models.ARCHITECTURES), default="resnet56", metavar="NAME",
                         help="default: %(default)s")
     parser.add_argument("--stage", choices=STAGES, default="onecycle", help="default: %(default)s")
@@ -90,8 +91,8 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, metavar="N", help="default: the recipe's")
     parser.add_argument("--device", default="auto", metavar="NAME", help="default: a GPU if any")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's)")
-    parser.add_argument("--precision", choices=steps.PRECISIONS, default="auto")
-    parser.add_argument("--compile", choices=steps.COMPILE, nargs="?", const="on", default="auto")
+    parser.add_argument("--precision", choices=execution.PRECISIONS, default="auto")
+    parser.add_argument("--compile", choices=execution.COMPILE, nargs="?", const="on", default="auto")
     parser.add_argument("--steps", type=int, default=3, metavar="N", help="steps to profile (default: %(default)s)")
     parser.add_argument("--top", type=int, default=12, metavar="N", help="operations to show (default: %(default)s)")
     args = parser.parse_args()
@@ -101,7 +102,7 @@ def main() -> None:
     if args.steps < 1 or args.top < 1:
         raise UsageError("--steps and --top must be at least 1")
     set_threads(args.threads)
-    device = cli.device_for(args.device)
+    device = execution.device_for(args.device)
     plan = recipe_of(args.arch, args.method)
     batch = args.batch_size or {"baseline": plan.baseline, "onecycle": plan.retrain,
                                 "kesi": plan.distill}[args.stage].batch_size
@@ -114,4 +115,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    entry.run(main)

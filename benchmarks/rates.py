@@ -1,6 +1,6 @@
 """How much of the machine a training step uses: its model FLOPs a second over those of a large matrix product.
 
-Model FLOPs: 2 for every MAC of the forward pass (kesi.complexity), times 3 with the backward pass.
+Model FLOPs: 2 for every MAC of the forward pass (kesi.method.sizes), times 3 with the backward pass.
 """
 
 import statistics
@@ -11,9 +11,10 @@ import torch
 
 import models
 from benchmarks.sides import CLASSES, recipe_of, size_of, synchronize
-from kesi import steps
-from kesi.complexity import macs
-from kesi.training import cross_entropy, optimizer_for
+from kesi.method.objectives import cross_entropy
+from kesi.method.schedules import optimizer_for
+from kesi.method.sizes import macs
+from kesi.system import execution
 
 NETWORKS = ("resnet56", "resnet110", "preresnet164", "wrn-16-8", "vgg16", "resnet18", "resnet34")
 CPU_BATCH = {"wrn-16-8": 32, "resnet18": 16, "resnet34": 16}  # of 128, so that a step takes seconds at most
@@ -57,10 +58,10 @@ def shares(archs: Sequence[str], device: str, seconds: float) -> list[dict]:
     for arch in archs:
         size = size_of(arch)
         batch = 128 if where.type == "cuda" else CPU_BATCH.get(arch, 128)
-        precision = steps.set_up(device, "auto", deterministic=False)
+        precision = execution.set_up(device, "auto", deterministic=False)
         torch.manual_seed(0)
         model = models.create(arch, CLASSES).to(device=where, memory_format=torch.channels_last).train()
-        step = steps.make_step(model, cross_entropy, device, precision, "auto", 1)
+        step = execution.make_step(model, cross_entropy, device, precision, "auto", 1)
         optimizer = optimizer_for(model, recipe_of(arch).retrain)
         images = torch.randn((batch, 3, size, size)).to(device=where, memory_format=torch.channels_last)
         labels = torch.randint(0, CLASSES, (batch,)).to(where)

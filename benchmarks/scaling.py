@@ -11,8 +11,8 @@ import torch
 
 from benchmarks.rates import median_seconds
 from benchmarks.sides import Job, Side, networks
-from kesi import steps
-from kesi.distillation import SnapshotEnsemble
+from kesi.method.distillation import SnapshotEnsemble
+from kesi.system import execution
 
 BATCHES = (32, 64, 128, 256, 512)
 EPOCHS_OF = (1, 2, 4)  # times the fewest images
@@ -59,7 +59,7 @@ def against_batch_size(arch: str, device: str, batches: tuple[int, ...], turns: 
 
 def against_teachers(arch: str, device: str, batch: int, turns: int, seconds: float) -> list[dict]:
     """Seconds of a step of distilling from 0 to 6 teachers, and what the forward passes alone predict."""
-    precision = steps.set_up(device, "auto", deterministic=False)
+    precision = execution.set_up(device, "auto", deterministic=False)
     images = torch.randn((batch, 3, 32, 32)).to(device=device, memory_format=torch.channels_last)
     members = networks(arch, 32)
     forwards = [median_seconds(_forward(member, images, precision), torch.device(device), seconds / 4)
@@ -79,7 +79,7 @@ def _forward(member: torch.nn.Module, images: torch.Tensor, precision: str) -> C
     ensemble = SnapshotEnsemble([member], device=str(images.device))
 
     def call() -> None:
-        with steps.autocast(str(images.device), precision, cache=not images.is_cuda):
+        with execution.autocast(str(images.device), precision, cache=not images.is_cuda):
             ensemble.probabilities(images, 5.0)
 
     if not images.is_cuda:

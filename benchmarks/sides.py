@@ -27,15 +27,16 @@ import models
 from benchmarks.classic import Classic, hold_zeros
 from benchmarks.classic import batches as classic_batches
 from benchmarks.input import MEAN, STD
-from kesi import steps
 from kesi.data import Dataset, Split, TrainBatches
 from kesi.data.augment import PadCrop, RandomResizedCrop
-from kesi.distillation import Distillation, SnapshotEnsemble
-from kesi.errors import KesiError, UsageError
-from kesi.pruning import Masks, prune_weights
-from kesi.pruning.filters import pruned_widths
-from kesi.recipes import Recipe, Stage, recipe
-from kesi.training import cross_entropy, optimizer_for, schedule_for
+from kesi.method.distillation import Distillation, SnapshotEnsemble
+from kesi.method.objectives import cross_entropy
+from kesi.method.pruning import Masks, prune_weights
+from kesi.method.pruning.filters import pruned_widths
+from kesi.method.recipes import Recipe, recipe
+from kesi.method.schedules import Training, optimizer_for, schedule_for
+from kesi.system import execution
+from kesi.system.errors import KesiError, UsageError
 
 ROOT = Path(__file__).resolve().parent.parent
 WITHOUT_END = 10_000  # epochs: the schedule must not end before the benchmark does
@@ -67,20 +68,20 @@ class Job:
 
 
 class Ours:
-    """A stage as kesi.training.fit() runs it: its parts, in its order, for as long as somebody asks for steps."""
+    """A stage as kesi.method.training.fit() runs it: its parts, in its order, for as many steps as are asked for."""
 
-    def __init__(self, job: Job, model: nn.Module, stage: Stage, teachers: Sequence[nn.Module], temperature: float,
+    def __init__(self, job: Job, model: nn.Module, stage: Training, teachers: Sequence[nn.Module], temperature: float,
                  masks: Masks | None):
         self.model = model.to(device=job.device, memory_format=torch.channels_last).train()
         self.masks = masks
         if masks is not None:
             masks.follow()
-        self.precision = steps.set_up(job.device, job.precision, deterministic=False)
+        self.precision = execution.set_up(job.device, job.precision, deterministic=False)
         objective = cross_entropy
         if teachers:
             objective = Distillation(SnapshotEnsemble(teachers, device=job.device), temperature)
         epoch = -(-job.images // job.batch)
-        self.step = steps.make_step(self.model, objective, job.device, self.precision, job.compile,
+        self.step = execution.make_step(self.model, objective, job.device, self.precision, job.compile,
                                     stage.epochs * epoch)
         self.optimizer = optimizer_for(self.model, stage)
         self.schedule = schedule_for(self.optimizer, replace(stage, epochs=WITHOUT_END), epoch)
@@ -200,7 +201,7 @@ class Side:
 
     def check(self, path: str) -> dict:
         """_check(); the classic side is the measure, and has its TF32 again for the clock."""
-        with steps.full_precision() if self.job.side == "classic" else contextlib.nullcontext():
+        with execution.full_precision() if self.job.side == "classic" else contextlib.nullcontext():
             return self._check(path)
 
     def _check(self, path: str) -> dict:

@@ -28,10 +28,11 @@ import torch
 from benchmarks import input as input_side
 from benchmarks import rates, scaling
 from benchmarks.sides import Job, Process, set_threads
-from kesi import cli
+from kesi.cli import entry
 from kesi.data.augment import PadCrop
-from kesi.errors import KesiError
-from kesi.provenance import provenance
+from kesi.system import execution
+from kesi.system.errors import KesiError
+from kesi.system.provenance import provenance
 
 ROWS = ("retrain", "distill", "input", "masks", "matmul")
 
@@ -249,7 +250,7 @@ def table(rows: Sequence[Row], origin: dict, cuda: bool) -> str:
 def settings_for(args: argparse.Namespace) -> Settings:
     """What the flags say. Raises UsageError for a device or a number that cannot be."""
     set_threads(args.threads)
-    settings = Settings(cli.device_for(args.device), args.threads, args.compile)
+    settings = Settings(execution.device_for(args.device), args.threads, args.compile)
     if args.quick:
         settings = replace(settings, arch="resnet20", batch=16, images=256, turns=2, seconds=0.05,
                            networks=("resnet20",))
@@ -257,7 +258,7 @@ def settings_for(args: argparse.Namespace) -> Settings:
 
 
 def main() -> None:
-    parser = cli.parser(__doc__, "benchmarks.throughput")
+    parser = entry.parser(__doc__, "benchmarks.throughput")
     parser.add_argument("--quick", action="store_true", help="a small network and few steps: does it run")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS, metavar="ROW",
                         help=f"what to measure: {', '.join(ROWS)} (default: all)")
@@ -286,4 +287,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    entry.run(main)

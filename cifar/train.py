@@ -3,7 +3,7 @@
     python cifar/train.py --arch resnet56 --dataset cifar10 --save runs/mine/baseline
 """
 
-from kesi import cli, commands
+from kesi.cli import entry, steps
 
 if __name__ == "__main__":
-    cli.run(lambda: commands.train(__doc__, "cifar"), resumes=True)
+    entry.run(lambda: steps.train(__doc__, "cifar"), resumes=True)

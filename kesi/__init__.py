@@ -3,17 +3,15 @@
 Le, Vo and Thoai, "Paying more attention to snapshots of Iterative Pruning", BMVC 2020, arXiv 2006.11487.
 """
 
-from kesi.checkpoints import load_model
+import importlib
 
-__all__ = ["compress", "load_model", "register"]
+_PUBLIC = {"compress": "kesi.own.compress", "register": "kesi.own.registry", "load_model": "kesi.checkpoints",
+           "fit": "kesi.method.training"}
+__all__ = list(_PUBLIC)
 
 
 def __getattr__(name: str):
-    """compress() and register(), imported when they are asked for: they need most of the package."""
-    if name == "compress":
-        from kesi.own import compress
-        return compress
-    if name == "register":
-        from kesi.registry import register
-        return register
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    """The public names, imported when they are asked for: what is not used costs no time."""
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_PUBLIC[name]), name)

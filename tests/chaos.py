@@ -23,9 +23,9 @@ import time
 import warnings
 from pathlib import Path
 
-from kesi import checkpoints, pipeline_command, plots  # noqa: F401  what the pipeline imports is imported once, here
-from kesi.errors import KesiError
-from kesi.provenance import provenance
+from kesi import checkpoints
+from kesi.system.errors import KesiError
+from kesi.system.provenance import provenance
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMAND = ["cifar/pipeline.py", "--arch", "resnet20", "--dataset", "digits", "--rounds", "2", "--compare",

@@ -6,11 +6,11 @@ from dataclasses import replace
 import torch
 
 import models
-from kesi import distributed
 from kesi.data import TrainBatches, load
-from kesi.recipes import ONE_CYCLE
-from kesi.steps import make_step
-from kesi.training import Options, fit, predict
+from kesi.method.recipes import ONE_CYCLE
+from kesi.method.training import Options, fit, predict
+from kesi.system import distributed
+from kesi.system.execution import make_step
 
 
 def small():

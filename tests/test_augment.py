@@ -10,7 +10,7 @@ from torchvision.transforms import functional
 
 from kesi.data import Dataset, Split, TrainBatches, eval_batches, resample
 from kesi.data.augment import Normalise, PadCrop, RandomResizedCrop
-from kesi.errors import UsageError
+from kesi.system.errors import UsageError
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 PLAIN = Normalise.of((0.0, 0.0, 0.0), (1 / 255,) * 3)  # leaves 0..255 as it is

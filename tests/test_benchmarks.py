@@ -14,10 +14,10 @@ from benchmarks.scaling import tables
 from benchmarks.sides import Job, Ours, Side, networks, recipe_of
 from benchmarks.throughput import check, quartiles
 from doors import ROOT, fails, works
-from kesi.distillation import SnapshotEnsemble, distillation_loss
-from kesi.errors import KesiError
-from kesi.pruning import prune_weights
-from kesi.recipes import ONE_CYCLE
+from kesi.method.distillation import SnapshotEnsemble, distillation_loss
+from kesi.method.pruning import prune_weights
+from kesi.method.recipes import ONE_CYCLE
+from kesi.system.errors import KesiError
 
 pytestmark = pytest.mark.slow
 

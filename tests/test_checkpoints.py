@@ -11,9 +11,9 @@ import torch
 import kesi
 import models
 from kesi import checkpoints
-from kesi.errors import KesiError, UsageError
-from kesi.pruning import prune_filters, prune_weights
-from kesi.recipes import filter_rates
+from kesi.method.pruning import prune_filters, prune_weights
+from kesi.method.recipes import filter_rates
+from kesi.system.errors import KesiError, UsageError
 
 FIXTURES = Path(os.environ.get("KESI_FIXTURES", Path(__file__).parents[2] / "shared" / "fixtures"))
 needs_fixtures = pytest.mark.skipif(not FIXTURES.is_dir(), reason="no checkpoints of the released code at hand "

@@ -7,17 +7,19 @@ import pytest
 import torch
 
 import models
-from kesi import checkpoints, compare, latency
+from kesi import checkpoints
+from kesi.cli import networks
 from kesi.data import load
-from kesi.errors import UsageError
-from kesi.training import predict
+from kesi.method.training import predict
+from kesi.system.errors import UsageError
+from kesi.tools import compare, latency
 
 pytest_plugins = ["tinyrun"]
 
 
 def test_figures_are_those_of_the_runs(filter_run, weight_run, tmp_path, quick_clock, capsys):
     stages = [filter_run / "seed0/baseline", filter_run / "seed0/kesi", weight_run / "seed0/kesi"]
-    compare.main([*map(str, stages), "--csv", str(tmp_path / "c.csv")])
+    networks.compare([*map(str, stages), "--csv", str(tmp_path / "c.csv")])
     rows = list(csv.DictReader((tmp_path / "c.csv").open()))
     text = capsys.readouterr().out
     digits = load("digits")
@@ -49,12 +51,12 @@ def test_without_images_and_times(filter_run, tmp_path, capsys):
     torch.manual_seed(0)
     torch.save({"state_dict": models.create("resnet20", 10).state_dict()}, tmp_path / "released.pth.tar")
     words = [str(tmp_path / "released.pth.tar"), str(filter_run / "seed0/kesi"), "--no-latency"]
-    compare.main([*words, "--no-accuracy"])
+    networks.compare([*words, "--no-accuracy"])
     text = capsys.readouterr().out
     assert "released.pth.tar" in text and "the same prediction" not in text
     with pytest.raises(UsageError, match="different data sets"):
-        compare.main(words)
-    compare.main([*words, "--dataset", "digits"])
+        networks.compare(words)
+    networks.compare([*words, "--dataset", "digits"])
     assert "the same prediction" in capsys.readouterr().out
 
 

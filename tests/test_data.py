@@ -20,7 +20,8 @@ from torchvision.transforms import functional
 import datagen
 from kesi.data import INFO, TrainBatches, cache, eval_batches, load
 from kesi.data.decode import Storage, decode
-from kesi.errors import KesiError, UsageError
+from kesi.data.sources import digits
+from kesi.system.errors import KesiError, UsageError
 
 
 def one_line(error: pytest.ExceptionInfo) -> str:
@@ -54,7 +55,7 @@ def test_digits_are_300_to_train_and_1497_to_test():
 
 def test_digits_are_enlarged_from_8_pixels():
     large, small = load("digits").train.images, load("digits", image_size=8).train.images
-    with np.load(Path(load.__code__.co_filename).with_name("digits.npz")) as file:
+    with np.load(Path(digits.__file__).with_name("digits.npz")) as file:
         stored = file["images"][file["train"]]
     assert np.array_equal(small[..., 0].numpy(), np.round(stored.astype(float) * 255 / 16))
     planes = small.permute(0, 3, 1, 2).float()

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 
 import models
 from kesi.data import load
-from kesi.distillation import Distillation, SnapshotEnsemble, agreement, distillation_loss, frozen
-from kesi.errors import UsageError
+from kesi.method.distillation import Distillation, SnapshotEnsemble, agreement, distillation_loss, frozen
+from kesi.system.errors import UsageError
 
 
 def networks(count=3, arch="resnet20", classes=5):
@@ -107,5 +107,5 @@ def test_ensemble_predicts_each_member_on_the_whole_split_in_order():
     members = networks(2, classes=10)
     logits = SnapshotEnsemble(members).predict(dataset, dataset.test)
     assert logits.shape == (2, 1497, 10)
-    from kesi.training import predict
+    from kesi.method.training import predict
     assert torch.allclose(logits[1], predict(members[1], dataset, dataset.test), rtol=1e-3, atol=1e-4)

@@ -62,7 +62,7 @@ def test_training_together_ends_where_one_process_ends(outcomes, count):
 def test_sharded_evaluation_is_exact(outcomes, key, tmp_path):
     import models
     from kesi.data import load
-    from kesi.training import predict, score
+    from kesi.method.training import predict, score
     found = outcomes[key]
     network = models.create("resnet20", 10, [2] * 9)
     network.load_state_dict(found["weights"])
@@ -86,7 +86,7 @@ def test_a_pipeline_of_two_processes_is_continued_by_three_and_is_whole(tmp_path
     assert done.returncode == 0, done.stderr
     assert "baseline continues after epoch" in done.stdout
     assert done.stdout.count("baseline: test accuracy") == 1  # rank 0 alone speaks
-    assert "checks hold" in works("kesi.verify", tmp_path / "run")
+    assert "checks hold" in works("kesi", "verify", tmp_path / "run")
     again = works("cifar/pipeline.py", *command[1:])  # and one process finds nothing left to do
     assert again.count("is finished already") == 3
 

@@ -3,10 +3,10 @@
 Commands run in an empty folder, in the order of their document, changed as little as brings them to seconds:
 
 - scripts: on digits with resnet20 and a hundredth of the epochs (a folder of images stays one), pipelines with one
-  round and one seed; so does ``kesi.reproduce`` with its small table;
-- of pipelines of one network and method in one document the first, of ``kesi.reproduce`` the first that runs here; the
+  round and one seed; so does ``reproduce`` with its small table;
+- of pipelines of one network and method in one document the first, of ``reproduce`` the first that runs here; the
   others, and what would fetch something, with --dry-run, which looks at everything but images;
-- ``kesi.export``, ``kesi.predict`` and the like: as they stand, with fewer points, images or repetitions where they
+- ``kesi export``, ``kesi predict`` and the like: as they stand, with fewer points, images or repetitions where they
   have a flag for it. Run folders that a document names and does not make are copies of tiny runs on digits;
 - what needs a cluster, and torchrun: their flags are read by their own parser, which then stops (test_reproduce.py and
   test_distributed.py run them).
@@ -29,8 +29,9 @@ from PIL import Image
 
 import models
 from doors import ROOT, script
-from kesi import paper, plan, recipes
+from kesi.__main__ import COMMANDS
 from kesi.data import INFO
+from kesi.method import paper, plan, recipes
 
 pytestmark = pytest.mark.slow
 
@@ -40,13 +41,13 @@ DOCUMENTS = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for pat
 LINKED = sorted({*DOCUMENTS, "CHANGELOG.md", *(str(path.relative_to(ROOT)) for folder in ("benchmarks", "results")
                                                for path in (ROOT / folder).rglob("*.md"))})
 STAGES = ("train.py", "prune.py", "finetune.py", "ensemble_finetune.py")
-AS_THEY_ARE = {"kesi.plan": [], "kesi.report": [], "kesi.compare": ["--no-latency"], "kesi.verify": ["--no-accuracy"],
-               "kesi.export": [], "kesi.predict": [], "kesi.landscape": ["--points", "3", "--images", "50"]}
+AS_THEY_ARE = {"plan": [], "report": [], "compare": ["--no-latency"], "verify": ["--no-accuracy"], "export": [],
+               "predict": [], "landscape": ["--points", "3", "--images", "50"]}
 QUICK = ["--rounds", "1", "--epochs-scale", "0.01", "--threads", "1"]
-OURS = {"python", "make", "pip", "torchrun"}
+OURS = {"kesi", "python", "make", "pip", "torchrun"}
 NOT_OURS = {"tensorboard", "git", "cd", "sbatch", "srun", "ray", "jupyter", "ssh", "export", "source", "module"}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-INLINE = re.compile(r"(?<!`)`((?:python|make|pip install|torchrun) [^`\n]+)`(?!`)")
+INLINE = re.compile(r"(?<!`)`((?:kesi|python|make|pip install|torchrun) [^`\n]+)`(?!`)")
 
 
 @dataclass
@@ -91,7 +92,7 @@ class Sandbox:
         for copy in ("photos", "more-photos"):
             shutil.copytree(folder / "my-images", folder / copy)
         shutil.copy(folder / "photos/test/cat/0.png", folder / "photo.jpg")
-        monkeypatch.setattr("kesi.latency.SECONDS", 0.01)
+        monkeypatch.setattr("kesi.tools.latency.SECONDS", 0.01)
 
     def follow(self, command: str) -> None:
         """Do what a command says, or see that it could be done."""
@@ -109,10 +110,26 @@ class Sandbox:
         elif tool == "torchrun":
             place = next(place for place, word in enumerate(arguments) if word.endswith(".py"))
             self.read(arguments[place], arguments[place + 1:], command)
+        elif tool == "kesi":
+            self.kesi(arguments, command)
         elif tool == "python":
             self.python(arguments, command)
         else:
             assert tool in NOT_OURS, command
+
+    def kesi(self, arguments: list[str], command: str) -> None:
+        name, flags = arguments[0], ["runs/RUN-filter" if word == "RUN" else word for word in arguments[1:]]
+        assert name in COMMANDS, command
+        if not flags:  # the name of a command rather than a line to type
+            return
+        if name == "run":
+            planned = self.planned("kesi run", flags)
+            self.read("kesi", ["run", *flags], command) if planned else self.run(
+                "kesi", ["run", *self.quick_pipeline("kesi", flags)], command)
+        elif name in AS_THEY_ARE and self.provide(flags):
+            self.run("kesi", [name, *flags, *(word for word in AS_THEY_ARE[name] if word not in flags)], command)
+        else:
+            self.read("kesi", [name, *flags], command)
 
     def python(self, arguments: list[str], command: str) -> None:
         name, flags = (arguments[1], arguments[2:]) if arguments[0] == "-m" else (arguments[0], arguments[1:])
@@ -131,12 +148,10 @@ class Sandbox:
             self.read(name, flags, command)
         elif Path(name).name == "pipeline.py":
             self.run(name, self.quick_pipeline(name, flags), command)
-        elif name == "kesi.reproduce":
+        elif name == "reproduce":
             self.run(name, self.quick_grid(flags), command)
         elif Path(name).name in STAGES and self.provide(flags):
             self.run(name, self.shortened(name, flags), command)
-        elif name in AS_THEY_ARE and self.provide(flags):
-            self.run(name, [*flags, *(word for word in AS_THEY_ARE[name] if word not in flags)], command)
         else:
             self.read(name, flags, command)
 
@@ -156,10 +171,10 @@ class Sandbox:
 
     def quick_grid(self, flags: list[str]) -> list[str]:
         """Flags of the small table, once; else, and where it needs a cluster, what there is to do."""
-        here = not {"--dry-run", "--ray", "--slurm"} & set(flags) and ("kesi.reproduce",) not in self.known
+        here = not {"--dry-run", "--ray", "--slurm"} & set(flags) and ("reproduce",) not in self.known
         if not here:
             return [*flags, *([] if "--dry-run" in flags else ["--dry-run"])]
-        self.known.add(("kesi.reproduce",))
+        self.known.add(("reproduce",))
         for flag in ("--table", "--arch", "--epochs-scale", "--seeds", "--save"):
             flags = without(flags, flag)
         return [*flags, "--table", "digits", "--method", "filter", "--seeds", "0", "--save", "runs/small", "--device",
@@ -180,7 +195,8 @@ class Sandbox:
 
     def shortened(self, name: str, flags: list[str]) -> list[str]:
         """Flags of a stage on digits, unless they name a folder of images that is here."""
-        self.read(name, flags, shlex.join([name, *flags]))  # what is exchanged below has to exist, too
+        words = ["run", *flags] if name == "kesi" else flags
+        self.read(name, words, shlex.join([name, *words]))  # what is exchanged below has to exist, too
         flags = list(flags)
         values = {flag: flags[place + 1] for place, flag in enumerate(flags[:-1]) if flag.startswith("--")}
         swap = {"--arch": "resnet20"} if "--dataset" in flags else {}
@@ -262,7 +278,7 @@ def test_the_page_on_own_networks_can_be_followed(tmp_path):
     ran("-c", load)
     install, export, compare, pipeline = map(shlex.split, commands)
     assert known_to_pip(install[1:])
-    ran(*export[1:], "--no-latency")
+    ran("-m", *export, "--no-latency")
     assert (tmp_path / "mine.onnx").is_file()
     folder, names = compare[5][:-1].split("{")  # the shell's business
     ran(*compare[1:5], *(folder + name for name in names.split(",")), *compare[6:], "--no-latency")
@@ -274,6 +290,8 @@ def test_make_demo_ends_in_the_report(tmp_path):
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
     (tmp_path / "bin/python").chmod(0o755)
+    (tmp_path / "bin/kesi").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m kesi "$@"\n')
+    (tmp_path / "bin/kesi").chmod(0o755)
     (tmp_path / ".ready").touch()
     line = re.search(r"^DIGITS := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE).group(1)
     done = subprocess.run(["make", "demo", f"VENV={tmp_path}", f"DEMO={tmp_path / 'demo'}",
@@ -293,10 +311,10 @@ def test_the_commands_are_found():
         ("command", "python -m g")]
 
 
-@pytest.mark.parametrize("command", ["python cifar/train.py --lerning-rate 1", "python -m kesi.plan --arch resnet57",
+@pytest.mark.parametrize("command", ["python cifar/train.py --lerning-rate 1", "kesi plan --arch resnet57",
                                      "python cifar/pipeline.py --dataset cifar11", "make tea", "python -m kesi.nothing",
                                      "pip install -e '.[tea]'", "python cifar/finetune.py", "tea", "python tea.py --b",
-                                     "python -m kesi.verify runs/none --tea", "python -c 'f('"])
+                                     "kesi verify runs/none --tea", "python -c 'f('"])
 def test_a_command_that_does_not_work_is_noticed(command, sandbox):
     with pytest.raises((AssertionError, ImportError, OSError, SyntaxError)):
         sandbox.follow(command)
@@ -335,7 +353,7 @@ def test_flags_and_files_that_are_named_exist(document):
 
 
 def resolves(dotted: str) -> bool:
-    """Whether a name like kesi.training.fit can be had."""
+    """Whether a name like kesi.method.training.fit can be had."""
     parts = dotted.split(".")
     for length in range(len(parts), 0, -1):
         try:

@@ -10,11 +10,14 @@ import pytest
 import torch
 
 import models
-from kesi import checkpoints, export, formats, packed, registry
+from kesi import checkpoints
+from kesi.cli import networks
 from kesi.data import load
-from kesi.errors import KesiError, UsageError
-from kesi.inputs import inputs_of
-from kesi.pruning import prune_weights
+from kesi.method.pruning import prune_weights
+from kesi.own import registry
+from kesi.system.errors import KesiError, UsageError
+from kesi.tools import export, formats
+from kesi.tools.inputs import inputs_of
 
 pytest_plugins = ["tinyrun"]
 
@@ -40,7 +43,7 @@ def test_onnx_with_normalisation(filter_run, digits, tmp_path, quick_clock, caps
     onnxruntime = pytest.importorskip("onnxruntime")
     onnx = pytest.importorskip("onnx")
     out = tmp_path / "deep" / "kesi.onnx"
-    export.main([str(filter_run / "seed0/kesi"), "--format", "onnx", "--normalise", "--out", str(out)])
+    networks.export([str(filter_run / "seed0/kesi"), "--format", "onnx", "--normalise", "--out", str(out)])
     session = onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
     for count in (1, 3, 40):
         found = torch.from_numpy(session.run(None, {"images": raw(digits, count).numpy()})[0])
@@ -78,11 +81,11 @@ def test_pt2_without_normalisation(filter_run, digits, tmp_path):
 
 def test_sparse_safetensors_is_as_small_as_its_weights(weight_run, digits, tmp_path, quick_clock, capsys):
     out = tmp_path / "kesi.safetensors"
-    export.main([str(weight_run / "seed0/kesi"), "--format", "safetensors", "--sparse", "--out", str(out)])
+    networks.export([str(weight_run / "seed0/kesi"), "--format", "safetensors", "--sparse", "--out", str(out)])
     text = capsys.readouterr().out
     assert "not the network faster on dense hardware; latency, batch 1:" in text
     original = checkpoints.load(weight_run / "seed0/kesi")
-    network = export.load_safetensors(out)
+    network = formats.load_safetensors(out)
     for name, value in original.model.state_dict().items():
         assert torch.equal(network.state_dict()[name], value), name
     total = sum(parameter.numel() for parameter in network.parameters())
@@ -93,7 +96,7 @@ def test_sparse_safetensors_is_as_small_as_its_weights(weight_run, digits, tmp_p
     assert 4 * zeros - total / 8 - 2000 < saved < 4 * zeros
     sizes = row_of(text, "file (kB)")
     assert sizes == pytest.approx((dense.stat().st_size / 1000, out.stat().st_size / 1000), abs=0.3)
-    about = packed.load_with_metadata(out)[1]
+    about = formats.load_with_metadata(out)[1]
     assert about["arch"] == "resnet20" and about["image_size"] == 16
     assert about["mean"] == pytest.approx(digits.mean) and about["classes"] == list("0123456789")
 
@@ -103,8 +106,8 @@ def test_pack_takes_the_smaller_form_and_loses_nothing(share):
     generator = torch.Generator().manual_seed(1)
     weight = torch.randn((64, 33, 3, 3), generator=generator)
     weight *= torch.rand(weight.shape, generator=generator) < share
-    parts = packed.pack(weight)
-    assert torch.equal(packed.unpack(parts, weight.shape), weight)
+    parts = formats.pack(weight)
+    assert torch.equal(formats.unpack(parts, weight.shape), weight)
     assert len(parts["values"]) == int((weight != 0).sum())
     where = parts.get("gaps", parts.get("bits"))
     assert len(where) <= -(-weight.numel() // 8) and ("gaps" in parts) == (share < 0.1)
@@ -114,8 +117,8 @@ def test_pack_takes_the_smaller_form_and_loses_nothing(share):
 def test_pack_knows_gaps_around_the_escape(gap):
     weight = torch.zeros(40_000)
     weight[[gap, 2 * gap + 1, 2 * gap + 2]] = torch.tensor([1.0, -2.0, 3.0])
-    parts = packed.pack(weight)
-    assert "gaps" in parts and torch.equal(packed.unpack(parts, [40_000]), weight)
+    parts = formats.pack(weight)
+    assert "gaps" in parts and torch.equal(formats.unpack(parts, [40_000]), weight)
 
 
 def test_released_code_checkpoint_and_missing_images(tmp_path, monkeypatch, quick_clock, capsys):
@@ -125,14 +128,14 @@ def test_released_code_checkpoint_and_missing_images(tmp_path, monkeypatch, quic
     masks = prune_weights(network, 0.9)
     torch.save({"state_dict": network.state_dict(), "best_prec1": 0.9}, tmp_path / "released.pth.tar")
     words = ["released.pth.tar", "--arch", "resnet20", "--out", "a", "--format"]
-    export.main([*words, "safetensors", "--sparse"])
+    networks.export([*words, "safetensors", "--sparse"])
     text = capsys.readouterr().out
     assert "100 images of digits at 32 px" in text and "--baseline" in text
     assert re.search(r"^latency, batch 128 \(ms\): [\d.]+$", text, re.MULTILINE)  # also with nothing to compare with
     live = sum(parameter.numel() for parameter in network.parameters()) - masks.pruned()
     assert (tmp_path / "a").stat().st_size < 4 * live * 1.3 + 12_000  # the running statistics are no parameters
     with pytest.raises(UsageError, match="--dataset"):
-        export.main([*words, "onnx", "--normalise"])
+        networks.export([*words, "onnx", "--normalise"])
 
 
 def test_a_file_that_differs_is_not_written(filter_run, tmp_path, monkeypatch):
@@ -183,21 +186,21 @@ def test_options_that_do_not_fit(filter_run, tmp_path):
 def test_missing_packages_are_named(filter_run, tmp_path, monkeypatch, kind, package):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(UsageError, match=rf'{package} is not installed: pip install -e "\.\[export\]"'):
-        export.main([str(filter_run / "seed0/kesi"), "--format", kind, "--out", str(tmp_path / "a")])
+        networks.export([str(filter_run / "seed0/kesi"), "--format", kind, "--out", str(tmp_path / "a")])
     assert not list(tmp_path.iterdir())
 
 
 def test_damaged_safetensors(weight_run, tmp_path):
     checkpoint = checkpoints.load(weight_run / "seed0/kesi")
-    content = packed.save_bytes(checkpoint.model, {}, sparse=True)
+    content = formats.save_bytes(checkpoint.model, {}, sparse=True)
     path = tmp_path / "a.safetensors"
     path.write_bytes(content[:-5])
     with pytest.raises(KesiError, match="damaged"):
-        export.load_safetensors(path)
+        formats.load_safetensors(path)
     with pytest.raises(ValueError, match="places"):
-        packed.unpack({"values": torch.zeros(3), "bits": torch.from_numpy(np.array([255], dtype=np.uint8))}, [8])
+        formats.unpack({"values": torch.zeros(3), "bits": torch.from_numpy(np.array([255], dtype=np.uint8))}, [8])
     with pytest.raises(UsageError, match="no such file"):
-        export.load_safetensors(tmp_path / "nothing")
+        formats.load_safetensors(tmp_path / "nothing")
 
 
 def test_safetensors_of_an_unregistered_network_says_what_to_register(tmp_path, monkeypatch):
@@ -206,8 +209,8 @@ def test_safetensors_of_an_unregistered_network_says_what_to_register(tmp_path, 
     monkeypatch.setattr(registry, "GRAPHS", {})
     registry.register("lone", lambda: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(768, 10)), image_size=16)
     path = tmp_path / "a.safetensors"
-    path.write_bytes(packed.save_bytes(models.create("lone", 10), {"image_size": 16}))
-    assert packed.load_safetensors(path).num_classes == 10
+    path.write_bytes(formats.save_bytes(models.create("lone", 10), {"image_size": 16}))
+    assert formats.load_safetensors(path).num_classes == 10
     del models.ARCHITECTURES["lone"]
     with pytest.raises(UsageError, match=r"say how it is built with kesi.register\('lone', factory\)"):
-        packed.load_safetensors(path)
+        formats.load_safetensors(path)

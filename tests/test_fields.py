@@ -8,14 +8,13 @@ import warnings
 
 import pytest
 
-from kesi import landscape, report, tensorboard  # noqa: F401  imported once, not in every case
-from kesi.errors import KesiError
-from kesi.fields import read_epochs, recipe_of
-from kesi.page import page
-from kesi.recipes import recipe
-from kesi.report import report as write_report
-from kesi.tensorboard import write_events
-from kesi.verify import verify
+from kesi.method.recipes import recipe
+from kesi.report.page import page
+from kesi.report.report import report as write_report
+from kesi.report.verify import verify
+from kesi.runs.record import read_epochs, recipe_of
+from kesi.system.errors import KesiError
+from kesi.tools.tensorboard import write_events
 
 pytest_plugins = ["tinyrun"]
 

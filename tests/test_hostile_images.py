@@ -16,7 +16,7 @@ from PIL import Image
 
 from doors import ROOT
 from kesi.data.decode import Storage, decode
-from kesi.errors import KesiError
+from kesi.system.errors import KesiError
 
 
 def encoded(kind):
@@ -77,7 +77,7 @@ def test_an_image_bomb_is_refused_before_its_pixels_take_memory(tmp_path, kind, 
     else:
         path.write_bytes(claiming(kind, *size))
     code = ("import resource, sys; from pathlib import Path; from kesi.data.decode import Storage, decode\n"
-            "from kesi.errors import KesiError\n"
+            "from kesi.system.errors import KesiError\n"
             "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
             "try: decode(Path(sys.argv[1]), Storage(32, False))\n"
             "except KesiError as error: print(error)\n"

@@ -7,11 +7,13 @@ import pytest
 import torch
 from torch.nn import functional
 
-from kesi import checkpoints, landscape
+from kesi import checkpoints
+from kesi.cli import networks
 from kesi.data import load
-from kesi.errors import UsageError
-from kesi.inputs import first_images
-from kesi.training import evaluate
+from kesi.method.training import evaluate
+from kesi.system.errors import UsageError
+from kesi.tools import landscape
+from kesi.tools.inputs import first_images
 
 pytest_plugins = ["tinyrun"]
 
@@ -115,16 +117,16 @@ def test_networks_of_different_shapes(filter_run, digits, few, tmp_path):
     assert len(same) == 2
     words = [str(filter_run / "seed0/baseline"), str(filter_run / "seed0/kesi"), "--out", str(tmp_path)]
     with pytest.raises(UsageError, match="different shapes"):
-        landscape.main(words)
+        networks.landscape(words)
     with pytest.raises(UsageError, match="two checkpoints"):
-        landscape.main([words[0], "--out", str(tmp_path)])
+        networks.landscape([words[0], "--out", str(tmp_path)])
 
 
 def test_command_writes_csv_and_plots(weight_run, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     stages = [str(weight_run / "seed0" / name) for name in ("baseline", "onecycle-1", "onecycle-2")]
     words = [*stages, "--points", "3", "--images", "40", "--grid", "2", "--out", str(tmp_path)]
-    landscape.main([*words, "--plane", stages[2]])
+    networks.landscape([*words, "--plane", stages[2]])
     rows = list(csv.DictReader((tmp_path / "line.csv").open()))
     assert [(row["from"], row["to"]) for row in rows] == ([("baseline", "onecycle-1")] * 3
                                                           + [("onecycle-1", "onecycle-2")] * 3)
@@ -137,9 +139,9 @@ def test_command_writes_csv_and_plots(weight_run, tmp_path, capsys):
 
 def test_without_matplotlib_there_is_the_csv(weight_run, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.axes", None)
-    monkeypatch.delitem(sys.modules, "kesi.landscape_plots", raising=False)
-    monkeypatch.delattr("kesi.landscape_plots", raising=False)
+    monkeypatch.delitem(sys.modules, "kesi.tools.landscape_plots", raising=False)
+    monkeypatch.delattr("kesi.tools.landscape_plots", raising=False)
     stages = [str(weight_run / "seed0" / name) for name in ("baseline", "onecycle-1")]
-    landscape.main([*stages, "--points", "2", "--images", "20", "--out", str(tmp_path)])
+    networks.landscape([*stages, "--points", "2", "--images", "20", "--out", str(tmp_path)])
     assert 'pip install -e ".[plots]"' in capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == ["line.csv"]

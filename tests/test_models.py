@@ -5,9 +5,9 @@ import torch
 import torchvision
 
 import models
-from kesi import plan
-from kesi.complexity import macs
-from kesi.recipes import recipe
+from kesi.method import plan
+from kesi.method.recipes import recipe
+from kesi.method.sizes import macs
 
 # Parameters in millions and MACs (CIFAR in millions at 32 px, Tiny-ImageNet in billions at 224 px) of rounds
 # 0 to 5, as measured on the authors' definitions.

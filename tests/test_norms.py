@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import models
-from kesi import norms, steps
-from kesi.training import cross_entropy
+from kesi.method.objectives import cross_entropy
+from kesi.system import execution, norms
 
 SHAPES = [(14, 32, 16), (9, 32, 16), (29, 16, 8), (58, 8, 8), (3, 5, 8), (1, 4, 16)]
 
@@ -99,16 +99,16 @@ def test_a_training_step_of_a_pruned_network_uses_them_and_computes_the_same(mon
     calls = []
     original = norms._BatchNorm.apply
     monkeypatch.setattr(norms._BatchNorm, "apply", lambda *values: calls.append(1) or original(*values))
-    steps.set_up("cpu", precision, False)
+    execution.set_up("cpu", precision, False)
     torch.manual_seed(0)
     model = models.create("resnet20", 10, [14, 14, 16, 29, 32, 29, 58, 58, 64]).to(memory_format=torch.channels_last)
     images = torch.randn(16, 3, 16, 16).to(memory_format=torch.channels_last)
     labels = torch.randint(0, 10, (16,))
     torchs = copy.deepcopy(model)
-    loss, _ = steps.make_step(model, cross_entropy, "cpu", precision, "auto", 10)(images, labels, 1.0)
+    loss, _ = execution.make_step(model, cross_entropy, "cpu", precision, "auto", 10)(images, labels, 1.0)
     assert len(calls) == 6
     monkeypatch.setattr(norms, "slow_norms", lambda model: [])
-    right, _ = steps.make_step(torchs, cross_entropy, "cpu", precision, "auto", 10)(images, labels, 1.0)
+    right, _ = execution.make_step(torchs, cross_entropy, "cpu", precision, "auto", 10)(images, labels, 1.0)
     assert len(calls) == 6
     assert abs(float(loss - right)) < near
     ours, theirs = (torch.cat([weight.grad.flatten() for weight in one.parameters()]) for one in (model, torchs))

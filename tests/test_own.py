@@ -16,19 +16,22 @@ from torch import nn
 
 import kesi
 import models
-from kesi import checkpoints, export, own, recipes
-from kesi.checkpoints import load
+from kesi import checkpoints
+from kesi.checkpoints.checkpoint import load
 from kesi.data.arrays import from_arrays
-from kesi.data.digits import load_digits
-from kesi.errors import KesiError, UsageError
-from kesi.folders import read_fields
-from kesi.inputs import inputs_of
-from kesi.next_steps import next_steps
-from kesi.page import page
-from kesi.pruning import graphs, prune_filters
-from kesi.pruning.graphs import GRAPHS, analyse
-from kesi.results import load_run
-from kesi.training import Options
+from kesi.data.sources.digits import load_digits
+from kesi.method import recipes
+from kesi.method.pruning import prune_filters
+from kesi.method.training import Options
+from kesi.own import compress, graphs
+from kesi.own.graphs import GRAPHS, analyse
+from kesi.report.next_steps import next_steps
+from kesi.report.page import page
+from kesi.runs.folder import read_fields
+from kesi.runs.results import load_run
+from kesi.system.errors import KesiError, UsageError
+from kesi.tools import export
+from kesi.tools.inputs import inputs_of
 from tinyrun import ENVIRONMENT, ROOT
 
 pytestmark = pytest.mark.slow
@@ -264,7 +267,7 @@ def test_the_concatenating_network_goes_through_the_whole_method(method, tmp_pat
     network = seeded(Concatenating)
     given = copy.deepcopy(network.state_dict())
 
-    def compress(model: nn.Module) -> own.Compressed:
+    def compress(model: nn.Module) -> compress.Compressed:
         return kesi.compress(model, *digits(16, 64), method, rounds=2, epochs=(2, 1, 1), batch_size=32, flip=False,
                              compare=True, folder=tmp_path / "run", options=CPU)
 
@@ -280,7 +283,7 @@ def test_the_concatenating_network_goes_through_the_whole_method(method, tmp_pat
     # a second call runs nothing, though its network has other weights
     written = {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "seed0").rglob("*.*")}
     with monkeypatch.context() as patch:
-        patch.setattr("kesi.running.fit", lambda *_, **__: pytest.fail("something was trained"))
+        patch.setattr("kesi.runs.stage.fit", lambda *_, **__: pytest.fail("something was trained"))
         again = compress(Concatenating())
     assert {path: path.stat().st_mtime_ns for path in written} == written
     assert again.accuracies == result.accuracies
@@ -298,7 +301,7 @@ def test_the_concatenating_network_goes_through_the_whole_method(method, tmp_pat
     assert "depthwise" in text or "left" in text
 
 
-def _smaller_or_masked(result: own.Compressed, method: str) -> None:
+def _smaller_or_masked(result: compress.Compressed, method: str) -> None:
     """The widths of the plan; or the shares of zeros of the recipe, where the masks say."""
     if method == "filter":
         assert result.network.cfg == [int(int(width * 0.8) * 0.8) for width in (12, 10, 6, 8)]
@@ -348,7 +351,7 @@ def test_torchvisions_networks(build, tmp_path, registry):
 def test_a_trained_network_is_the_baseline(tmp_path, registry):
     network = seeded(Concatenating)
 
-    def compress(model: nn.Module) -> own.Compressed:
+    def compress(model: nn.Module) -> compress.Compressed:
         return kesi.compress(model, *digits(16, 40), rounds=1, rates={"left": 0.5}, epochs=(9, 1, 1), batch_size=20,
                              folder=tmp_path / "run", options=CPU, trained=True)
 
@@ -365,7 +368,7 @@ def test_a_function_draws_new_weights_for_each_seed(tmp_path, registry):
     one, two = (weights_of(tmp_path / "run" / f"seed{seed}" / "baseline") for seed in (0, 1))
     assert not torch.equal(one["left.weight"], two["left.weight"])
     assert result.checkpoint.parent.parent.name == "seed0"
-    assert not (tmp_path / "run" / own.START).exists()
+    assert not (tmp_path / "run" / compress.START).exists()
 
 
 # --- loading elsewhere --------------------------------------------------------------------------------------------
@@ -408,16 +411,21 @@ def commands(folder: Path, *words: str) -> subprocess.CompletedProcess:
                           timeout=300)
 
 
+def typed(line: str) -> str:
+    """The words for Python of a command line that begins with kesi or python."""
+    return line.removeprefix("python ") if line.startswith("python ") else f"-m {line}"
+
+
 def test_commands_work_with_a_module_that_registers(saved):
     folder = saved[0].parent
-    done = commands(folder, "-m", "kesi.own", "my_networks", "kesi.plan", "--arch", "elsewhere", "--dataset",
+    done = commands(folder, "-m", "kesi", "--with", "my_networks", "plan", "--arch", "elsewhere", "--dataset",
                     "digits", "--rounds", "2", "--csv")
     assert (done.returncode, done.stderr) == (0, "")
     params = sum(value.numel() for value in Concatenating().parameters())
     assert done.stdout.splitlines()[1].startswith(f"0,{params},{params},")
     assert len(done.stdout.splitlines()) == 4
-    wrong = commands(folder, "-m", "kesi.own", "no_such_module", "kesi.plan")
-    assert (wrong.returncode, wrong.stderr) == (2, "error: there is no module no_such_module\n")
+    wrong = commands(folder, "-m", "kesi", "--with", "no_such_module", "plan")
+    assert (wrong.returncode, wrong.stderr) == (2, "error: --with no_such_module: there is no module no_such_module\n")
 
 
 def test_without_torch_pruning_one_line_says_what_to_install(saved, monkeypatch, registry, tmp_path):
@@ -463,27 +471,27 @@ def test_the_page_that_walks_through_it_does_what_it_says(tmp_path, monkeypatch,
     monkeypatch.delitem(sys.modules, "my_networks")
 
     (tmp_path / "cifar").symlink_to(ROOT / "cifar")
-    shorter = {"kesi.export": "--no-latency", "cifar/pipeline.py": "--epochs-scale 0.02 --rounds 1 --device cpu"}
-    lines = re.findall(r"^python (-m kesi.own my_networks (\S+) .*)$", text, re.MULTILINE)
+    shorter = {"export": "--no-latency", "python": "--epochs-scale 0.02 --rounds 1 --device cpu"}
+    lines = re.findall(r"^((?:kesi --with my_networks.py|python) (\S+) .*)$", text, re.MULTILINE)
     assert len(lines) == 3
     for line, command in lines:
-        done = commands(tmp_path, f"{line} {shorter.get(command, '')}")
+        done = commands(tmp_path, f"{typed(line)} {shorter.get(command, shorter.get(line.split()[0], ''))}")
         assert done.returncode == 0, done.stderr
     assert (tmp_path / "mine.onnx").stat().st_size > 1000
     assert (tmp_path / "runs" / "digits-mine-weight" / "report" / "table.md").is_file()
 
     by_command, by_call = (load_run(Path("runs") / name) for name in ("digits-mine-weight", "images-mine-filter"))
     (_, goes_on), (_, repeats), (_, uses), (_, checks) = next_steps(by_command)
-    assert goes_on.startswith("python -m kesi.own my_networks cifar/pipeline.py --arch mine --dataset digits")
+    assert goes_on.startswith("python cifar/pipeline.py --with my_networks.py --arch mine --dataset digits")
     assert repeats.endswith(f"{goes_on} --fresh")
-    done = commands(tmp_path, goes_on.removeprefix("python "))
+    done = commands(tmp_path, typed(goes_on))
     assert done.returncode == 0 and "kesi is finished already" in done.stdout
     for line in (uses.splitlines()[2] + " --no-latency", checks):
-        done = commands(tmp_path, line.removeprefix("python "))
+        done = commands(tmp_path, typed(line))
         assert done.returncode == 0, done.stderr
     *_, (said, uses), (_, checks) = next_steps(by_call)
-    assert "MODULE" in said and "kesi.compare" not in uses and "--no-accuracy" in checks
-    done = commands(tmp_path, checks.removeprefix("python ").replace("MODULE", "my_networks"))
+    assert "FILE" in said and "kesi compare" not in uses and "--no-accuracy" in checks
+    done = commands(tmp_path, typed(checks).replace("FILE", "my_networks.py"))
     assert done.returncode == 0, done.stderr
 
 

@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 
 import models
-from kesi import report, svg
-from kesi.page import page
+from doors import works
+from kesi.report import charts
+from kesi.report.page import page
 
 pytest_plugins = ["tinyrun"]
 
@@ -69,7 +70,7 @@ def test_it_is_whole_and_needs_nothing_else(both, filter_run):
     for stage in ("baseline", "onecycle-1", "onecycle-2", "usual-1", "usual-2", "kesi"):
         assert text.count(f"<summary><b>{stage}</b>") == 2
     assert result["command"].split("--save")[0] in text
-    assert "python -m kesi.export" in text
+    assert "kesi export" in text
 
 
 def test_the_widths_are_those_of_the_networks(both, filter_run):
@@ -99,30 +100,31 @@ def test_a_run_that_is_not_finished(filter_run, tmp_path):
     outline = Outline(text)
     assert not outline.wrong and not outline.open
     assert "Not finished" in text and "usual-2" in text and "layers of onecycle-2" in text
-    assert "run <b>" not in text and "python -m kesi.export" not in text  # there is no network yet
+    assert "run <b>" not in text and "kesi export" not in text  # there is no network yet
 
 
-def test_the_report_writes_it_on_request(filter_run, tmp_path, capsys):
-    assert report.main([str(filter_run), "--no-plots", "--out", str(tmp_path)]) == 0
+def test_the_report_writes_it_on_request(filter_run, tmp_path):
+    works("kesi", "report", filter_run, "--no-plots", "--out", tmp_path)
     assert not (tmp_path / "report.html").exists()
-    assert report.main([str(filter_run), "--no-plots", "--html", "--out", str(tmp_path)]) == 0
-    assert str(tmp_path / "report.html") in capsys.readouterr().out and (tmp_path / "report.html").is_file()
+    out = works("kesi", "report", filter_run, "--no-plots", "--html", "--out", tmp_path)
+    assert str(tmp_path / "report.html") in out and (tmp_path / "report.html").is_file()
 
 
 def test_chart_places_points_on_its_axes():
-    drawn = svg.chart("a title", [svg.Series("one", "kesi", [(0, 10.0), (5, 20.0), (10, 30.0)])], "x", "y")
+    drawn = charts.chart("a title", [charts.Series("one", "kesi", [(0, 10.0), (5, 20.0), (10, 30.0)])], "x", "y")
     points = [tuple(map(float, point.split(","))) for point in re.search(r'points="([^"]+)"', drawn)[1].split()]
-    assert points[0] == (svg.LEFT, svg.HEIGHT - svg.BOTTOM) and points[2] == (svg.WIDTH - svg.RIGHT, svg.TOP)
+    assert points[0] == (charts.LEFT, charts.HEIGHT - charts.BOTTOM)
+    assert points[2] == (charts.WIDTH - charts.RIGHT, charts.TOP)
     assert points[1] == pytest.approx(((points[0][0] + points[2][0]) / 2, (points[0][1] + points[2][1]) / 2), abs=0.1)
-    assert svg.chart("nothing", [svg.Series("none", "kesi", [(0, float("nan"))])], "x", "y") == ""
-    flat = svg.chart("flat", [svg.Series("one", "kesi", [(1, 5.0), (2, 5.0)])], "x", "y", whole_x=True)
+    assert charts.chart("nothing", [charts.Series("none", "kesi", [(0, float("nan"))])], "x", "y") == ""
+    flat = charts.chart("flat", [charts.Series("one", "kesi", [(1, 5.0), (2, 5.0)])], "x", "y", whole_x=True)
     assert "nan" not in flat and "inf" not in flat
-    assert "&lt;i&gt;" in svg.chart("<i>", [svg.Series("one", "kesi", [(1, 5.0)])], "x", "y")
+    assert "&lt;i&gt;" in charts.chart("<i>", [charts.Series("one", "kesi", [(1, 5.0)])], "x", "y")
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (93.2, 95.7), (0.0001, 0.0002), (-3, 1000), (5, 5), (0, 0)])
 def test_ticks_are_round_and_reach_around(low, high):
-    found = svg.ticks(low, high)
+    found = charts.ticks(low, high)
     assert 2 <= len(found) <= 8 and found[0] <= low + 1e-12 and found[-1] >= high - 1e-12
     steps = [after - before for before, after in zip(found, found[1:], strict=False)]
     assert max(steps) == pytest.approx(min(steps))

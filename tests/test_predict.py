@@ -10,10 +10,12 @@ from PIL import Image
 import models
 from datagen import write_imagefolder
 from doors import fails, script
-from kesi import checkpoints, predict
+from kesi import checkpoints
+from kesi.cli import networks
 from kesi.data import load
-from kesi.errors import KesiError, UsageError
-from kesi.training import predict as predict_split
+from kesi.method.training import predict as predict_split
+from kesi.system.errors import KesiError, UsageError
+from kesi.tools import predict
 
 pytest_plugins = ["tinyrun"]
 
@@ -58,10 +60,10 @@ def test_command_prints_text_and_csv(filter_run, tmp_path, capsys):
     digits = load("digits")
     path = tmp_path / "one, with a comma.png"
     Image.fromarray(digits.test.images[0].numpy()).save(path)
-    predict.main([str(filter_run / "seed0/kesi"), str(path), "--top", "2"])
+    networks.predict([str(filter_run / "seed0/kesi"), str(path), "--top", "2"])
     text = capsys.readouterr().out
     assert text.startswith(f"{path}: ") and text.count("%") == 2
-    predict.main([str(filter_run / "seed0/kesi"), str(path), "--top", "4", "--csv"])
+    networks.predict([str(filter_run / "seed0/kesi"), str(path), "--top", "4", "--csv"])
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert [row["rank"] for row in rows] == ["1", "2", "3", "4"] and rows[0]["file"] == str(path)
     assert f"{rows[0]['class']} {float(rows[0]['probability']):.1%}" in text
@@ -74,8 +76,8 @@ def test_released_code_needs_the_name_of_its_data(tmp_path):
     Image.new("RGB", (40, 30), "red").save(tmp_path / "red.png")
     words = [str(tmp_path / "released.pth.tar"), str(tmp_path / "red.png")]
     with pytest.raises(UsageError, match="--dataset"):
-        predict.main(words)
-    predict.main([*words, "--dataset", "cifar10", "--data", str(tmp_path)])
+        networks.predict(words)
+    networks.predict([*words, "--dataset", "cifar10", "--data", str(tmp_path)])
 
 
 def test_files_that_are_no_images(filter_run, tmp_path):
@@ -86,12 +88,12 @@ def test_files_that_are_no_images(filter_run, tmp_path):
     with pytest.raises(UsageError, match="nowhere.jpg"):
         predict.predict_images(checkpoint, [tmp_path / "nowhere.jpg"])
     Image.new("RGB", (16, 16)).save(tmp_path / "good.png")
-    outcome = script("kesi.predict", filter_run / "seed0/kesi", tmp_path)
+    outcome = script("kesi", "predict", filter_run / "seed0/kesi", tmp_path)
     assert outcome.code == 1 and outcome.out.startswith(f"{tmp_path / 'good.png'}: ")
     assert outcome.err.startswith("error: 1 of 2 images were left out; the first: ") and outcome.err.count("\n") == 1
-    fails("kesi.predict", tmp_path / "net.onnx", tmp_path / "good.png", code=2, says="no such checkpoint")
+    fails("kesi", "predict", tmp_path / "net.onnx", tmp_path / "good.png", code=2, says="no such checkpoint")
     (tmp_path / "net.onnx").write_bytes(b"x")
-    fails("kesi.predict", tmp_path / "net.onnx", tmp_path / "good.png", code=2, says="net.onnx is an exported file")
+    fails("kesi", "predict", tmp_path / "net.onnx", tmp_path / "good.png", code=2, says="net.onnx is an exported file")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match="no images in the folder"):
         predict.predict_images(checkpoint, [tmp_path / "empty"])
@@ -103,7 +105,7 @@ def test_files_that_are_no_images(filter_run, tmp_path):
 def test_flags_out_of_range(filter_run, tmp_path, words, message):
     Image.new("RGB", (16, 16)).save(tmp_path / "black.png")
     with pytest.raises(UsageError, match=message):
-        predict.main([str(filter_run / "seed0/kesi"), str(tmp_path / "black.png"), *words])
+        networks.predict([str(filter_run / "seed0/kesi"), str(tmp_path / "black.png"), *words])
 
 
 @pytest.mark.parametrize(("field", "value"), [
@@ -116,7 +118,7 @@ def test_what_a_file_says_of_its_images_is_not_believed_blindly(tmp_path, field,
     info = {"stage": "baseline", "dataset": digits.describe() | {field: value}}
     checkpoints.save(tmp_path / "odd.pth.tar", models.create("resnet20", 10), info)
     Image.fromarray(digits.test.images[0].numpy()).save(tmp_path / "a.png")
-    for command in (("kesi.predict", tmp_path / "odd.pth.tar", tmp_path / "a.png"), ("kesi.compare",
+    for command in (("kesi", "predict", tmp_path / "odd.pth.tar", tmp_path / "a.png"), ("kesi", "compare",
                     tmp_path / "odd.pth.tar", tmp_path / "odd.pth.tar", "--no-latency")):
         fails(*command, code=1, says=f"odd.pth.tar is damaged: the {field} of its images is")
 
@@ -124,5 +126,5 @@ def test_what_a_file_says_of_its_images_is_not_believed_blindly(tmp_path, field,
 def test_images_of_a_senseless_size_are_refused(filter_run, tmp_path):
     Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
     for size in (0, 100_000):
-        fails("kesi.predict", filter_run / "seed0/kesi", tmp_path / "a.png", "--image-size", size, code=2,
+        fails("kesi", "predict", filter_run / "seed0/kesi", tmp_path / "a.png", "--image-size", size, code=2,
               says=f"--image-size {size}: it takes 1 to 4096 pixels")

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from torch.nn.utils import prune as torch_prune
 
 import models
-from kesi import plan
-from kesi.pruning import Masks, kept_filters, prune_filters, prune_weights
-from kesi.pruning.filters import pruned_widths, widths_of
-from kesi.pruning.weights import conv_weights, masks_from_zeros
-from kesi.recipes import recipe
+from kesi.method import plan
+from kesi.method.pruning import Masks, kept_filters, prune_filters, prune_weights
+from kesi.method.pruning.filters import pruned_widths, widths_of
+from kesi.method.pruning.weights import conv_weights, masks_from_zeros
+from kesi.method.recipes import recipe
 
 SMALL = {  # narrow starting points, so that a round takes milliseconds
     "vgg16": [8, 8, "M", 12, 12, "M", 12, 12, 12, "M", 16, 16, 16, "M", 16, 16, 16],

@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from kesi import paper, recipes, report, results
-from kesi.errors import KesiError, UsageError
-from kesi.tables import NONE, Table
+from doors import ROOT, fails, works
+from kesi.method import paper, recipes
+from kesi.report import report
+from kesi.report.tables import NONE, Table
+from kesi.runs import results
+from kesi.system.errors import KesiError, UsageError
 
 ROUNDS = 5
 WHOLE, SMALL = 853_018, 284_000  # parameters
@@ -258,7 +261,7 @@ def test_plots_are_written_and_linked(tmp_path):
 
 
 def test_disagreement_is_the_mean_over_seeds(tmp_path):
-    plots = pytest.importorskip("kesi.plots")
+    plots = pytest.importorskip("kesi.report.figures")
     folder = write_run(tmp_path / "run")
     path = folder / "seed1/ensemble/result.json"
     result = json.loads(path.read_text())
@@ -268,21 +271,20 @@ def test_disagreement_is_the_mean_over_seeds(tmp_path):
     assert members[0] == "baseline" and matrix[0][1] == pytest.approx(4.5) and matrix[2][2] == 0
 
 
-def test_without_matplotlib_the_tables_are_written(tmp_path, monkeypatch, capsys):
+def test_without_matplotlib_the_tables_are_written(tmp_path, monkeypatch):
     folder = write_run(tmp_path / "run")
-    for name in [name for name in sys.modules if name == "kesi.plots" or name.startswith("matplotlib")]:
+    for name in [name for name in sys.modules if name == "kesi.report.figures" or name.startswith("matplotlib")]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.delattr("kesi.plots", raising=False)
+    monkeypatch.delattr("kesi.report.figures", raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert report.main([str(folder)]) == 0
-    assert 'pip install -e ".[plots]"' in capsys.readouterr().out
+    assert 'pip install -e ".[plots]"' in works("kesi", "report", folder)
     assert (folder / "report/table.md").exists() and not list((folder / "report").glob("*.png"))
 
 
 def test_the_command_prints_an_aligned_table(tmp_path):
     folder = write_run(tmp_path / "run")
-    done = subprocess.run([sys.executable, "-m", "kesi.report", folder, "--no-plots"], capture_output=True,
-                          text=True, cwd=Path(report.__file__).parent.parent, timeout=60)
+    done = subprocess.run([sys.executable, "-m", "kesi", "report", folder, "--no-plots"], capture_output=True,
+                          text=True, cwd=ROOT, timeout=60)
     assert done.returncode == 0 and done.stderr == ""
     lines = done.stdout.splitlines()
     rule = next(place for place, line in enumerate(lines) if re.fullmatch(r"[- ]+", line))
@@ -292,7 +294,7 @@ def test_the_command_prints_an_aligned_table(tmp_path):
     assert lines[-1] == f"report: {folder / 'report' / 'table.md'}"
 
 
-def test_bad_input(tmp_path, capsys):
+def test_bad_input(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match="is not a run folder"):
         report.report([tmp_path / "empty"])
@@ -306,17 +308,14 @@ def test_bad_input(tmp_path, capsys):
     assert not isinstance(caught.value, UsageError)
     broken = tmp_path / "a/seed0/kesi/result.json"
     broken.write_text('{"stage": ')
-    assert report.main([str(tmp_path / "a")]) == 1
-    assert report.main([str(tmp_path / "nowhere")]) == 2
-    errors = capsys.readouterr().err.splitlines()
-    assert len(errors) == 2 and str(broken) in errors[0]
+    fails("kesi", "report", tmp_path / "a", code=1, says=str(broken))
+    fails("kesi", "report", tmp_path / "nowhere", code=2, says="is not a run folder")
 
 
-def test_an_output_that_cannot_be_written(tmp_path, capsys):
+def test_an_output_that_cannot_be_written(tmp_path):
     folder = write_run(tmp_path / "run")
     (tmp_path / "file").write_text("")
-    assert report.main([str(folder), "--no-plots", "--out", str(tmp_path / "file/report")]) == 1
-    assert "cannot write" in capsys.readouterr().err
+    fails("kesi", "report", folder, "--no-plots", "--out", tmp_path / "file/report", code=1, says="cannot write")
 
 
 @pytest.mark.parametrize(("arch", "dataset", "method", "name", "expected"), [

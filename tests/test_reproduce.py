@@ -13,9 +13,12 @@ import pytest
 import torch
 
 from doors import ROOT, fails, script, works
-from kesi import checkpoints, cluster, grid, plan, reproduce
+from kesi import checkpoints
 from kesi.data import INFO
-from kesi.locks import LOCK, held
+from kesi.method import plan
+from kesi.system.locks import LOCK, held
+from reproduce import __main__ as reproduce
+from reproduce import cluster, grid
 
 TINY = ("--table", "digits", "--epochs-scale", "0.02", "--rounds", "1", "--device", "cpu", "--threads", "1")
 
@@ -62,7 +65,7 @@ def test_the_time_left_goes_by_the_networks_own_speed(tmp_path):
 
 
 def test_a_dry_run_lists_the_jobs_and_touches_nothing(tmp_path):
-    out = works("kesi.reproduce", "--table", "cifar", "--arch", "resnet56", "--method", "weight", "--seeds", 4, 7,
+    out = works("reproduce", "--table", "cifar", "--arch", "resnet56", "--method", "weight", "--seeds", 4, 7,
                 "--save", tmp_path / "none", "--data", "my images", "--save-every", 5, "--deterministic", "--sync-bn",
                 "--dry-run")
     commands = [shlex.split(line) for line in out.splitlines() if line.startswith("python ")]
@@ -82,7 +85,7 @@ def test_a_dry_run_lists_the_jobs_and_touches_nothing(tmp_path):
     (("--table", "digits", "--ray", "--slurm"), "not allowed with"),
     (("--table", "mnist"), "invalid choice")])
 def test_wrong_usage_is_one_line(tmp_path, words, says):
-    fails("kesi.reproduce", "--save", tmp_path, *words, code=2, says=says)
+    fails("reproduce", "--save", tmp_path, *words, code=2, says=says)
 
 
 def test_what_is_running_is_told_from_its_lock_and_left_alone(tmp_path):
@@ -91,7 +94,7 @@ def test_what_is_running_is_told_from_its_lock_and_left_alone(tmp_path):
     with held(job.folder):
         status = grid.look(job)
         assert status.state == grid.RUNNING and f"process {os.getpid()} on " in status.holder
-        out = works("kesi.reproduce", *TINY, "--method", "filter", "--seeds", 0, "--save", tmp_path)
+        out = works("reproduce", *TINY, "--method", "filter", "--seeds", 0, "--save", tmp_path)
         assert "1 running, 0 missing" in out and "nothing is finished yet" in out
     (job.folder / LOCK).write_text("{}")  # of a process that was killed
     assert grid.look(job).state == grid.MISSING
@@ -102,7 +105,7 @@ def half_failed(tmp_path_factory):
     """Three pipelines one after the other, of which the second cannot make its folder."""
     save = tmp_path_factory.mktemp("grid")
     (save / "digits-resnet20-filter-seed1").write_text("in the way")
-    return save, script("kesi.reproduce", *TINY, "--method", "filter", "--seeds", 0, 1, 2, "--save", save)
+    return save, script("reproduce", *TINY, "--method", "filter", "--seeds", 0, 1, 2, "--save", save)
 
 
 def test_one_failure_does_not_end_the_grid(half_failed):
@@ -138,12 +141,12 @@ def test_a_damaged_result_is_not_done_and_other_settings_are_refused(half_failed
     whole = path.read_text()
     path.write_text(whole[:50])
     try:
-        outcome = script("kesi.reproduce", *TINY, "--method", "filter", "--seeds", 0, 2, "--save", save, "--dry-run")
+        outcome = script("reproduce", *TINY, "--method", "filter", "--seeds", 0, 2, "--save", save, "--dry-run")
     finally:
         path.write_text(whole)
     assert outcome.code == 0 and "1 done, 0 running, 1 missing" in outcome.out
     assert outcome.err.count("\n") == 1 and "warning: " in outcome.err and str(path) in outcome.err
-    fails("kesi.reproduce", *TINY, "--rounds", 2, "--seeds", 0, "--save", save, "--dry-run", code=2,
+    fails("reproduce", *TINY, "--rounds", 2, "--seeds", 0, "--save", save, "--dry-run", code=2,
           says="digits-resnet20-filter-seed0 holds a run with other settings (rounds): use another --save")
 
 
@@ -175,7 +178,7 @@ def test_an_interrupt_ends_the_pipeline_too(tmp_path, monkeypatch):
 def array(tmp_path):
     """A Slurm script of four tasks, and a way to run a task with commands in the place of Slurm's."""
     save = tmp_path / "it's here" / "runs"
-    text = works("kesi.reproduce", *TINY, "--seeds", 0, 1, "--gpus", 1, "--cpus", 3, "--save", save, "--slurm")
+    text = works("reproduce", *TINY, "--seeds", 0, 1, "--gpus", 1, "--cpus", 3, "--save", save, "--slurm")
     (tmp_path / "grid.sh").write_text(text)
     (tmp_path / "bin").mkdir()
     for name, body in (("srun", 'printf "%s\\n" "$@"; exit ${CODE:-0}'), ("scontrol", 'echo "scontrol $*"')):
@@ -214,20 +217,20 @@ def test_a_slurm_task_queues_again_at_the_end_of_its_time_only(array):
 
 
 def test_nothing_missing_is_no_script(half_failed):
-    fails("kesi.reproduce", *TINY, "--method", "filter", "--seeds", 0, 2, "--save", half_failed[0], "--slurm", code=1,
+    fails("reproduce", *TINY, "--method", "filter", "--seeds", 0, 2, "--save", half_failed[0], "--slurm", code=1,
           says="nothing is missing: 2 pipelines: 2 done")
 
 
 def test_without_ray_it_says_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    fails("kesi.reproduce", *TINY, "--save", tmp_path, "--ray", code=2, says='pip install -e ".[ray]"')
+    fails("reproduce", *TINY, "--save", tmp_path, "--ray", code=2, says='pip install -e ".[ray]"')
 
 
 @pytest.mark.slow
 def test_a_cluster_that_is_not_there_is_told_at_once(tmp_path):
     pytest.importorskip("ray", reason="Ray is not installed")
     for address in ("localhost:1", "nonsense"):
-        fails("kesi.reproduce", *TINY, "--save", tmp_path, "--ray", address, code=2,
+        fails("reproduce", *TINY, "--save", tmp_path, "--ray", address, code=2,
               says=f"--ray {address}: nothing answers")
 
 
@@ -241,7 +244,7 @@ def test_ray_continues_the_pipeline_of_a_lost_worker(tmp_path):
     """Two workers; one is killed, the other told to end, both in the middle of a stage."""
     pytest.importorskip("ray", reason="Ray is not installed")
     words = ["--epochs-scale", "0.05", "--rounds", "1", "--device", "cpu", "--threads", "1"]
-    command = [sys.executable, "-m", "kesi.reproduce", "--table", "digits", "--seeds", "0", *words, "--save", "runs"]
+    command = [sys.executable, "-m", "reproduce", "--table", "digits", "--seeds", "0", *words, "--save", "runs"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
                    "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
     with open(tmp_path / "out", "w") as out:

@@ -19,15 +19,17 @@ import torch
 import models
 from chaos import KINDS, differences
 from doors import ROOT, fails, script, works
-from kesi import checkpoints, files, states
+from kesi import checkpoints
 from kesi.data import Split, load
-from kesi.errors import KesiError, UsageError
-from kesi.locks import LOCK, held
-from kesi.pruning import prune_weights
-from kesi.recipes import ONE_CYCLE
-from kesi.running import Context
-from kesi.stages import retrain
-from kesi.training import Options
+from kesi.method.pruning import prune_weights
+from kesi.method.recipes import ONE_CYCLE
+from kesi.method.training import Options
+from kesi.runs import states
+from kesi.runs.stage import Context
+from kesi.runs.steps import retrain
+from kesi.system import files
+from kesi.system.errors import KesiError, UsageError
+from kesi.system.locks import LOCK, held
 from tinyrun import same_command
 
 pytest_plugins = ["tinyrun"]
@@ -220,19 +222,19 @@ def test_a_full_disk_leaves_the_last_good_state_and_one_line(train, whole, tmp_p
     code, out, err = limited(len(before) * 0.7 / 2**20, f"""
 import sys
 sys.argv = ["finetune.py"]
-from kesi import cli
+from kesi.cli import entry
 from kesi.data import load
-from kesi.recipes import ONE_CYCLE
-from kesi.running import Context
-from kesi.stages import retrain
-from kesi.training import Options
+from kesi.method.recipes import ONE_CYCLE
+from kesi.runs.stage import Context
+from kesi.runs.steps import retrain
+from kesi.method.training import Options
 from dataclasses import replace
 from kesi.data import Split
 d = load("digits")
 d = replace(d, train=Split(d.train.images[:96], d.train.labels[:96]),
             test=Split(d.test.images[:50], d.test.labels[:50]))
 stage = replace(ONE_CYCLE, epochs={EPOCHS}, batch_size=32)
-cli.run(lambda: retrain(Context(d, 0, Options(eval_every=0)), stage, __import__("pathlib").Path({str(pruned)!r}),
+entry.run(lambda: retrain(Context(d, 0, Options(eval_every=0)), stage, __import__("pathlib").Path({str(pruned)!r}),
                         __import__("pathlib").Path({str(tmp_path)!r})))
 """)
     assert code == 1 and "continues after epoch 2" in out
@@ -262,7 +264,7 @@ def test_any_error_of_the_disk_is_one_line_and_changes_nothing(tmp_path, monkeyp
 
 HOLD = """
 import sys, time
-from kesi.locks import held
+from kesi.system.locks import held
 with held(sys.argv[1]):
     print("held", flush=True)
     time.sleep(60)
@@ -339,7 +341,7 @@ def test_only_one_of_many_holds_a_folder(tmp_path):
 
 
 def test_where_there_are_no_locks_this_is_said_and_the_work_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setattr("kesi.locks.fcntl", None)
+    monkeypatch.setattr("kesi.system.locks.fcntl", None)
     with pytest.warns(UserWarning, match="has no flock: nothing keeps a second process out"), held(tmp_path):
         pass
 
@@ -426,8 +428,8 @@ def test_what_a_damaged_stage_was_made_anew_from_by_another_command_keeps_its_ch
     assert checkpoints.load(broken).network_digest == checkpoints.load(
         weight_run / "seed0" / "onecycle-1").network_digest
     assert all(path.read_bytes() == content for path, content in before.items())
-    works("kesi.report", run, "--no-plots")
-    works("kesi.verify", run, "--no-accuracy")
+    works("kesi", "report", run, "--no-plots")
+    works("kesi", "verify", run, "--no-accuracy")
 
 
 def test_a_stage_that_comes_out_otherwise_does_not_take_the_place_of_the_one_that_others_were_made_from(
@@ -445,7 +447,7 @@ def test_a_stage_that_comes_out_otherwise_does_not_take_the_place_of_the_one_tha
     assert script("cifar/pipeline.py", *words).code == 0
     assert checkpoints.load(broken).network_digest == checkpoints.load(weight_run / "seed0/baseline").network_digest
     assert other.network_digest != checkpoints.load(broken).network_digest
-    works("kesi.verify", run, "--no-accuracy")
+    works("kesi", "verify", run, "--no-accuracy")
 
 
 def test_a_state_from_elsewhere_is_looked_at_before_anything_is_replaced(train, whole, tmp_path):

@@ -12,8 +12,9 @@ import torch
 import models
 from datagen import write_imagefolder
 from doors import ROOT, fails, script, works
-from kesi import checkpoints, cli
-from kesi.pruning import prune_filters
+from kesi import checkpoints
+from kesi.cli import entry
+from kesi.method.pruning import prune_filters
 
 SHORT = ("--epochs-scale", "0.02")  # two epochs for the baseline, one for everything else
 TINY = ("--arch", "resnet20", "--dataset", "digits", *SHORT)
@@ -228,7 +229,7 @@ def test_only_what_continues_says_so_when_it_is_interrupted(resumes, capsys):
     before = signal.getsignal(signal.SIGTERM)
     try:
         with pytest.raises(SystemExit) as end:
-            cli.run(main, resumes)
+            entry.run(main, resumes)
     finally:
         signal.signal(signal.SIGTERM, before)
     assert end.value.code == 130
@@ -282,20 +283,21 @@ def test_dry_run_touches_nothing_and_asks_nothing_of_the_data(tmp_path, monkeypa
 
 
 def test_plan_as_csv():
-    lines = works("kesi.plan", "--arch", "vgg16", "--dataset", "cifar10", "--method", "filter", "--csv").splitlines()
+    lines = works("kesi", "plan", "--arch", "vgg16", "--dataset", "cifar10", "--method", "filter", "--csv").splitlines()
     assert lines[0] == "round,params,nonzero_params,macs,macs_saved" and len(lines) == 7
     assert lines[-1].startswith("5,2714") or lines[-1].startswith("5,2715")
-    weight = works("kesi.plan", "--arch", "resnet20", "--method", "weight", "--percent", 0.5, 0.9, "--csv")
+    weight = works("kesi", "plan", "--arch", "resnet20", "--method", "weight", "--percent", 0.5, 0.9, "--csv")
     assert len(weight.splitlines()) == 4
 
 
 @pytest.mark.parametrize("path", [
-    "cifar/train.py", "cifar/pipeline.py", "kesi.plan", "kesi.report",
+    "cifar/train.py", "cifar/pipeline.py", "kesi plan", "kesi report", "kesi run",
     *(f"cifar/{method}_pruning/{name}.py" for method in ("filter", "weight")
       for name in ("prune", "finetune", "ensemble_finetune"))])
 def test_help_begins_with_what_it_is_for_and_an_example(path):
-    out = works(path, "--help")
-    assert "python " in out.split("options:")[0] and (path in out)
+    out = works(*path.split(), "--help")
+    head = out.split("options:")[0]
+    assert (path if path.startswith("kesi") else f"python {path}") in head.split("\n", 2)[2]
 
 
 PIPELINE, TRAIN = "cifar/pipeline.py", "cifar/train.py"

@@ -12,13 +12,15 @@ from torch.profiler import ProfilerActivity, profile
 
 import models
 from doors import fails, works
-from kesi import checkpoints, steps
-from kesi.distillation import Distillation, SnapshotEnsemble, frozen
-from kesi.errors import UsageError
-from kesi.pruning import prune_weights
-from kesi.recipes import DISTILL, ONE_CYCLE
-from kesi.steps import make_step, set_up
-from kesi.training import cross_entropy, optimizer_for, schedule_for
+from kesi import checkpoints
+from kesi.method.distillation import Distillation, SnapshotEnsemble, frozen
+from kesi.method.objectives import cross_entropy
+from kesi.method.pruning import prune_weights
+from kesi.method.recipes import DISTILL, ONE_CYCLE
+from kesi.method.schedules import optimizer_for, schedule_for
+from kesi.system import execution
+from kesi.system.errors import UsageError
+from kesi.system.execution import make_step, set_up
 
 needs_graph = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: captures a CUDA graph")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: its fused optimiser and precisions")
@@ -172,12 +174,12 @@ def test_auto_does_not_compile_on_a_cpu(monkeypatch):
 def test_auto_compiles_long_stages_on_a_gpu_and_captures_every_one(monkeypatch):
     compiled = []
     monkeypatch.setattr(torch, "compile", lambda function: compiled.append(function) or function)
-    for steps_, times in ((steps.COMPILE_FROM_STEPS - 1, 0), (steps.COMPILE_FROM_STEPS, 1)):
+    for steps_, times in ((execution.COMPILE_FROM_STEPS - 1, 0), (execution.COMPILE_FROM_STEPS, 1)):
         compiled.clear()
-        assert isinstance(make_step(network(), cross_entropy, "cuda", "fp32", "auto", steps_), steps._Captured)
+        assert isinstance(make_step(network(), cross_entropy, "cuda", "fp32", "auto", steps_), execution._Captured)
         assert len(compiled) == times
     compiled.clear()
-    assert not isinstance(make_step(network(), cross_entropy, "cuda", "fp32", "off", 10**6), steps._Captured)
+    assert not isinstance(make_step(network(), cross_entropy, "cuda", "fp32", "off", 10**6), execution._Captured)
     assert not compiled
 
 
@@ -196,7 +198,7 @@ def test_precisions_by_name():
     assert set_up("cpu", "auto", False) == "fp32" and set_up("cpu", "bf16", False) == "bf16"
     with pytest.raises(UsageError, match="tf32 is for GPUs"):
         set_up("cpu", "tf32", False)
-    assert isinstance(steps.autocast("cpu", "fp32"), contextlib.nullcontext)
+    assert isinstance(execution.autocast("cpu", "fp32"), contextlib.nullcontext)
 
 
 def test_deterministic_sets_torchs_switch_and_takes_it_back():
@@ -207,9 +209,9 @@ def test_deterministic_sets_torchs_switch_and_takes_it_back():
 
 
 def test_freed_memory_is_kept_where_the_c_library_can_and_else_nothing_happens(monkeypatch):
-    steps._keep_freed_memory()
-    monkeypatch.setattr(steps.ctypes, "CDLL", lambda name: object())  # a library without mallopt
-    steps._keep_freed_memory()
+    execution._keep_freed_memory()
+    monkeypatch.setattr(execution.ctypes, "CDLL", lambda name: object())  # a library without mallopt
+    execution._keep_freed_memory()
 
 
 def test_the_flags_through_a_script(tmp_path):
@@ -263,7 +265,7 @@ ODD = (8, 8, 8, 8, 8, 3)
 
 def test_full_precision_is_for_a_while(monkeypatch):
     torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = True, False
-    with pytest.raises(ZeroDivisionError), steps.full_precision():
+    with pytest.raises(ZeroDivisionError), execution.full_precision():
         assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
         raise ZeroDivisionError
     assert torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32

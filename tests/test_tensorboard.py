@@ -7,8 +7,9 @@ import sys
 import pytest
 
 from doors import script, works
-from kesi import tensorboard
-from kesi.errors import KesiError, UsageError
+from kesi.cli import runs
+from kesi.system.errors import KesiError, UsageError
+from kesi.tools import tensorboard
 
 pytest_plugins = ["tinyrun"]
 
@@ -23,7 +24,7 @@ def scalars(folder):
 
 def test_every_stage_of_a_run(filter_run, tmp_path, capsys):
     pytest.importorskip("tensorboard")
-    tensorboard.main([str(filter_run), "--logdir", str(tmp_path)])
+    runs.tensorboard([str(filter_run), "--logdir", str(tmp_path)])
     stages = {path.parent.name for path in filter_run.glob("seed0/*/metrics.jsonl")}
     assert {path.name for path in (tmp_path / "seed0").iterdir()} == stages
     assert len(stages) == 6 and "6 stages" in capsys.readouterr().out

@@ -11,8 +11,8 @@ import models
 from datagen import write_imagefolder, write_tiny_imagenet
 from doors import fails, works
 from kesi import checkpoints
-from kesi.pretrained import load_pretrained
-from kesi.recipes import recipe
+from kesi.checkpoints.pretrained import load_pretrained
+from kesi.method.recipes import recipe
 
 # 64 px is the data set's native size; ResNet-18 at 224 px would only be slower
 QUICK = ("--arch", "resnet18", "--image-size", 64, "--epochs-scale", "0.01", "--eval-every", 0)
@@ -71,7 +71,7 @@ def test_recipes_are_the_papers_and_the_baseline_is_ours():
 
 
 def test_plan_knows_its_sizes():
-    lines = works("kesi.plan", "--dataset", "tinyimagenet", "--arch", "resnet34", "--method", "filter", "--csv")
+    lines = works("kesi", "plan", "--dataset", "tinyimagenet", "--arch", "resnet34", "--method", "filter", "--csv")
     rounds = [line.split(",") for line in lines.splitlines()[1:]]
     assert round(int(rounds[0][1]) / 1e6, 2) == 21.39 and round(int(rounds[5][1]) / 1e6, 2) == 5.40
     assert round(int(rounds[5][3]) / 1e9, 2) == 1.57

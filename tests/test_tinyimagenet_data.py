@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 
 import datagen
-from kesi.data import INFO, TrainBatches, download, eval_batches, load, tinyimagenet
+from kesi.data import INFO, TrainBatches, download, eval_batches, load
 from kesi.data.download import Archive, fetch
-from kesi.errors import KesiError
+from kesi.data.sources import tinyimagenet
+from kesi.system.errors import KesiError
 
 
 @pytest.fixture

@@ -11,10 +11,11 @@ from torch import nn
 
 import models
 from kesi.data import load
-from kesi.errors import KesiError, UsageError
-from kesi.pruning import Masks, prune_weights
-from kesi.recipes import DISTILL, ONE_CYCLE, USUAL, recipe
-from kesi.training import Options, evaluate, fit, learning_rates, optimizer_for, schedule_for
+from kesi.method.pruning import Masks, prune_weights
+from kesi.method.recipes import DISTILL, ONE_CYCLE, USUAL, recipe
+from kesi.method.schedules import learning_rates, optimizer_for, schedule_for
+from kesi.method.training import Options, evaluate, fit
+from kesi.system.errors import KesiError, UsageError
 
 LAST_ONLY = Options(eval_every=0)
 

@@ -22,13 +22,16 @@ from PIL import Image
 
 import models
 from doors import fails, script, works
-from kesi import checkpoints, health, stages, states
+from kesi import checkpoints
 from kesi.data import Split, load
-from kesi.errors import KesiError
-from kesi.pruning import Masks, prune_filters, prune_weights
-from kesi.pruning.filters import pruned_widths
-from kesi.recipes import ONE_CYCLE
-from kesi.running import Context
+from kesi.method import sizes
+from kesi.method.pruning import Masks, prune_filters, prune_weights
+from kesi.method.pruning.filters import pruned_widths
+from kesi.method.recipes import ONE_CYCLE
+from kesi.runs import states
+from kesi.runs import steps as run_steps
+from kesi.runs.stage import Context
+from kesi.system.errors import KesiError
 from tinyrun import same_command
 
 pytest_plugins = ["tinyrun"]
@@ -89,11 +92,11 @@ def test_members_that_share_their_bytes_are_refused(tmp_path):
 
 def test_too_many_members_and_too_much_structure_are_refused(tmp_path, monkeypatch):
     path = tmp_path / "many.pth.tar"
-    monkeypatch.setattr("kesi.limits.MEMBERS", 20)
+    monkeypatch.setattr("kesi.checkpoints.safety.MEMBERS", 20)
     rewritten(path, lambda members: None)
     refused(path, "has .* members")
     monkeypatch.undo()
-    monkeypatch.setattr("kesi.limits.PICKLE", 500)
+    monkeypatch.setattr("kesi.checkpoints.safety.PICKLE", 500)
     refused(path, "has 1 data.pkl, of")
     monkeypatch.undo()
     rewritten(path, lambda members: members.update({"other/data.pkl": members["archive/data.pkl"]}))
@@ -374,7 +377,7 @@ def test_a_chain_that_is_cut_is_refused_before_it_trains(digits, tmp_path):
     path = saved(tmp_path, models.create("vgg16", 10, VGG), "feature.7")
     with pytest.raises(KesiError, match="cannot learn: it answers every image alike, since no weight is left in "
                                         "feature.7; prune less"):
-        stages.retrain(Context(digits, 0), STAGE, path, tmp_path)
+        run_steps.retrain(Context(digits, 0), STAGE, path, tmp_path)
     assert not (tmp_path / "result.json").exists()
 
 
@@ -382,7 +385,7 @@ def test_a_layer_without_weights_beside_a_shortcut_is_noted_and_trains(digits, t
     path = saved(tmp_path, models.create("resnet20", 10, [2] * 9), "layer2.1.conv1")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        stages.retrain(Context(digits, 0), STAGE, path, tmp_path)
+        run_steps.retrain(Context(digits, 0), STAGE, path, tmp_path)
     assert json.loads((tmp_path / "result.json").read_text())["empty_layers"] == ["layer2.1.conv1"]
 
 
@@ -395,7 +398,7 @@ def test_a_network_is_deaf_only_where_nothing_gets_through(arch, cfg, layer, dea
     if layer is not None:
         torch.nn.init.zeros_(model.get_submodule(layer).weight)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    assert health.deaf(model) == deaf
+    assert sizes.deaf(model) == deaf
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
@@ -405,16 +408,16 @@ def test_pruning_a_whole_layer_is_said_at_once(tmp_path):
         model.layer3[0].conv1.weight.mul_(1e-6)
     checkpoints.save(tmp_path / "checkpoint.pth.tar", model, {"kind": "baseline", "round": 0})
     with pytest.warns(UserWarning, match="round 1 prunes every weight of layer3.0.conv1$"):
-        stages.prune(checkpoints.load(tmp_path), "weight", 0.3, tmp_path / "next" / "pruned.pth.tar")
+        run_steps.prune(checkpoints.load(tmp_path), "weight", 0.3, tmp_path / "next" / "pruned.pth.tar")
 
 
 def test_an_accuracy_of_chance_is_reported_and_recorded(digits, tmp_path):
     path = saved(tmp_path, models.create("resnet20", 10, [2] * 9))
     blind = replace(digits, test=replace(digits.test, images=torch.zeros_like(digits.test.images)))
     with pytest.warns(UserWarning, match="onecycle-1 has learned nothing: its test accuracy of"):
-        stages.retrain(Context(blind, 0), STAGE, path, tmp_path)
+        run_steps.retrain(Context(blind, 0), STAGE, path, tmp_path)
     assert json.loads((tmp_path / "result.json").read_text())["at_chance"] is True
-    assert health.chance(torch.tensor([0, 1, 1, 2])) == 50
+    assert sizes.chance(torch.tensor([0, 1, 1, 2])) == 50
 
 
 # -- provenance
@@ -492,7 +495,7 @@ def test_a_run_json_that_says_nonsense_is_one_line(filter_run, tmp_path, fields,
     said = json.loads((run / "run.json").read_text())
     words = same_command(run)
     (run / "run.json").write_text(json.dumps(said | fields))
-    for command in (("cifar/pipeline.py", *words), ("kesi.verify", run), ("kesi.report", run, "--no-plots")):
+    for command in (("cifar/pipeline.py", *words), ("kesi", "verify", run), ("kesi", "report", run, "--no-plots")):
         fails(*command, code=1, says=f"run.json is damaged: {says}")
 
 

@@ -1,4 +1,4 @@
-"""python -m kesi.verify: a finished run holds, and every kind of change to it is found and named."""
+"""kesi verify: a finished run holds, and every kind of change to it is found and named."""
 
 import json
 import shutil
@@ -8,9 +8,9 @@ import torch
 
 from doors import fails, script, works
 from kesi import checkpoints
-from kesi.errors import KesiError
-from kesi.verifier import Verifier
-from kesi.verify import images_of, verify
+from kesi.report.audit import Verifier
+from kesi.report.verify import images_of, verify
+from kesi.system.errors import KesiError
 
 pytest_plugins = ["tinyrun"]
 
@@ -28,12 +28,12 @@ def images(weight_run):
 
 
 def test_a_finished_run_holds_and_its_accuracies_come_out_again(weight_run):
-    out = works("kesi.verify", weight_run)
+    out = works("kesi", "verify", weight_run)
     assert out.count("\n") == 1 and "checks hold" in out and "not recomputed" not in out
 
 
 def test_files_alone_can_be_checked_without_images(filter_run):
-    out = works("kesi.verify", filter_run, "--no-accuracy", "--data", "nowhere")
+    out = works("kesi", "verify", filter_run, "--no-accuracy", "--data", "nowhere")
     assert "(accuracies were not recomputed)" in out
     assert verify(filter_run, None).checks > 100
 
@@ -191,13 +191,13 @@ def test_an_accuracy_that_does_not_come_out_again_is_named(copy, images, spoil, 
 
 def test_the_command_prints_a_line_a_failure_and_ends_with_1(copy):
     edit(copy / "seed0/kesi/result.json", params=1)
-    outcome = script("kesi.verify", copy, "--no-accuracy")
+    outcome = script("kesi", "verify", copy, "--no-accuracy")
     assert outcome.code == 1 and outcome.out.startswith("FAILED seed0/kesi: params is 1 in the result, but 269722\n")
     assert outcome.out.count("\n") == 2 and "FAILED report, seed0/kesi: params" in outcome.out
     assert outcome.err.startswith("error: ") and "checks of" in outcome.err and outcome.err.count("\n") == 1
-    fails("kesi.verify", copy.parent, code=2, says="is not a run folder")
+    fails("kesi", "verify", copy.parent, code=2, says="is not a run folder")
     edit(copy / "run.json", data={"name": "digits", "classes": ["a"]})
-    fails("kesi.verify", copy, code=1, says="the classes of digits are not those of")
+    fails("kesi", "verify", copy, code=1, says="the classes of digits are not those of")
 
 
 @pytest.mark.parametrize(("device", "images_off", "holds"), [("elsewhere", 1, True), ("elsewhere", 3, False),
@@ -232,10 +232,10 @@ def test_a_seed_of_which_the_run_does_not_know_is_found(copy):
 
 
 def test_another_device_is_one_line(weight_run):
-    fails("kesi.verify", weight_run, "--no-accuracy", "--device", "toaster", code=2, says="--device toaster")
+    fails("kesi", "verify", weight_run, "--no-accuracy", "--device", "toaster", code=2, says="--device toaster")
 
 
 def test_images_that_no_name_leads_to_are_told_from_wrong_ones(copy):
     data = json.loads((copy / "run.json").read_text())["data"]
     edit(copy / "run.json", data=data | {"name": "images"})
-    fails("kesi.verify", copy, code=2, says="were handed over in Python ('images') and cannot be loaded anew")
+    fails("kesi", "verify", copy, code=2, says="were handed over in Python ('images') and cannot be loaded anew")

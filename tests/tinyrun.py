@@ -69,4 +69,4 @@ def weight_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def quick_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Latencies are measured a few times only."""
-    monkeypatch.setattr("kesi.latency.SECONDS", 0.01)
+    monkeypatch.setattr("kesi.tools.latency.SECONDS", 0.01)

@@ -3,7 +3,7 @@
     python tinyimagenet/pipeline.py --arch resnet18 --dataset tinyimagenet --method filter --compare --seeds 0 1 2
 """
 
-from kesi import cli, pipeline_command
+from kesi.cli import entry, pipeline
 
 if __name__ == "__main__":
-    cli.run(lambda: pipeline_command.run_pipeline(__doc__, "tinyimagenet"), resumes=True)
+    entry.run(lambda: pipeline.run_pipeline(__doc__, "tinyimagenet"), resumes=True)

@@ -3,7 +3,7 @@
     python tinyimagenet/train.py --arch resnet18 --dataset tinyimagenet --save runs/mine/baseline
 """
 
-from kesi import cli, commands
+from kesi.cli import entry, steps
 
 if __name__ == "__main__":
-    cli.run(lambda: commands.train(__doc__, "tinyimagenet"), resumes=True)
+    entry.run(lambda: steps.train(__doc__, "tinyimagenet"), resumes=True)

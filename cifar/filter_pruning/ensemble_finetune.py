@@ -6,10 +6,10 @@ Teachers: --teachers on the command line, or checkpoint_paths below, or else the
 --refine descends from.
 """
 
-from kesi import cli, commands
+from kesi.cli import entry, steps
 
 # Checkpoints of the teachers, for those who would rather edit a list than type one.
 checkpoint_paths: list[str] = []
 
 if __name__ == "__main__":
-    cli.run(lambda: commands.ensemble_finetune(__doc__, "cifar", checkpoint_paths), resumes=True)
+    entry.run(lambda: steps.ensemble_finetune(__doc__, "cifar", checkpoint_paths), resumes=True)

@@ -9,7 +9,7 @@ from torch import Tensor
 from kesi.data.augment import PadCrop
 from kesi.data.datasets import Dataset
 from kesi.data.split import Split, histogram, hold_out, mean_and_std
-from kesi.errors import UsageError
+from kesi.system.errors import UsageError
 
 Pairs = tuple[Tensor | np.ndarray, Tensor | np.ndarray | Sequence[int]]
 

@@ -6,11 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from kesi import seeds
 from kesi.data.augment import Normalise
 from kesi.data.datasets import Dataset
 from kesi.data.split import Split
-from kesi.errors import UsageError
+from kesi.system import seeds
+from kesi.system.errors import UsageError
 
 
 class TrainBatches:

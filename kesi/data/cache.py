@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from kesi.data.decode import Decoded, Storage, decode
 from kesi.data.split import mean_and_std
-from kesi.errors import KesiError
+from kesi.system.errors import KesiError
 
 VERSION = 1
 CHUNK_BYTES = 4 * 2**20  # decoded pixels that one task hands over; two tasks a core are under way

@@ -8,12 +8,12 @@ ones.
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from kesi.data import cifar, digits, imagefolder, tinyimagenet
 from kesi.data.augment import Augmentation, PadCrop, RandomResizedCrop
+from kesi.data.sources import cifar, digits, imagefolder, tinyimagenet
 from kesi.data.split import Split, histogram, hold_out, mean_and_std
-from kesi.errors import UsageError
-from kesi.recipes import FAMILIES
+from kesi.system.errors import UsageError
 
+FAMILIES = ("cifar", "tinyimagenet")
 DATASETS = ("cifar10", "cifar100", "digits", "imagefolder", "tinyimagenet")
 
 CIFAR_STATISTICS = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)  # mean and std as in the paper

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
-from kesi.errors import KesiError
+from kesi.system.errors import KesiError
 
 BLOCK = 2**20
 

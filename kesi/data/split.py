@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kesi.errors import UsageError
+from kesi.system.errors import UsageError
 
 HOLD_OUT_SEED = 0  # fixed: every run of a comparison must hold out the same images, whatever its own seed
 

@@ -3,7 +3,7 @@
     python tinyimagenet/filter_pruning/prune.py --model runs/mine/baseline --save runs/mine/onecycle-1
 """
 
-from kesi import cli, commands
+from kesi.cli import entry, steps
 
 if __name__ == "__main__":
-    cli.run(lambda: commands.prune(__doc__, "tinyimagenet", "filter"))
+    entry.run(lambda: steps.prune(__doc__, "tinyimagenet", "filter"))

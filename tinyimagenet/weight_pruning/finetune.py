@@ -3,7 +3,7 @@
     python tinyimagenet/weight_pruning/finetune.py --refine runs/mine/onecycle-1
 """
 
-from kesi import cli, commands
+from kesi.cli import entry, steps
 
 if __name__ == "__main__":
-    cli.run(lambda: commands.finetune(__doc__, "tinyimagenet"), resumes=True)
+    entry.run(lambda: steps.finetune(__doc__, "tinyimagenet"), resumes=True)

@@ -1,0 +1,52 @@
+"""KESI's commands: kesi COMMAND ... (or python -m kesi COMMAND ...)."""
+
+import difflib
+import importlib
+import sys
+
+COMMANDS = {  # name: (module, function, what it does)
+    "run": ("kesi.cli.pipeline", "run", "train, prune, retrain, repeat, distil: the whole method into one folder"),
+    "plan": ("kesi.cli.runs", "plan", "the sizes of every round, before any training"),
+    "report": ("kesi.cli.runs", "report", "tables, plots and a page of finished or half-finished runs"),
+    "verify": ("kesi.cli.runs", "verify", "check a finished run, and compute its accuracies anew"),
+    "tensorboard": ("kesi.cli.runs", "tensorboard", "the curves of a run as TensorBoard event files"),
+    "predict": ("kesi.cli.networks", "predict", "what a network says of image files"),
+    "compare": ("kesi.cli.networks", "compare", "checkpoints side by side: size, MACs, latency, accuracy"),
+    "export": ("kesi.cli.networks", "export", "a checkpoint as ONNX, torch.export or safetensors, checked"),
+    "landscape": ("kesi.cli.networks", "landscape", "the loss between networks, or around one"),
+}
+WITH = "--with"
+
+
+def main() -> None:
+    """Run the command that the command line names."""
+    words = sys.argv[1:]
+    before = []  # --with FILE may stand before the command, too
+    while words[:1] == [WITH] and len(words) > 1:
+        before, words = [*before, *words[:2]], words[2:]
+    if not words or words[0] in ("-h", "--help"):
+        print(overview())
+        return
+    if words[0] not in COMMANDS:
+        close = difflib.get_close_matches(words[0], COMMANDS, 1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        print(f"error: there is no command {words[0]!r}{hint} (kesi alone lists them)", file=sys.stderr)
+        sys.exit(2)
+    from kesi.cli import entry
+
+    module, function, _ = COMMANDS[words[0]]
+    entry.run(lambda: getattr(importlib.import_module(module), function)([*before, *words[1:]]),
+              resumes=words[0] == "run")
+
+
+def overview() -> str:
+    """All commands, a line each, and one to begin with."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name.ljust(width)}  {what}" for name, (_, _, what) in COMMANDS.items()]
+    return "\n".join(["usage: kesi COMMAND ...", "", *lines, "",
+                      "Begin with: kesi run --arch resnet20 --dataset digits",
+                      "kesi COMMAND --help tells more; --with FILE adds your own networks and ideas to any command."])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,19 @@
+"""A network as a file: KESI's own checkpoints, those of the authors' released code, torchvision's weights."""
+
+from kesi.checkpoints.checkpoint import (
+    EXPORTED,
+    Checkpoint,
+    contents,
+    digest_of,
+    find,
+    load,
+    load_model,
+    network_digest,
+    read,
+    require,
+    save,
+    write,
+)
+
+__all__ = ["EXPORTED", "Checkpoint", "contents", "digest_of", "find", "load", "load_model", "network_digest", "read",
+           "require", "save", "write"]

@@ -1,0 +1,102 @@
+"""How a command begins and ends: one line for a mistake, never a traceback."""
+
+import argparse
+import difflib
+import importlib.util
+import inspect
+import os
+import re
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from kesi.system import distributed
+from kesi.system.errors import KesiError, UsageError, first_line
+
+WITH = "--with"
+
+
+class _Parser(argparse.ArgumentParser):
+    """Argparse without the screen of usage before the one line that matters."""
+
+    def error(self, message: str):
+        unknown = re.match(r"unrecognized arguments: (--[\w-]+)", message)
+        close = difflib.get_close_matches(unknown.group(1), self._option_string_actions, 1, 0.75) if unknown else []
+        raise UsageError(f"{message}{f'; did you mean {close[0]}?' if close else ''} (see {self.prog} --help)")
+
+
+def parser(doc: str, prog: str | None = None) -> argparse.ArgumentParser:
+    """A parser that shows a script's own head, with its example, as its help."""
+    made = _Parser(prog=prog, description=inspect.cleandoc(doc), allow_abbrev=False,
+                   formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument(WITH, action="append", metavar="FILE",
+                      help="first run this Python file, or import this module, which adds to KESI: networks by "
+                           "kesi.register, criteria, losses, data sets")
+    return made
+
+
+def load_additions(words: Sequence[str]) -> None:
+    """Run the Python files, and import the modules, that --with names. Raises UsageError where there is none.
+
+    What they add is there before a command looks at its other words, which may be names of theirs.
+    """
+    for flag, name in zip(words, words[1:], strict=False):
+        if flag != WITH:
+            continue
+        path = Path(name)
+        if path.suffix == ".py" and not path.is_file():
+            raise UsageError(f"--with {name}: there is no such file")
+        try:
+            if path.suffix == ".py":
+                spec = importlib.util.spec_from_file_location(path.stem, path)
+                sys.modules[path.stem] = module = importlib.util.module_from_spec(spec)
+                spec.loader.exec_module(module)
+            else:
+                importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            raise UsageError(f"--with {name}: there is no module {error.name}") from error
+        except KesiError:
+            raise
+        except Exception as error:  # somebody else's code: anything
+            raise UsageError(f"--with {name}: {type(error).__name__}: {first_line(error)}") from error
+
+
+def run(main: Callable[[], None], resumes: bool = False) -> None:
+    """Call a script's main function and exit: 0, 2 for wrong usage, 1 for other errors, 130 when interrupted.
+
+    ``resumes``: it is one that, started again, continues where it was interrupted, which is said then.
+    """
+    warnings.showwarning = lambda message, *_args, **_kwargs: print(f"warning: {message}", file=sys.stderr)
+    if not distributed.is_main():  # the first of several processes speaks for all
+        warnings.showwarning = lambda *_args, **_kwargs: None
+        sys.stdout = open(os.devnull, "w")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # also where SIGINT is ignored, as in background jobs
+    try:
+        load_additions(sys.argv[1:])
+        main()
+        distributed.stop()
+    except UsageError as error:
+        _end(str(error) if distributed.is_main() else "", 2)
+    except KesiError as error:
+        _end(str(error), 1)
+    except torch.OutOfMemoryError:
+        _end("out of GPU memory: use smaller batches or images, or --device cpu", 1)
+    except MemoryError:
+        _end("out of memory: use smaller batches or images", 1)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever reads has had enough
+        sys.exit(1)
+    except KeyboardInterrupt:
+        without = ", without --fresh," if "--fresh" in sys.argv else ""
+        _end("interrupted" + f"; the same command{without} continues from the last saved epoch" * resumes, 130)
+
+
+def _end(message: str, code: int) -> None:
+    if not message:
+        sys.exit(code)
+    print(f"error: {' '.join(message.split())}" if code != 130 else message, file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,263 @@
+"""Commands about finished networks: compare, predict, export, landscape."""
+
+import csv
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from kesi import checkpoints
+from kesi.checkpoints.checkpoint import Checkpoint
+from kesi.cli import entry
+from kesi.cli.flags import add_inputs, chosen_device
+from kesi.method.sizes import parameters
+from kesi.runs import lineage
+from kesi.system.errors import KesiError, UsageError
+from kesi.system.files import csv_text, make_folder, write_text
+from kesi.tools.compare import compare as compare_networks
+from kesi.tools.compare import names as names_of
+from kesi.tools.export import BATCHES, Exported, baseline_of, latencies, measured
+from kesi.tools.export import export as export_network
+from kesi.tools.formats import FORMATS, OPSET, runner
+from kesi.tools.inputs import Inputs, dataset_of, first_images, inputs_of
+from kesi.tools.landscape import _draw, _same_shape, line, plane
+from kesi.tools.predict import Prediction, predict_images
+
+
+def predict(argv: Sequence[str] | None = None) -> None:
+    """What a network says of image files.
+
+        kesi predict runs/imagefolder-resnet20-filter/seed0/kesi photo.jpg more-photos/ --top 3
+        kesi predict kesi.pth.tar photos/ --csv > predictions.csv
+
+    Images are cut, resized and scaled as test images were in training. A checkpoint of the released code does not
+    say how: name its data set with --dataset.
+    """
+    parser = entry.parser(predict.__doc__, "kesi predict")
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint, or the folder of its stage")
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files, or folders of them")
+    parser.add_argument("--top", type=int, default=3, metavar="N", help="classes to show (default: %(default)s)")
+    parser.add_argument("--csv", action="store_true", help="print file,rank,class,label,probability")
+    add_inputs(parser)
+    args = parser.parse_args(argv)
+    if args.top < 1:
+        raise UsageError(f"--top must be at least 1, not {args.top}")
+    checkpoint = checkpoints.load(args.checkpoint, args.arch)
+    inputs = inputs_of(checkpoint, args.dataset, args.image_size, args.data)
+    unreadable: list[KesiError] = []
+    found = predict_images(checkpoint, args.images, inputs, chosen_device(args), unreadable)
+    if args.csv:
+        _print_csv(found, args.top)
+    else:
+        for one in found:
+            shares = zip(one.classes[:args.top], one.probabilities[:args.top], strict=True)
+            print(f"{one.path}: " + ", ".join(f"{name} {share:.1%}" for name, share in shares), flush=True)
+    if unreadable:
+        others = f"{len(unreadable)} of {len(found) + len(unreadable)} images were left out; the first: "
+        raise KesiError(others * (len(found) + len(unreadable) > 1) + str(unreadable[0]))
+
+
+def _print_csv(predictions: Sequence[Prediction], top: int) -> None:
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(["file", "rank", "class", "label", "probability"])
+    for one in predictions:
+        ranked = list(zip(one.classes, one.labels, one.probabilities, strict=True))[:top]
+        for rank, (name, label, share) in enumerate(ranked, start=1):
+            writer.writerow([one.path, rank, name, label, f"{share:.6f}"])
+
+
+
+def compare(argv: Sequence[str] | None = None) -> None:
+    """Checkpoints side by side: size, MACs, latency, accuracy, and how often they say the same.
+
+        kesi compare runs/digits-resnet20-filter/seed0/baseline runs/digits-resnet20-filter/seed0/kesi
+        kesi compare a.pth.tar b.pth.tar c.pth.tar --dataset cifar10 --csv comparison.csv
+
+    Latency is the median of one forward pass in torch on this machine, the checkpoints in turn. It and the MACs of a
+    weight-pruned network are those of the dense one: zeros are multiplied like other weights.
+    """
+    parser = entry.parser(compare.__doc__, "kesi compare")
+    parser.add_argument("checkpoints", nargs="+", type=Path, metavar="CHECKPOINT",
+                        help="checkpoints, or the folders of their stages")
+    add_inputs(parser)
+    parser.add_argument("--no-download", action="store_true", help="never ask the network for a data set")
+    parser.add_argument("--no-accuracy", action="store_true", help="needs no images: sizes and latencies only")
+    parser.add_argument("--no-latency", action="store_true", help="measure no times")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the figures to this file")
+    args = parser.parse_args(argv)
+    device = chosen_device(args)
+    found = compare_networks(args.checkpoints, args.arch, args.dataset, args.data, args.image_size,
+                    accuracy=not args.no_accuracy, clock=not args.no_latency, download=not args.no_download,
+                    device=device)
+    print(found.text())
+    if args.csv is not None:
+        write_text(args.csv, found.csv())
+
+
+
+def export(argv: Sequence[str] | None = None) -> None:
+    """A checkpoint as a file that other programs run, tried against the original before it is kept.
+
+        kesi export runs/digits-resnet20-filter/seed0/kesi --format onnx --normalise --out kesi.onnx
+        kesi export runs/digits-resnet20-weight/seed0/kesi --format safetensors --sparse --out kesi.safetensors
+
+    onnx: opset 18, for onnxruntime and others. pt2: torch.export, for torch.export.load without this package.
+    safetensors: the weights and what network they belong to, for kesi.export.load_safetensors. The first two take
+    float32 images (batch, 3, S, S) of any number and give logits (batch, classes): RGB, scaled to 0..1 and then
+    normalised as in training, or with --normalise just 0..1.
+
+    The written file is loaded again and run on test images at several batch sizes; it appears under its name only
+    if it agrees with the checkpoint. Then sizes and latencies are measured, the baseline's in turn with the
+    compressed network's. What to expect of them: a filter-pruned network is smaller and faster. A weight-pruned one
+    is smaller once it is compressed (--sparse, or any zip), but not faster on dense hardware: a multiplication by
+    zero takes as long as any other.
+    """
+    parser = entry.parser(export.__doc__, "kesi export")
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint, or the folder of its stage")
+    parser.add_argument("--format", choices=FORMATS, required=True)
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--normalise", action="store_true", help="take images scaled to 0..1 (onnx, pt2)")
+    parser.add_argument("--sparse", action="store_true",
+                        help="keep the non-zero weights of weight-pruned convolutions only (safetensors)")
+    parser.add_argument("--baseline", type=Path, metavar="FILE",
+                        help="to compare with (default: the checkpoint's own, where it is still in its run)")
+    parser.add_argument("--no-latency", action="store_true", help="compare the sizes only")
+    add_inputs(parser, device=False)
+    args = parser.parse_args(argv)
+    chosen_device(args)  # the CPU, with as many --threads
+    checkpoint = checkpoints.load(args.checkpoint, args.arch)
+    inputs = inputs_of(checkpoint, args.dataset, args.image_size, args.data)
+    baseline = baseline_of(checkpoint, args.baseline, args.arch)
+    exported = export_network(checkpoint, inputs, args.out, args.format, normalise=args.normalise, sparse=args.sparse,
+                      root=args.data)
+    print(*described(checkpoint, inputs, exported, args), sep="\n", flush=True)
+    if baseline is None or baseline.network_digest == checkpoint.network_digest:
+        print("no baseline to compare with was found beside the checkpoint: name it with --baseline"
+              if baseline is None else "this is a baseline: there is nothing to compare it with")
+        if not args.no_latency:
+            run = runner(exported.path, args.format)
+            print(*(f"{what}: {1e3 * seconds:.2f}" for what, (seconds,) in latencies([run], inputs)), sep="\n")
+    else:
+        rows = measured(exported, baseline, inputs, args.format, args.normalise, not args.no_latency)
+        print(*comparison(rows, lineage.method_of(checkpoint)), sep="\n")
+    print(f"written to {args.out}")
+
+
+def described(checkpoint: Checkpoint, inputs: Inputs, exported: Exported, args) -> list[str]:
+    """What was exported, and how it did."""
+    scaled = "0..1" if args.normalise else "0..1, then normalised as in training"
+    form = {"onnx": f"onnx, opset {OPSET}", "pt2": f"pt2 (torch.export) of torch {torch.__version__}",
+            "safetensors": f"safetensors, {'sparse' if args.sparse else 'dense'}"}[args.format]
+    check, total = exported.check, parameters(checkpoint.model)
+    zeros = checkpoint.masks.pruned() if checkpoint.masks else 0
+    return [f"{checkpoint.model.arch}, {checkpoint.model.num_classes} classes, {total - zeros:,} non-zero of {total:,} "
+            f"parameters; {form}",
+            f"input: float32 (batch, 3, {inputs.image_size}, {inputs.image_size}), RGB scaled to {scaled}; output: "
+            f"logits (batch, {checkpoint.model.num_classes})",
+            f"checked on {check.images} {check.source}",
+            f"max abs difference to the checkpoint {check.difference:.2g} in logits up to {check.largest:.3g}, the "
+            f"same class on {check.equal} of {check.images}; batches of {', '.join(map(str, BATCHES))} and "
+            f"{check.images} ran",
+            f"size {exported.size:,} bytes, deflated {exported.deflated:,}"]
+
+
+def comparison(rows: Sequence[tuple[str, float, float]], method: str | None) -> list[str]:
+    """The measured figures as a table, and what they mean for a weight-pruned network."""
+    lines = [f"{'':<26} {'baseline':>12} {'compressed':>12} {'ratio':>7}"]
+    lines += [f"{what:<26} {whole:>12,.2f} {small:>12,.2f} {whole / small:>6.2f}x" for what, whole, small in rows]
+    slower = [what.partition(" (")[0] for what, whole, small in rows if "latency" in what and small > whole]
+    if method == "filter" and slower:
+        lines.append(f"not faster here at {' and '.join(slower)}: fewer filters are less work, but a runtime likes "
+                     "widths that fill its vectors, and times wander on a busy machine")
+    if method == "weight":
+        deflated = next(row for row in rows if "deflated" in row[0])
+        slow = "".join(f"; {what.partition(' (')[0]}: {small:.2f} ms, the baseline's {whole:.2f} ms"
+                       for what, whole, small in rows if "latency" in what)
+        lines.append(f"weight pruning makes the file smaller when compressed ({deflated[2]:,.1f} kB deflated, the "
+                     f"baseline's {deflated[1]:,.1f} kB), not the network faster on dense hardware{slow}")
+    return lines
+
+
+def _lines(loaded: Sequence[Checkpoint], args, device: str) -> None:
+    """The lines between checkpoints, to line.csv and line.png."""
+    for one, other in zip(loaded, loaded[1:], strict=False):  # before anything is computed
+        _same_shape(one.model.state_dict(), other.model.state_dict())
+    inputs = inputs_of(loaded[0], args.dataset, args.image_size, args.data)
+    dataset = dataset_of(loaded[0], inputs, args.data, not args.no_download)
+    make_folder(args.out)  # now, and not after all that is computed
+    split, names, rows = first_images(dataset.test, args.images), names_of(loaded), []
+    for place, (one, other) in enumerate(zip(loaded, loaded[1:], strict=False)):
+        for point in line(one.model, other.model, dataset, split, args.points, recompute_bn=args.recompute_bn,
+                          device=device):
+            rows.append({"from": names[place], "to": names[place + 1], **asdict(point)})
+        segment = rows[-args.points:]
+        ends = max(segment[0]["loss"], segment[-1]["loss"])
+        worst = max(segment, key=lambda row: row["loss"])
+        print(f"{names[place]} -> {names[place + 1]}: loss {segment[0]['loss']:.4f} and {segment[-1]['loss']:.4f} at "
+              f"the ends, at most {worst['loss']:.4f} (barrier {worst['loss'] - ends:.4f}) at {worst['position']:.2f}, "
+              f"accuracy {worst['accuracy']:.2f} % there")
+    write_text(args.out / "line.csv", csv_text(rows))
+    print(args.out / "line.csv")
+    _draw(args.out / "line.png", "line_figure", rows, names, f"{len(split):,} test images of {dataset.name}")
+
+
+def _plane(checkpoint: Checkpoint, args, device: str) -> None:
+    """The plane around a checkpoint, to plane.csv and plane.png."""
+    inputs = inputs_of(checkpoint, args.dataset, args.image_size, args.data)
+    dataset = dataset_of(checkpoint, inputs, args.data, not args.no_download)
+    make_folder(args.out)
+    split = first_images(dataset.test, args.images)
+    found = plane(checkpoint.model, dataset, split, args.radius, args.grid, seed=args.seed,
+                  recompute_bn=args.recompute_bn, device=device)
+    write_text(args.out / "plane.csv", csv_text([asdict(point) for point in found]))
+    print(args.out / "plane.csv")
+    _draw(args.out / "plane.png", "plane_figure", found, names_of([checkpoint])[0],
+          f"{len(split):,} test images of {dataset.name}")
+
+
+
+def landscape(argv: Sequence[str] | None = None) -> None:
+    """Loss and accuracy between checkpoints, and around one.
+
+        kesi landscape runs/R/seed0/baseline runs/R/seed0/onecycle-1 runs/R/seed0/onecycle-2 --out landscape
+        kesi landscape --plane runs/R/seed0/kesi --radius 1 --grid 9 --out landscape
+
+    Along the straight line from each network to the next one, which have to be of one shape: weight-pruned networks
+    and their baseline are, filter-pruned ones of different rounds are not. And with --plane in two random directions
+    around a network, each filter of a direction scaled to the norm of the network's own (Li et al. 2018, "Visualizing
+    the Loss Landscape of Neural Nets", section 4); biases and batch norms stay, and so do the zeros of a weight-pruned
+    network.
+
+    The running statistics of batch norm are interpolated as the weights are. They then belong to no network exactly:
+    the activations of averaged weights are not the average of activations, and a barrier may be nothing but that.
+    --recompute-bn estimates them anew at every point from training images, as Garipov et al. 2018 ("Loss Surfaces,
+    Mode Connectivity, and Fast Ensembling of DNNs") and Izmailov et al. 2018 ("Averaging Weights Leads to Wider Optima
+    and Better Generalization") do.
+    """
+    parser = entry.parser(landscape.__doc__, "kesi landscape")
+    parser.add_argument("checkpoints", nargs="*", type=Path, metavar="CHECKPOINT",
+                        help="two or more, of one shape: the line goes from each to the next")
+    parser.add_argument("--points", type=int, default=11, metavar="N", help="points of a line (default: %(default)s)")
+    parser.add_argument("--plane", type=Path, metavar="CHECKPOINT", help="also look around this one")
+    parser.add_argument("--radius", type=float, default=1.0, metavar="R",
+                        help="how far, in norms of the filters (default: %(default)s)")
+    parser.add_argument("--grid", type=int, default=9, metavar="N", help="N x N points (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the directions (default: %(default)s)")
+    parser.add_argument("--images", type=int, metavar="N", help="test images to look at (default: all)")
+    parser.add_argument("--recompute-bn", action="store_true",
+                        help="estimate batch norm's statistics anew at every point, from training images")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="for line.* and plane.*")
+    add_inputs(parser)
+    parser.add_argument("--no-download", action="store_true", help="never ask the network for a data set")
+    args = parser.parse_args(argv)
+    if len(args.checkpoints) == 1 or not (args.checkpoints or args.plane):
+        raise UsageError("a line needs two checkpoints or more, a plane --plane CHECKPOINT")
+    if args.images is not None and args.images < 1:
+        raise UsageError(f"--images must be at least 1, not {args.images}")
+    device = chosen_device(args)
+    if args.checkpoints:
+        _lines([checkpoints.load(path, args.arch) for path in args.checkpoints], args, device)
+    if args.plane is not None:
+        _plane(checkpoints.load(args.plane, args.arch), args, device)

@@ -1,0 +1,220 @@
+"""What the scripts of single steps do: each reads its flags, and calls one stage with the recipe they give."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from kesi import checkpoints
+from kesi.checkpoints.checkpoint import Checkpoint
+from kesi.cli import entry, flags
+from kesi.method import recipes
+from kesi.method.pruning.weights import conv_weights
+from kesi.method.training import evaluate
+from kesi.runs import lineage, steps
+from kesi.runs.layout import CHECKPOINT, PRUNED
+from kesi.runs.lineage import snapshots_of
+from kesi.runs.stage import Context
+from kesi.runs.states import STATE
+from kesi.system.errors import UsageError
+
+
+def train(doc: str, family: str) -> None:
+    """Step 1 from the command line."""
+    parser = entry.parser(doc)
+    flags.add_network(parser, "resnet18" if family == "tinyimagenet" else "resnet56")
+    flags.add_data(parser, "tinyimagenet" if family == "tinyimagenet" else "cifar10", family)
+    flags.add_pretrained(parser)
+    flags.add_seed_and_save(parser, "runs/<dataset>-<arch>-<method>/seed<seed>/baseline")
+    flags.add_stage(parser)
+    flags.add_run(parser)
+    parser.add_argument("--evaluate", type=Path, metavar="FILE", help="only tell the test accuracy of this checkpoint")
+    args = parser.parse_args()
+    recipe = recipes.recipe(args.arch, args.dataset, args.method, family)
+    stage, options = flags.stage_for(args, recipe.baseline), flags.options_for(args)
+    if args.evaluate is not None:
+        path = checkpoints.find(args.evaluate)
+        _tell(path, flags.dataset_for(args, family), options.device)
+        return
+    folder = args.save or Path("runs", f"{args.dataset}-{args.arch}-{args.method}", f"seed{args.seed}", "baseline")
+    resume = _given_state(args)
+    context = Context(flags.dataset_for(args, family), args.seed, options, args.fresh, resume=resume)
+    steps.train_baseline(context, args.arch, stage, folder, args.pretrained)
+
+
+def prune(doc: str, family: str, method: str) -> None:
+    """Step 2 from the command line."""
+    parser = entry.parser(doc)
+    parser.add_argument("--model", required=True, type=Path, metavar="FILE",
+                        help="the network to prune: a checkpoint, or the folder of the stage that wrote it")
+    parser.add_argument("--arch", metavar="NAME", help="needed only where the checkpoint does not tell")
+    what = ("the share of filters to remove: one for all layers, or one a width" if method == "filter"
+            else "the cumulative share of convolution weights that is zero afterwards")
+    parser.add_argument("--percent", type=float, nargs="+", metavar="SHARE",
+                        help=f"{what} (default: the paper's for this network and round)")
+    parser.add_argument("--save", type=Path, metavar="DIR",
+                        help="where pruned.pth.tar goes (default: onecycle-<round> beside the model's folder)")
+    parser.add_argument("--evaluate", action="store_true", help="tell the test accuracy before and after")
+    flags.add_data(parser, None, family)
+    flags.add_run(parser)
+    args = parser.parse_args()
+    parent = checkpoints.load(args.model, args.arch)
+    args.dataset = args.dataset or _dataset_of(parent)
+    recipe = recipes.recipe(parent.model.arch, args.dataset or "", method, family)
+    number = lineage.round_of(parent, recipe) + 1
+    amount = _amount(args.percent, method, recipe, number)
+    kind = "usual" if parent.info.get("kind") == "usual" else "onecycle"
+    folder = args.save or parent.path.parent.parent / f"{kind}-{number}"
+    dataset = None
+    if args.evaluate:
+        _need_dataset(args)
+        dataset, options = flags.dataset_for(args, family), flags.options_for(args)
+        before = evaluate(lineage.fitting(parent.path, dataset, args.arch).model, dataset, dataset.test, options.device)
+    path = folder / PRUNED
+    known = _pruned_already(path, parent, method, amount)
+    if not known:
+        steps.prune(parent, method, amount, path, number)
+    pruned = checkpoints.load(path)
+    print(f"round {number}: {_size(checkpoints.load(args.model, args.arch))} -> {_size(pruned)}, "
+          f"{'there already:' if known else 'written to'} {path}")
+    if dataset is not None:
+        after = evaluate(pruned.model, dataset, dataset.test, options.device)
+        print(f"test accuracy {before[1]:.2f} % before, {after[1]:.2f} % after pruning")
+
+
+def _pruned_already(path: Path, parent: Checkpoint, method: str, amount) -> bool:
+    """Whether prune.py was here: what was retrained from its file would not know another. Raises UsageError then."""
+    if not path.is_file():
+        return False
+    before = checkpoints.load(path).info
+    if not parent.is_named_by(before.get("parent") or {}):
+        raise UsageError(f"{path} was pruned with another network (now {parent.path}): use another --save, or "
+                         f"remove it")
+    steps.refuse_other_pruning(path, before, method, amount, before.get("round"))
+    return True
+
+
+def finetune(doc: str, family: str) -> None:
+    """Step 3 from the command line."""
+    parser = entry.parser(doc)
+    _add_refine(parser, "the pruned network to retrain: prune.py's file, or its folder")
+    parser.add_argument("--no-onecycle", action="store_true",
+                        help="the usual retraining at a small constant learning rate")
+    args = _parse_retraining(parser, "the folder of --refine", family)
+    parent = _refined(args, PRUNED)
+    recipe = recipes.recipe(parent.model.arch, args.dataset, lineage.method_of(parent) or "filter", family)
+    stage = flags.stage_for(args, recipe.usual if args.no_onecycle else recipe.retrain)
+    options = flags.options_for(args)
+    dataset = flags.dataset_for(args, family)
+    if args.evaluate:
+        _tell(parent.path, dataset, options.device, args.arch)
+        return
+    if lineage.method_of(parent) is None:
+        raise UsageError(f"{parent.path} was never pruned: run prune.py on it first")
+    if parent.info.get("kind") not in (None, "pruned"):
+        raise UsageError(f"{parent.path} is retrained already ({parent.stage}): give the pruned.pth.tar of prune.py")
+    folder = args.save or parent.path.parent
+    context = Context(dataset, args.seed, options, args.fresh, resume=_given_state(args))
+    steps.retrain(context, stage, parent.path, folder)
+
+
+def ensemble_finetune(doc: str, family: str, checkpoint_paths: Sequence[str] = ()) -> None:
+    """Step 5 from the command line."""
+    parser = entry.parser(doc)
+    _add_refine(parser, "the last snapshot, which becomes the student: its file, or its folder")
+    parser.add_argument("--teachers", nargs="+", type=Path, metavar="FILE",
+                        help="the members of the ensemble (default: checkpoint_paths at the head of this script, or "
+                             "else the baseline and all snapshots that --refine descends from)")
+    parser.add_argument("--temperature", type=float, default=recipes.TEMPERATURE, help="default: %(default)s")
+    args = _parse_retraining(parser, "kesi beside the folder of --refine", family)
+    parent = _refined(args, CHECKPOINT)
+    recipe = recipes.recipe(parent.model.arch, args.dataset, lineage.method_of(parent) or "filter", family)
+    stage, options = flags.stage_for(args, recipe.distill), flags.options_for(args)
+    flags.check_temperature(args.temperature)
+    if lineage.method_of(parent) is None and not args.evaluate:
+        raise UsageError(f"{parent.path} was never pruned: --refine takes the last pruned and retrained snapshot")
+    if args.teachers or checkpoint_paths:
+        teachers, how = [checkpoints.find(path) for path in args.teachers or checkpoint_paths], "given"
+    else:
+        teachers, how = snapshots_of(parent), f"found beside {parent.path}"
+    print(f"{len(teachers)} teachers, {how}:", *teachers, sep="\n  ", flush=True)
+    dataset = flags.dataset_for(args, family)
+    for path in teachers:  # every one, before anything is computed
+        lineage.fitting(path, dataset, args.arch)
+    context = Context(dataset, args.seed, options, args.fresh, resume=None if args.evaluate else _given_state(args))
+    folder = args.save or parent.path.parent.parent / "kesi"
+    beside = "ensemble" if folder.name == "kesi" else f"ensemble-{folder.name}"  # a second one has other teachers
+    ensemble = steps.measure_ensemble(context, teachers, None if args.evaluate else folder.parent / beside)
+    print(f"the ensemble's test accuracy: {ensemble['test_accuracy']:.2f} %", flush=True)
+    if args.evaluate:
+        _tell(parent.path, dataset, options.device, args.arch)
+        return
+    steps.distill(context, stage, args.temperature, parent.path, teachers, folder)
+
+
+def _add_refine(parser, text: str) -> None:
+    parser.add_argument("--refine", "--model", dest="refine", required=True, type=Path, metavar="FILE", help=text)
+    parser.add_argument("--arch", metavar="NAME", help="needed only where the checkpoint does not tell")
+    parser.add_argument("--evaluate", action="store_true", help="only tell test accuracies")
+
+
+def _parse_retraining(parser, default_save: str, family: str):
+    flags.add_data(parser, None, family)
+    flags.add_seed_and_save(parser, default_save)
+    flags.add_stage(parser)
+    flags.add_run(parser)
+    return parser.parse_args()
+
+
+def _refined(args, prefer: str) -> Checkpoint:
+    """The checkpoint of --refine; a folder means its file ``prefer``. Fills in --dataset from what it says."""
+    path = args.refine / prefer if (args.refine / prefer).is_file() else args.refine
+    checkpoint = checkpoints.load(path, args.arch)
+    args.dataset = args.dataset or _dataset_of(checkpoint)
+    _need_dataset(args)
+    return checkpoint
+
+
+def _dataset_of(checkpoint: Checkpoint) -> str | None:
+    return checkpoint.info.get("dataset", {}).get("name")
+
+
+def _need_dataset(args) -> None:
+    if args.dataset is None:
+        raise UsageError("the checkpoint does not say which images it was trained on: give --dataset")
+
+
+def _amount(percent: list[float] | None, method: str, recipe: recipes.Recipe, number: int):
+    """What prune.py removes: --percent, or the recipe's share for this round."""
+    if percent is None:
+        if method == "weight" and number > len(recipe.rounds):
+            raise UsageError(f"the recipe has {len(recipe.rounds)} rounds and this is round {number}: give --percent")
+        return recipe.rounds[min(number, len(recipe.rounds)) - 1]
+    if method == "weight" and len(percent) > 1:
+        raise UsageError("--percent takes one share, the sparsity after this round")
+    return percent[0] if len(percent) == 1 else percent
+
+
+def _size(checkpoint: Checkpoint) -> str:
+    total = sum(parameter.numel() for parameter in checkpoint.model.parameters())
+    if checkpoint.masks is None:
+        return f"{total:,} parameters"
+    weights = sum(weight.numel() for weight in conv_weights(checkpoint.model).values())
+    return (f"{total - checkpoint.masks.pruned():,} non-zero of {total:,} parameters "
+            f"({checkpoint.masks.pruned() / weights:.1%} of the convolutions pruned)")
+
+
+def _tell(path: Path, dataset, device: str, arch: str | None = None) -> None:
+    checkpoint = lineage.fitting(path, dataset, arch)
+    loss, accuracy = evaluate(checkpoint.model, dataset, dataset.test, device)
+    print(f"{checkpoint.describe()}: test accuracy {accuracy:.2f} %, loss {loss:.4f}")
+
+
+def _given_state(args) -> Path | None:
+    """The state that --resume names. Raises UsageError where it is none."""
+    if args.resume is None:
+        return None
+    if args.fresh:
+        raise UsageError("--resume continues, --fresh starts over: give one of them")
+    state = checkpoints.find(args.resume / STATE if args.resume.is_dir() else args.resume)
+    if checkpoints.load(state).training is None:
+        raise UsageError(f"{state} is not the state of an unfinished stage ({STATE})")
+    return state

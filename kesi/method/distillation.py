@@ -1,0 +1,121 @@
+"""Step 5: the ensemble of all snapshots, and its distillation into the last of them (paper, section 3)."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from kesi.data import Dataset, Split
+from kesi.method.training import predict
+from kesi.system.errors import UsageError
+from models import Network
+
+
+def frozen(model: nn.Module) -> nn.Module:
+    """A copy that only predicts: no gradients, eval mode, batch norms folded into the convolutions before."""
+    copied = copy.deepcopy(model).eval().requires_grad_(False)
+    for conv, bn in copied.conv_bn_pairs() if isinstance(copied, Network) else ():
+        fused = fuse_conv_bn_eval(copied.get_submodule(conv), copied.get_submodule(bn))
+        _replace(copied, conv, fused)
+        _replace(copied, bn, nn.Identity())
+    return copied.requires_grad_(False).to(memory_format=torch.channels_last)
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
+
+
+class SnapshotEnsemble:
+    """Several networks that predict together: the mean of their softmax.
+
+    The members are frozen copies (see frozen()); the networks given stay as they are.
+    """
+
+    def __init__(self, members: Sequence[nn.Module], names: Sequence[str] | None = None, device: str = "cpu"):
+        """Raises UsageError without members, or where they disagree on the number of classes."""
+        if not members:
+            raise UsageError("an ensemble needs at least one network")
+        self.names = list(names) if names else [f"member {number}" for number in range(len(members))]
+        classes = {name: getattr(member, "num_classes", None)
+                   for name, member in zip(self.names, members, strict=True)}
+        if len(set(classes.values())) > 1:
+            raise UsageError("the members of an ensemble have to know the same classes, but: " + ", ".join(
+                f"{name} has {count}" for name, count in classes.items()))
+        self.members = [frozen(member).to(device) for member in members]
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    @torch.no_grad()
+    def probabilities(self, images: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+        """The mean over the members of softmax(logits / temperature): (B, C) for images (B, 3, H, W)."""
+        mean = None
+        for member in self.members:
+            one = torch.softmax(member(images).float() / temperature, dim=1)
+            mean = one if mean is None else mean.add_(one)
+        return mean.div_(len(self.members))
+
+    def predict(self, dataset: Dataset, split: Split, device: str = "cpu") -> torch.Tensor:
+        """The logits of every member, (K, N, C) on the CPU: each network sees the images once."""
+        return torch.stack([predict(member, dataset, split, device) for member in self.members])
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What the members of an ensemble say of the same N images; all figures in percent but the loss.
+
+    ``accuracy``: of each member. ``growing_accuracy``: of the first one, two, ... members together.
+    ``disagreement``: K x K, the share of images that two members classify differently.
+    """
+
+    accuracy: list[float]
+    growing_accuracy: list[float]
+    loss: float
+    disagreement: list[list[float]]
+
+
+def agreement(logits: torch.Tensor, labels: torch.Tensor) -> Agreement:
+    """Accuracy and diversity of an ensemble from its members' logits (K, N, C) and the labels (N,)."""
+    def percent(hits: torch.Tensor) -> float:
+        return 100 * int(hits.sum()) / len(labels)
+
+    probabilities = torch.softmax(logits.double(), dim=2)
+    # of equal weight at every length: the sum decides like the mean
+    growing = probabilities.cumsum(0)
+    classes = logits.argmax(2)
+    mean = growing[-1] / len(logits)
+    return Agreement(
+        accuracy=[percent(one == labels) for one in classes],
+        growing_accuracy=[percent(one.argmax(1) == labels) for one in growing],
+        loss=float(F.nll_loss(mean.clamp_min(1e-300).log(), labels)),
+        disagreement=[[percent(one != other) for other in classes] for one in classes])
+
+
+def distillation_loss(logits: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
+    """T^2 * KL(teacher || softmax(logits / T)), the mean over a batch (Hinton et al. 2015, section 2.1).
+
+    ``logits``: the student's, (B, C). ``teacher``: probabilities at temperature T, (B, C). With the teachers'
+    mean probability this differs from the paper's mean of KL terms over teachers by a constant only (the
+    teachers' own disagreement): same gradient, one loss.
+    """
+    log_student = F.log_softmax(logits.float() / temperature, dim=1)
+    return F.kl_div(log_student, teacher, reduction="batchmean") * temperature ** 2
+
+
+class Distillation:
+    """The objective of step 5: match the ensemble at a temperature; the labels play no part."""
+
+    def __init__(self, ensemble: SnapshotEnsemble, temperature: float):
+        """Raises UsageError for a temperature that is not above 0."""
+        if not 0 < temperature < float("inf"):
+            raise UsageError(f"the temperature must be above 0, not {temperature}")
+        self.ensemble, self.temperature = ensemble, temperature
+
+    def __call__(self, logits: torch.Tensor, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return distillation_loss(logits, self.ensemble.probabilities(images, self.temperature),
+                                 self.temperature)

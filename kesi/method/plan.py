@@ -1,0 +1,101 @@
+"""What a recipe will give, before any training: sizes of every round, and the work of every stage.
+
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import models
+from kesi.method import plan
+from kesi.method.pruning.filters import pruned_widths
+from kesi.method.pruning.weights import conv_weights, pruned_count
+from kesi.method.recipes import Recipe
+from kesi.method.schedules import Training
+from kesi.method.sizes import macs, parameters
+
+
+@dataclass(frozen=True)
+class Size:
+    """A network after a round (0: the baseline). ``macs`` are of one image, ``macs_saved`` is in percent."""
+
+    round: int
+    params: int
+    nonzero_params: int
+    macs: int
+    macs_saved: float
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One training of the pipeline: its name, recipe and network."""
+
+    name: str
+    stage: Training
+    size: Size
+
+    def work(self, train_images: int, teachers: Sequence[Size] = ()) -> float:
+        """MACs of the whole stage: forward and twice that backward, and a forward of each teacher."""
+        per_image = 3 * self.size.macs + sum(teacher.macs for teacher in teachers)
+        return float(self.stage.epochs) * train_images * per_image
+
+
+def sizes(recipe: Recipe, num_classes: int, image_size: int) -> list[Size]:
+    """The sizes of a recipe's networks at ``image_size`` px, from the baseline to the last round."""
+    cfg = list(models.ARCHITECTURES[recipe.arch].cfg)
+    found: list[Size] = []
+    for number in range(len(recipe.rounds) + 1):
+        amount = recipe.rounds[number - 1] if number else None
+        if number and recipe.method == "filter":
+            cfg = pruned_widths(cfg, amount)
+        with torch.device("meta"):
+            model = models.create(recipe.arch, num_classes, cfg)
+        params, zeros = parameters(model), 0
+        if number and recipe.method == "weight":
+            zeros = pruned_count(sum(weight.numel() for weight in conv_weights(model).values()), amount)
+        cost = macs(model, image_size)
+        first = found[0].macs if found else cost
+        found.append(Size(number, params, params - zeros, cost, round(100 * (1 - cost / first), 2)))
+    return found
+
+
+def stages(recipe: Recipe, network_sizes: Sequence[Size], compare: bool) -> list[StagePlan]:
+    """The trainings of a pipeline for one seed, in the order in which they run."""
+    rounds = network_sizes[1:]
+    found = [StagePlan("baseline", recipe.baseline, network_sizes[0])]
+    found += [StagePlan(f"onecycle-{size.round}", recipe.retrain, size) for size in rounds]
+    if compare:
+        found += [StagePlan(f"usual-{size.round}", recipe.usual, size) for size in rounds]
+    return [*found, StagePlan("kesi", recipe.distill, network_sizes[-1])]
+
+
+def table(rows: Sequence[Size]) -> str:
+    """The sizes as an aligned text table."""
+    lines = [f"{'round':>5} {'params':>12} {'non-zero':>12} {'MACs':>15} {'MACs saved':>11}"]
+    lines += [f"{row.round:>5} {row.params:>12,} {row.nonzero_params:>12,} {row.macs:>15,} "
+              f"{row.macs_saved:>9.2f} %" for row in rows]
+    return "\n".join(lines)
+
+
+def overview(recipe: Recipe, num_classes: int, image_size: int, train_images: int | None, seeds: Sequence[int],
+            compare: bool, folder: Path) -> str:
+    """What run() would do, as text: sizes, stages, images to process. Needs no data."""
+    network_sizes = plan.sizes(recipe, num_classes, image_size)
+    planned = plan.stages(recipe, network_sizes, compare)
+    lines = [f"{recipe.arch} on {recipe.dataset} ({num_classes} classes, {image_size} px), {recipe.method} pruning, "
+             f"seeds {' '.join(map(str, seeds))}, into {folder}", "", plan.table(network_sizes), "",
+             f"{'stage':<12} {'params':>12} {'MACs':>15} {'epochs':>7} {'batch':>6} {'lr':>7} {'schedule':<10}"
+             f"{'images to process':>18}"]
+    for one in planned:
+        images = f"{one.stage.epochs * train_images:,}" if train_images else "?"
+        lines.append(f"{one.name:<12} {one.size.nonzero_params:>12,} {one.size.macs:>15,} {one.stage.epochs:>7} "
+                     f"{one.stage.batch_size:>6} {one.stage.lr:>7g} {one.stage.schedule:<10}{images:>18}")
+    epochs = sum(one.stage.epochs for one in planned)
+    lines += ["", f"{len(planned)} trainings of {epochs} epochs together for each of {len(seeds)} seed(s)"]
+    if train_images:
+        lines[-1] += f": {epochs * train_images * len(seeds):,} images to process"
+        lines.append(f"the distillation also takes {recipe.distill.epochs * train_images * len(network_sizes):,} "
+                     f"forward passes of teachers for each seed")
+    return "\n".join(lines)

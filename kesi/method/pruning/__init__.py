@@ -1,0 +1,6 @@
+"""Step 2: a smaller network (filters), or the same network with masks (weights)."""
+
+from kesi.method.pruning.filters import kept_filters, prune_filters
+from kesi.method.pruning.weights import Masks, prune_weights
+
+__all__ = ["Masks", "kept_filters", "prune_filters", "prune_weights"]

@@ -1,0 +1,186 @@
+"""fit(): the only training loop. What it minimises is the objective's choice, everything else the stage's."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import perf_counter
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.optim import lr_scheduler
+from tqdm import tqdm
+
+from kesi.data import Dataset, Split, TrainBatches, eval_batches
+from kesi.method.objectives import Objective, cross_entropy
+from kesi.method.pruning import Masks
+from kesi.method.schedules import Training, optimizer_for, schedule_for
+from kesi.system import distributed
+from kesi.system.errors import KesiError
+from kesi.system.execution import Step, full_precision, make_step, set_up
+from kesi.system.seeds import derive
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a stage runs on a machine; nothing here changes what is computed, but for rounding.
+
+    ``eval_every``: test (and validation) accuracy every so many epochs; 0 for the last epoch only.
+    ``save_every``: the state from which an interrupted stage continues, every so many epochs.
+    ``precision``, ``compile``, ``deterministic``: see kesi.system.execution. ``sync_bn``: with several processes, batch
+    norm over the batch of all of them.
+    """
+
+    device: str = "cpu"
+    eval_every: int = 1
+    save_every: int = 1
+    precision: str = "auto"
+    compile: str = "auto"
+    deterministic: bool = False
+    sync_bn: bool = False
+
+
+@dataclass
+class Progress:
+    """What fit() tells after every epoch: where it stands, and all that is needed to continue from there."""
+
+    epoch: int
+    epochs: int
+    history: list[dict]
+    optimizer: torch.optim.Optimizer
+    schedule: lr_scheduler.LRScheduler
+
+    def state(self) -> dict:
+        """The state besides the weights and masks, to be given to fit(resume=...)."""
+        return {"epoch": self.epoch, "history": self.history, "optimizer": self.optimizer.state_dict(),
+                "schedule": self.schedule.state_dict()}
+
+
+def fit(model: nn.Module, dataset: Dataset, stage: Training, *, seed: int, objective: Objective = cross_entropy,
+        masks: Masks | None = None, options: Options = Options(), resume: dict | None = None,
+        on_epoch: Callable[[Progress], None] | None = None, label: str = "") -> list[dict]:
+    """Train ``model`` in place for the epochs of ``stage`` and return one dictionary an epoch.
+
+    Each holds epoch (from 1), train_loss, train_accuracy (percent), lr (of its last step), seconds, and
+    test_accuracy, test_loss, val_accuracy (None in epochs without evaluation or without such images).
+    ``seed`` decides order, augmentation and dropout of every epoch; with the same arguments on the same
+    machine the result is the same bit for bit, also when continued with ``resume``, a Progress.state(), from
+    the weights of that moment. ``masks`` are applied after every step. With several processes (see
+    kesi.system.distributed) each takes its share of every batch, and all return the same. Raises KesiError where a
+    loss is not finite, before on_epoch sees that epoch.
+    """
+    model.to(device=options.device, memory_format=torch.channels_last)
+    if masks is not None:
+        masks.follow()
+    batches = TrainBatches(dataset, stage.batch_size, seed, options.device, distributed.rank(), distributed.world())
+    precision = set_up(options.device, options.precision, options.deterministic)
+    step = make_step(model, objective, options.device, precision, options.compile, stage.epochs * batches.steps)
+    optimizer = optimizer_for(model, stage)
+    schedule = schedule_for(optimizer, stage, batches.steps)
+    history: list[dict] = []
+    if resume is not None:
+        optimizer.load_state_dict(resume["optimizer"])
+        schedule.load_state_dict(resume["schedule"])
+        history = list(resume["history"])
+    done = len(history)
+    bar = tqdm(total=stage.epochs * batches.steps, initial=done * batches.steps, desc=label, unit="step",
+               disable=None if distributed.is_main() else True, leave=False, dynamic_ncols=True)
+    with bar, distributed.synchronised_norms(model, options.sync_bn):
+        for epoch in range(done + 1, stage.epochs + 1):
+            started = perf_counter()
+            torch.manual_seed(derive(seed, "dropout", epoch, *([distributed.rank()] if distributed.rank() else [])))
+            row = {"epoch": epoch}
+            row |= _train_epoch(model, batches, epoch, step, masks, optimizer, schedule, bar)
+            due = epoch == stage.epochs or (options.eval_every and epoch % options.eval_every == 0)
+            row |= _evaluate_epoch(model, dataset, options.device, due)
+            row["seconds"] = round(perf_counter() - started, 4)
+            history.append(row)
+            bar.set_postfix(loss=f"{row['train_loss']:.3f}", accuracy=f"{row['train_accuracy']:.1f}%")
+            if on_epoch is not None:
+                on_epoch(Progress(epoch, stage.epochs, history, optimizer, schedule))
+    return history
+
+
+def _train_epoch(model: nn.Module, batches: TrainBatches, epoch: int, step: Step, masks: Masks | None,
+                 optimizer: torch.optim.Optimizer, schedule: lr_scheduler.LRScheduler, bar: tqdm) -> dict:
+    """One pass over the training images. Nothing is read back from the device before its end."""
+    model.train()
+    losses, correct, sizes = [], [], []
+    rates = []
+    for number, (images, labels) in enumerate(batches.epoch(epoch)):
+        loss, hits = step(images, labels, batches.weight(number))
+        optimizer.step()
+        if masks is not None:
+            masks.apply()
+        losses.append(loss)
+        correct.append(hits)
+        sizes.append(len(labels))
+        rates.append(optimizer.param_groups[0]["lr"])
+        schedule.step()
+        bar.update()
+    shares = torch.tensor(sizes, dtype=torch.float64)
+    sums = distributed.total(torch.stack(losses).double() * shares.to(losses[0].device)).cpu()
+    shares, hits = distributed.total(shares.to(losses[0].device)).cpu(), distributed.total(torch.stack(correct).sum())
+    values = sums / shares
+    if not bool(torch.isfinite(values).all()):
+        first = int((~torch.isfinite(values)).nonzero()[0])
+        raise KesiError(f"the loss is {float(values[first])} in epoch {epoch}, step {first + 1} of {len(values)}, "
+                        f"at learning rate {rates[first]:.3g}: try a lower --lr, or check the images")
+    images_seen = int(shares.sum())
+    return {"train_loss": float(sums.sum()) / images_seen, "train_accuracy": 100 * int(hits) / images_seen,
+            "lr": rates[-1]}
+
+
+def _evaluate_epoch(model: nn.Module, dataset: Dataset, device: str, due: bool) -> dict:
+    row = {"test_loss": None, "test_accuracy": None, "val_accuracy": None}
+    if due:
+        row["test_loss"], row["test_accuracy"] = evaluate(model, dataset, dataset.test, device)
+        if not math.isfinite(row["test_loss"]):
+            raise KesiError(f"the test loss is {row['test_loss']}: try a lower --lr, or check the images")
+        if dataset.val is not None:
+            row["val_accuracy"] = evaluate(model, dataset, dataset.val, device)[1]
+    return row
+
+
+def predict(model: nn.Module, dataset: Dataset, split: Split, device: str = "cpu") -> torch.Tensor:
+    """Logits (N, C), on the CPU, of a split's images in order; the model is in eval mode meanwhile.
+
+    With several processes each predicts its share, and all return the whole.
+    """
+    training = model.training
+    whole = len(split)
+    _settle(model, device)  # outside of inference_mode: weights stay trainable
+    if distributed.world() > 1:
+        distributed.share_buffers(model)
+        split = split.subset(torch.arange(distributed.rank(), whole, distributed.world()))
+    model.eval()
+    try:
+        with torch.inference_mode(), full_precision():
+            logits = [model(images) for images, _ in eval_batches(dataset, split, device)]
+    finally:
+        model.train(training)
+    return distributed.gather_rows(torch.cat(logits).float(), whole).cpu()
+
+
+def _settle(model: nn.Module, device: str) -> None:
+    """Put a network on a device in channels_last, unless it is there.
+
+    Module.to() gives weights of shape (N, 1, 1, 1) new memory every time, of which a captured step would not know.
+    """
+    where = torch.device(device)
+    for tensor in (*model.parameters(), *model.buffers()):
+        elsewhere = tensor.device.type != where.type or where.index not in (None, tensor.device.index)
+        if elsewhere or (tensor.dim() == 4 and not tensor.is_contiguous(memory_format=torch.channels_last)):
+            model.to(device=device, memory_format=torch.channels_last)
+            return
+
+
+def evaluate(model: nn.Module, dataset: Dataset, split: Split, device: str = "cpu") -> tuple[float, float]:
+    """(mean cross-entropy, accuracy in percent) of a network on a split."""
+    return score(predict(model, dataset, split, device), split.labels)
+
+
+def score(logits: torch.Tensor, labels: torch.Tensor) -> tuple[float, float]:
+    """(mean cross-entropy, accuracy in percent) of logits (N, C) against labels (N,)."""
+    accuracy = 100 * int((logits.argmax(1) == labels).sum()) / len(labels)
+    return float(F.cross_entropy(logits.double(), labels)), accuracy

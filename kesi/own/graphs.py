@@ -1,0 +1,310 @@
+"""Filter pruning of any network: which channels go together, as torch-pruning's dependency graph tells.
+
+A *width* is a number of channels that may shrink: the filters of one convolution, or of several whose outputs
+meet in an addition or a product, with every norm and every layer that reads them. The widths of a network are its
+cfg, as for the networks in models/: it can be rebuilt from them, whichever of its channels went.
+
+The library is trusted as far as it can be tried: a network of random weights has to compute, pruned, what it
+computes with those channels at zero. Widths with which it does not (channels that are split, shuffled or
+normalised together) are left alone.
+"""
+
+import copy
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from kesi.system.errors import UsageError, first_line
+
+TOLERANCE = 1e-4  # of the largest output, in the trial of a width
+
+IMAGES = 4  # of the trial
+
+
+@dataclass(frozen=True)
+class Axis:
+    """The input or output channels of one layer, L of them, and which of them belong to which width.
+
+    ``width``: the place of a width in cfg, -1 for channels that always stay; ``channel``: the number of the
+    channel within that width; both int64 (L,). ``cut``: torch-pruning's function that takes channels away.
+    """
+
+    module: str
+    output: bool
+    cut: Callable[[nn.Module, list[int]], nn.Module]
+    width: torch.Tensor
+    channel: torch.Tensor
+
+    def of(self, cfg: Sequence[int]) -> "Axis":
+        """The same axis of a network with the widths ``cfg``."""
+        alive = (self.width < 0) | (self.channel < torch.tensor(cfg)[self.width])
+        return replace(self, width=self.width[alive], channel=self.channel[alive])
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The widths of a network. ``convs``: for each width the names of the convolutions that make its channels.
+
+    ``left_alone``: the convolutions whose filters cannot be removed, the classifier not among them.
+    ``problem``: why nothing is known of the widths, in words; then there are none.
+    """
+
+    cfg: tuple[int, ...] = ()
+    convs: tuple[tuple[str, ...], ...] = ()
+    axes: tuple[Axis, ...] = ()
+    left_alone: tuple[str, ...] = ()
+    problem: str = ""
+
+    def shorten(self, network: nn.Module, cfg: Sequence[int]) -> None:
+        """Give an unpruned network the widths ``cfg``, in place; its weights are then anybody's."""
+        self._remove(network, self.cfg, [torch.arange(keep, width)
+                                         for keep, width in zip(cfg, self.cfg, strict=True)])
+
+    def prune(self, model: nn.Module, cfg: Sequence[int]) -> nn.Module:
+        """A copy of ``model`` with the widths ``cfg``: without the channels of smallest L1 norm."""
+        smaller = copy.deepcopy(model)
+        self._remove(smaller, model.cfg, self.weakest(model, cfg))
+        smaller.cfg = list(cfg)
+        return smaller
+
+    def weakest(self, model: nn.Module, cfg: Sequence[int]) -> list[torch.Tensor]:
+        """For each width the channels of ``model`` that go when ``cfg`` is to be left, in order.
+
+        The norm of a channel is the sum of the absolute weights of all filters that make it: of one filter,
+        as in Li et al. (2017), where the width is that of one convolution. Of equal norms the earlier stays.
+        """
+        norms = [torch.zeros(width) for width in model.cfg]
+        modules = dict(model.named_modules())
+        for axis in self.axes:
+            if axis.output and isinstance(modules[axis.module], nn.Conv2d):
+                axis, weight = axis.of(model.cfg), modules[axis.module].weight.detach()
+                filters = weight.abs().flatten(1).sum(1).cpu()
+                for place in axis.width[axis.width >= 0].unique().tolist():
+                    mine = axis.width == place
+                    norms[place].index_add_(0, axis.channel[mine], filters[mine])
+        order = [torch.sort(norm, descending=True, stable=True).indices for norm in norms]
+        return [ranked[keep:].sort().values for ranked, keep in zip(order, cfg, strict=True)]
+
+    def zero(self, network: nn.Module, cfg: Sequence[int], channels: Sequence[torch.Tensor]) -> None:
+        """What removing ``channels`` has to be equal to: their filters, and the weights that read them, are 0."""
+        modules = dict(network.named_modules())
+        with torch.no_grad():
+            for axis, gone in self._positions(cfg, channels):
+                for parameter in modules[axis.module].parameters(recurse=False):
+                    if axis.output and len(parameter) == len(axis.width):
+                        parameter[gone] = 0
+                    elif not axis.output and parameter.dim() > 1:
+                        parameter[:, gone] = 0
+
+    def rates(self, wanted: float | dict[str, float]) -> tuple[float, ...]:
+        """One rate for each width, from one for all or from those of convolutions by name (others keep all).
+
+        Raises UsageError for a name that no convolution with a width has.
+        """
+        if not isinstance(wanted, dict):
+            return (wanted,) * len(self.cfg)
+        rates = [0.0] * len(self.cfg)
+        for name, rate in wanted.items():
+            places = [place for place, convs in enumerate(self.convs) if name in convs]
+            if not places:
+                raise UsageError(f"no convolution {name!r} whose filters can be removed; there are "
+                                 f"{', '.join(dict.fromkeys(conv for convs in self.convs for conv in convs))}")
+            rates[places[0]] = rate
+        return tuple(rates)
+
+    def _positions(self, cfg: Sequence[int], channels: Sequence[torch.Tensor]) -> Iterator[tuple[Axis, torch.Tensor]]:
+        """Every axis of a network with the widths ``cfg``, and where the ``channels`` of each width lie on it."""
+        starts = torch.tensor([0, *cfg]).cumsum(0)
+        total = int(starts[-1])
+        gone = torch.zeros(total + 1, dtype=torch.bool)  # the last one for channels that have no width
+        for start, which in zip(starts, channels, strict=False):
+            gone[start + which] = True
+        for axis in self.axes:
+            axis = axis.of(cfg)
+            where = torch.where(axis.width < 0, total, starts[axis.width] + axis.channel)
+            yield axis, gone[where].nonzero().flatten()
+
+    def _remove(self, network: nn.Module, cfg: Sequence[int], channels: Sequence[torch.Tensor]) -> None:
+        modules = dict(network.named_modules())
+        trained = {name: value.requires_grad for name, value in network.named_parameters()}
+        for axis, gone in self._positions(cfg, channels):
+            if len(gone):
+                axis.cut(modules[axis.module], gone.tolist())
+        for name, parameter in network.named_parameters():
+            parameter.requires_grad_(trained[name])
+
+    def _only(self, places: Sequence[int]) -> "Graph":
+        """The graph with these widths alone."""
+        renumber = torch.full((len(self.cfg) + 1,), -1)  # the last one for the channels that have no width
+        renumber[torch.tensor(places, dtype=torch.int64)] = torch.arange(len(places))
+        axes = [replace(axis, width=renumber[axis.width]) for axis in self.axes]
+        return replace(self, cfg=tuple(self.cfg[place] for place in places),
+                       convs=tuple(self.convs[place] for place in places),
+                       axes=tuple(axis for axis in axes if bool((axis.width >= 0).any())))
+
+
+# The networks of one's own, by name; kesi.own registers them here and in models.ARCHITECTURES.
+GRAPHS: dict[str, Graph] = {}
+
+
+def analyse(network: nn.Module, image_size: int) -> Graph:
+    """Find the widths of a network for images (N, 3, S, S); ``network`` stays as it is.
+
+    Without torch-pruning, or where it cannot trace the network, there are none, and ``problem`` says why.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch-pruning's, about its imports
+            import torch_pruning
+    except ModuleNotFoundError:
+        return Graph(problem='torch-pruning, which finds the filters to remove in a network of your own, is not '
+                             'installed: pip install -e ".[own]"')
+    network = copy.deepcopy(network).cpu().eval().requires_grad_(True)
+    try:
+        with warnings.catch_warnings(), torch.enable_grad():
+            warnings.simplefilter("ignore")
+            dependencies = torch_pruning.DependencyGraph().build_dependency(
+                network, torch.zeros(1, 3, image_size, image_size), verbose=False)
+            widths = _widths(dependencies, network)
+    except Exception as error:  # of any type: whatever its assumptions run into
+        return Graph(problem=f"torch-pruning cannot trace this network ({first_line(error)}); prune its weights "
+                             f"instead")
+    graph = _graph(widths, dict(network.named_modules()))
+    kept = _sound(graph, network, image_size, [], [place for place, width in enumerate(widths) if width.simple])
+    left = [conv for place, width in enumerate(widths) if place not in kept for conv in width.convs]
+    return replace(graph._only(sorted(kept)), left_alone=tuple(dict.fromkeys(left)))
+
+
+@dataclass(frozen=True)
+class _Width:
+    """One of torch-pruning's groups: its convolutions, and by layer its function, positions, and their channels."""
+
+    convs: tuple[str, ...]
+    size: int
+    parts: tuple[tuple[str, Callable, list[int], list[int]], ...]
+    simple: bool  # nothing in it that cannot lose single channels
+
+
+def _widths(dependencies, network: nn.Module) -> list[_Width]:
+    """The widths by their first convolutions, in the order of the modules, without the classifier.
+
+    A convolution that is read beside another one (a concatenation) and then meets it again, in a depthwise
+    convolution or an addition with their joint output, is a width of its own: the joint output is not.
+    """
+    names = {module: name for name, module in network.named_modules()}
+    filters = {name: module for module, name in names.items()
+               if isinstance(module, nn.Conv2d) and not _depthwise(module) and module in dependencies.module2node}
+    found, joint, seen = [], [], set()
+    for name, conv in filters.items():
+        if name in seen:
+            continue
+        cut = dependencies.get_pruner_of_module(conv).prune_out_channels
+        group = dependencies.get_pruning_group(conv, cut, list(range(conv.out_channels)))
+        width = _members(group, names)
+        producers = [len(set(channels)) for part, cut, _, channels in width.parts if part in filters and _output(cut)]
+        if min(producers) < conv.out_channels:
+            joint.append(width)
+            continue
+        seen.update(width.convs)
+        if any(not _output(cut) for _, cut, _, _ in width.parts):  # the classifier's outputs are read by nothing
+            found.append(width)
+    found += [replace(width, simple=False) for width in joint if not seen.issuperset(width.convs)]
+    return found
+
+
+def _members(group, names: dict[nn.Module, str]) -> _Width:
+    """A group of torch-pruning's by the names of its layers."""
+    parts, simple = [], True
+    for item in group.items:
+        module = item.dep.target.module
+        if isinstance(module, nn.Parameter):
+            simple = False  # a parameter beside the layers: only its owner knows which axis is which
+        elif module in names:  # and no stand-in of torch-pruning's for an operation
+            if isinstance(module, nn.Conv2d):
+                simple &= module.groups == 1 or _depthwise(module)
+            simple &= max(item.idxs) < _length(item.dep.handler, module)  # beside what it knows, it guesses
+            parts.append((names[module], item.dep.handler, list(item.idxs), list(item.root_idxs)))
+    makers = {name for name, cut, _, _ in parts if _output(cut)}
+    convs = [name for module, name in names.items() if name in makers and isinstance(module, nn.Conv2d)]
+    return _Width(tuple(convs), len(group[0].idxs), tuple(parts), simple)
+
+
+def _output(cut: Callable) -> bool:
+    """Whether a function of torch-pruning's takes output channels away; those of norms take both at once."""
+    return cut.__func__.__name__ == "prune_out_channels"
+
+
+def _length(cut: Callable, module: nn.Module) -> int:
+    """How many channels a layer has on the axis that a function of torch-pruning's cuts."""
+    return (cut.__self__.get_out_channels if _output(cut) else cut.__self__.get_in_channels)(module)
+
+
+def _depthwise(conv: nn.Conv2d) -> bool:
+    return 1 < conv.groups == conv.in_channels == conv.out_channels
+
+
+def _graph(widths: Sequence[_Width], modules: dict[str, nn.Module]) -> Graph:
+    """All widths together, by layer and axis; of those that cannot be pruned only the names."""
+    axes: dict[tuple[str, bool], Axis] = {}
+    for place, width in enumerate(widths):
+        for name, cut, positions, channels in width.parts if width.simple else ():
+            output, length = _output(cut), _length(cut, modules[name])
+            if (name, output) not in axes:
+                axes[name, output] = Axis(name, output, cut, torch.full((length,), -1), torch.full((length,), -1))
+            axes[name, output].width[positions] = place
+            axes[name, output].channel[positions] = torch.tensor(channels)
+    return Graph(tuple(width.size for width in widths), tuple(width.convs for width in widths), tuple(axes.values()))
+
+
+def _sound(graph: Graph, network: nn.Module, image_size: int, known: list[int], more: list[int]) -> list[int]:
+    """Of ``more`` widths those that can be pruned together with the ``known`` ones; halves are tried apart."""
+    if not more or _holds(graph._only(known + more), network, image_size):
+        return known + more
+    if len(more) == 1:
+        return known
+    half = len(more) // 2
+    known = _sound(graph, network, image_size, known, more[:half])
+    return _sound(graph, network, image_size, known, more[half:])
+
+
+@torch.no_grad()
+def _holds(graph: Graph, network: nn.Module, image_size: int) -> bool:
+    """Whether random weights, pruned twice at random, give what they give with those channels at zero."""
+    draw = torch.Generator().manual_seed(0)
+    network = _randomised(network, draw)
+    images = torch.randn(IMAGES, 3, image_size, image_size, generator=draw)
+    cfg = list(graph.cfg)
+    try:
+        for _ in range(2):
+            keep = [max(1, int(width * 0.7)) for width in cfg]
+            gone = [torch.randperm(width, generator=draw)[left:].sort().values
+                    for width, left in zip(cfg, keep, strict=True)]
+            zeroed = copy.deepcopy(network)
+            graph.zero(zeroed, cfg, gone)
+            expected = zeroed(images)
+            graph._remove(network, cfg, gone)
+            found, cfg = network(images), keep
+            if found.shape != expected.shape or not bool(
+                    (found - expected).abs().max() <= TOLERANCE * expected.abs().max()):
+                return False
+        return True
+    except Exception:  # shapes that no longer fit, of any type
+        return False
+
+
+@torch.no_grad()
+def _randomised(network: nn.Module, draw: torch.Generator) -> nn.Module:
+    """A copy in which no two channels do the same, and none does nothing, whatever the initial weights are."""
+    network = copy.deepcopy(network)
+    for parameter in network.parameters():
+        fan_in = max(1, parameter[0].numel()) if parameter.dim() > 1 else 1
+        noise = torch.randn(parameter.shape, generator=draw)
+        parameter.copy_(noise * (2 / fan_in) ** 0.5 if parameter.dim() > 1 else 1 + 0.3 * noise)
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
+            module.running_mean.normal_(0, 0.3, generator=draw)
+            module.running_var.uniform_(0.5, 1.5, generator=draw)
+    return network

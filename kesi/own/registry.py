@@ -1,0 +1,91 @@
+"""Networks of one's own, by name: how they are built, and what of them can be pruned.
+
+They join the table of models/: their checkpoints are loaded, pruned, trained and exported like any other's. Only
+how they are built cannot be in a file that is safe to load, and has to be said anew in every process.
+"""
+
+import copy
+import re
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+import models
+from kesi.method.sizes import macs
+from kesi.own.graphs import GRAPHS, Graph, analyse
+from kesi.system.errors import UsageError, first_line
+
+Factory = Callable[[], nn.Module]
+
+
+def register(name: str, factory: Factory, num_classes: int | None = None, image_size: int = 32) -> Graph:
+    """Make networks that ``factory()`` builds known under ``name``, in this process; returns their widths.
+
+    Their checkpoints can be loaded then, and stages, exports and comparisons work as for the networks in models/.
+    The factory takes no argument and builds the unpruned network anew at each call: float images (N, 3, S, S) to
+    logits (N, classes). ``num_classes``: by default as many as it has outputs. ``image_size``: S, which has to be
+    right for networks that only take images of one size. A name may be registered again. Raises UsageError for a
+    name of a network in models/, and for a factory or a network that will not do.
+    """
+    if not re.fullmatch(r"[\w.-]+", name):
+        raise UsageError(f"a network's name consists of letters, digits, '_', '-' and '.', unlike {name!r}")
+    if name in models.ARCHITECTURES and name not in GRAPHS:
+        raise UsageError(f"{name} is a network of KESI's: choose another name")
+    with torch.random.fork_rng(devices=[]):
+        network = _build(factory)
+        if _build(factory) is network:
+            raise UsageError("the factory gives the same network at every call: it has to build a new one, "
+                             "for example by copy.deepcopy")
+        outputs = _outputs(network, image_size)
+        if num_classes not in (None, outputs):
+            raise UsageError(f"{name} has {outputs} outputs, not one for each of {num_classes} classes (labels count "
+                             f"from 0)")
+        GRAPHS[name] = graph = analyse(network, image_size)
+
+    def build(classes: int, cfg: list) -> nn.Module:
+        if classes != outputs:
+            raise ValueError(f"{name} has {outputs} classes, not {classes}")
+        # also where the caller wants shapes only: what a factory computes may need values
+        with torch.device("cpu"):
+            network = _build(factory)
+            graph.shorten(network, cfg)
+        return network
+
+    models.ARCHITECTURES[name] = models.Architecture(build, graph.cfg)
+    return graph
+
+
+def _build(factory: Factory) -> nn.Module:
+    network = factory()
+    if not isinstance(network, nn.Module):
+        raise UsageError(f"a network has to be a torch.nn.Module, not a {type(network).__name__}")
+    if not hasattr(network, "min_image_size"):
+        network.min_image_size = 1
+    return network.cpu()
+
+
+def _outputs(network: nn.Module, image_size: int) -> int:
+    """How many classes a network tells apart. Raises UsageError where it does not go through training and back."""
+    taken = [one for one in ("arch", "cfg") if hasattr(network, one)
+             and getattr(network, "arch", None) not in models.ARCHITECTURES]
+    if taken:
+        raise UsageError(f"the network has an attribute {taken[0]!r}, a name under which KESI keeps its own: rename it")
+    trial = copy.deepcopy(network).train().to(memory_format=torch.channels_last)
+    images = torch.randn(2, 3, image_size, image_size).to(memory_format=torch.channels_last)
+    try:
+        logits = trial(images)
+        if isinstance(logits, torch.Tensor):
+            logits.float().sum().backward()
+        macs(network, image_size)
+    except Exception as error:  # somebody else's code: anything
+        hint = "; write x.flatten(1) instead of x.view(...): images are in channels_last layout" if (
+            "view size is not compatible" in str(error)) else ""
+        hint = hint or "; images are RGB: for one channel begin with x.mean(1, keepdim=True)" * (
+            "to have 1 channels, but got 3" in str(error))
+        raise UsageError(f"the network does not take a batch of {image_size} px images: "
+                         f"{first_line(error)}{hint}") from error
+    if not isinstance(logits, torch.Tensor) or logits.dim() != 2 or len(logits) != 2:
+        what = f"shape {tuple(logits.shape)}" if isinstance(logits, torch.Tensor) else f"a {type(logits).__name__}"
+        raise UsageError(f"a network has to give logits (N, classes) for N images; this one gives {what}")
+    return logits.shape[1]

@@ -1,0 +1,135 @@
+"""What a run or a stage finds in its folder: whether it is finished, was begun with other settings, is in the way."""
+
+import os
+import shutil
+import warnings
+from pathlib import Path
+
+from kesi import checkpoints
+from kesi.runs.layout import CHECKPOINT, PRUNED, RESULT
+from kesi.runs.record import read_result
+from kesi.system import distributed
+from kesi.system.errors import KesiError, UsageError
+from kesi.system.files import make_folder, read_json
+from kesi.system.locks import LOCK, held, in_use
+
+
+def finished(folder: Path, settings: dict) -> dict | None:
+    """The result of the stage that was finished in ``folder`` with these settings; None if there is none.
+
+    A checkpoint or a result that is damaged, or that are not of one another, are warned of, and the stage is
+    not finished. Raises UsageError where it was made with other settings.
+    """
+    path, done = folder / CHECKPOINT, folder / RESULT
+    if not (path.is_file() and done.is_file()):
+        return None
+    try:
+        result = read_fields(done)
+    except KesiError as error:
+        return _not_finished(error)
+    refuse_changes(folder, result.get("settings"), settings)
+    try:
+        if checkpoints.read(path).get("digest") != result.get("digest"):
+            raise KesiError(f"{path} is not the checkpoint that {done} describes")
+    except KesiError as error:
+        return _not_finished(error)
+    return result
+
+
+def lost(folder: Path, settings: dict) -> dict | None:
+    """The result of a stage whose checkpoint is gone or damaged, of the same settings; None where there is none."""
+    try:
+        result = read_fields(folder / RESULT) if (folder / RESULT).is_file() else {}
+    except KesiError:
+        return None
+    return result if result.get("network_digest") and result.get("settings") == settings else None
+
+
+def dependent(stages: Path, network: str) -> Path | None:
+    """A file in the stages' folders that was made from a network, which its digest names; None if there is none."""
+    for path in sorted(stages.glob(f"*/{RESULT}")) + sorted(stages.glob(f"*/{PRUNED}")):
+        try:
+            said = read_result(path) if path.name == RESULT else checkpoints.read(path).get("info", {})
+        except KesiError:
+            continue
+        references = [said.get("parent") or {}, *said.get("teachers", ())]
+        if network in [*(reference.get("network") for reference in references), *said.get("members_digests", ())]:
+            return path
+    return None
+
+
+def _not_finished(error: KesiError) -> None:
+    warnings.warn(f"{error}: this stage is not taken as finished, and runs again", stacklevel=3)
+
+
+def read_fields(path: Path) -> dict:
+    """The named values of a JSON file. Raises KesiError where it is damaged or holds anything else."""
+    fields = read_json(path)
+    if not isinstance(fields, dict):
+        raise KesiError(f"{path} is damaged: it holds no fields")
+    return fields
+
+
+def refuse_changes(folder: Path, before: object, now: dict) -> None:
+    """Raises UsageError that names the first setting in which a run in ``folder`` differs from this one."""
+    before = before if isinstance(before, dict) else {}
+    for key in now:
+        old, new = before.get(key), now[key]
+        if key == "stage" and isinstance(old, dict):
+            key, old, new = next(((name, old.get(name), new[name]) for name in new if old.get(name) != new[name]),
+                                 (key, None, None))
+        if old != new:
+            key, old, new = _innermost(key, old, new)
+            plural = key.endswith("s") and not key.startswith("number of")  # images, epochs, milestones
+            other = "other" if plural else "another"
+            raise UsageError(f"{folder} holds a run with {other} {key} ({_short(old)}, now {_short(new)}): use "
+                             f"another --save, or --fresh to start over (the old one is moved aside)")
+
+
+def _innermost(key: str, old: object, new: object) -> tuple[str, object, object]:
+    """The first part in which two values differ: a setting of a stage, the length of a list."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        part = next(name for name in [*new, *old] if old.get(name) != new.get(name))
+        return _innermost(f"{key} {part}", old.get(part), new.get(part))
+    if isinstance(old, list) and isinstance(new, list) and len(old) != len(new):
+        return f"number of {key}", len(old), len(new)
+    return key, old, new
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def move_aside(folder: Path) -> Path | None:
+    """Rename what is in the way of a fresh start to `<folder>.old-1`, `-2`, ...; returns the new name.
+
+    Raises KesiError where another process uses it, or a stage in it.
+    """
+    if not folder.exists() or not distributed.is_main():
+        return None
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}.old-{number}")).exists():
+        number += 1
+    with held(folder):
+        for lock in [*folder.glob(f"*/{LOCK}"), *folder.glob(f"*/*/{LOCK}")]:
+            if (who := in_use(lock.parent)) is not None:
+                raise KesiError(f"{lock.parent} is in use by {who}: wait for it")
+        try:
+            folder.rename(aside)
+        except OSError as error:
+            raise KesiError(f"cannot move {folder} to {aside}: {error.strerror or error}") from error
+        (aside / LOCK).unlink(missing_ok=True)  # moved with it
+    return aside
+
+
+def start_over(folder: Path) -> Path | None:
+    """Move a stage aside but keep the pruned network it starts from, which prune() wrote to the same folder."""
+    aside = move_aside(folder)
+    if aside is not None and (aside / PRUNED).is_file():
+        make_folder(folder)
+        try:
+            os.link(aside / PRUNED, folder / PRUNED)
+        except OSError:  # not every file system has links
+            shutil.copyfile(aside / PRUNED, folder / PRUNED)
+    return aside

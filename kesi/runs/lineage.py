@@ -1,0 +1,97 @@
+"""Where a network comes from: parents, teachers, and whether it fits the images at hand."""
+
+import os
+from pathlib import Path
+
+import models
+from kesi import checkpoints
+from kesi.checkpoints.checkpoint import Checkpoint
+from kesi.data import Dataset
+from kesi.method.pruning.filters import pruned_widths
+from kesi.method.recipes import Recipe
+from kesi.system.errors import KesiError, UsageError
+from models import Network
+
+
+def check_images(model: Network, dataset: Dataset) -> None:
+    """Raises UsageError where the images are too small for the network."""
+    if dataset.image_size < model.min_image_size:
+        raise UsageError(f"{model.arch} needs images of {model.min_image_size} px or more, but {dataset.name} has "
+                         f"{dataset.image_size} px: choose another --arch or a larger --image-size")
+
+
+def reference(checkpoint: Checkpoint, folder: Path) -> dict:
+    """How a file names its parent: relative to its own folder, so that a run can be moved as a whole."""
+    relative = os.path.relpath(Path(checkpoint.path).resolve(), Path(folder).resolve())
+    return {"path": relative, "network": checkpoint.network_digest, "stage": checkpoint.stage}
+
+
+def fitting(path: Path, dataset: Dataset, arch: str | None = None) -> Checkpoint:
+    """The checkpoint at ``path``, after checking that it can classify ``dataset``. Raises UsageError if not."""
+    checkpoint = checkpoints.load(path, arch)
+    check_images(checkpoint.model, dataset)
+    if checkpoint.model.num_classes != dataset.num_classes:
+        raise UsageError(f"{checkpoint.path} knows {checkpoint.model.num_classes} classes, but "
+                         f"{dataset.name} has {dataset.num_classes}")
+    names = checkpoint.info.get("dataset", {}).get("classes")
+    if names and list(names) != list(dataset.classes):
+        one = next((old, new) for old, new in zip(names, dataset.classes, strict=True) if old != new)
+        raise UsageError(f"{checkpoint.path} knows other classes than {dataset.name}: {one[0]!r} where {one[1]!r} is")
+    return checkpoint
+
+
+def method_of(checkpoint: Checkpoint) -> str | None:
+    """How a network was pruned, as its masks or widths show; None if it never was."""
+    if checkpoint.masks is not None:
+        return "weight"
+    unpruned = models.ARCHITECTURES[checkpoint.model.arch].cfg
+    return "filter" if list(unpruned) != list(checkpoint.model.cfg) else None
+
+
+def round_of(checkpoint: Checkpoint, recipe: Recipe) -> int:
+    """How many rounds a checkpoint went through: what it says, else what its size tells (0: never pruned)."""
+    if checkpoint.round is not None:
+        return checkpoint.round
+    if method_of(checkpoint) is None:
+        return 0
+    if checkpoint.masks is not None:
+        sparsity = checkpoint.masks.sparsity()
+        return sum(share <= sparsity + 1e-3 for share in recipe.rounds) or 1
+    cfg = list(models.ARCHITECTURES[checkpoint.model.arch].cfg)
+    for number, rates in enumerate(recipe.rounds, start=1):
+        cfg = pruned_widths(cfg, rates)
+        if cfg == checkpoint.model.cfg:
+            return number
+    return 1
+
+
+def snapshots_of(last: Checkpoint) -> list[Path]:
+    """The baseline and all snapshots that ``last`` descends from, itself included, the baseline first.
+
+    Ancestors are looked for where the files say that they came from, and, by their digests, in the folders beside.
+    Raises UsageError where the chain is broken.
+    """
+    found, here = [], last
+    while True:
+        if here.info.get("kind") != "pruned":
+            found.append(here.path)
+        parent = here.info.get("parent")
+        if here.info.get("kind") == "baseline":
+            return found[::-1]
+        if not parent:
+            raise UsageError(f"{here.path} does not say what it was made from: name the teachers with --teachers")
+        here = _ancestor(here, parent)
+
+
+def _ancestor(child: Checkpoint, parent: dict) -> Checkpoint:
+    named = child.path.parent / parent["path"]
+    beside = sorted(child.path.parent.parent.glob("*/*.pth.tar")) + sorted(child.path.parent.glob("*.pth.tar"))
+    for path in [named, *beside]:
+        try:
+            found = checkpoints.load(path)
+        except KesiError:  # missing, damaged or of somebody else
+            continue
+        if found.is_named_by(parent):
+            return found
+    raise UsageError(f"{child.path} was made from {named}, which is not there (or was changed since): name the "
+                     f"teachers with --teachers")

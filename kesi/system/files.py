@@ -1,0 +1,132 @@
+"""Writing so that nothing is ever half-written: a temporary file, fsync, rename, fsync of the folder."""
+
+import contextlib
+import csv
+import io
+import json
+import os
+import re
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from kesi.system import distributed
+from kesi.system.errors import KesiError
+
+TEMPORARY = re.compile(r"\..+\.(\d+)\.[0-9a-f]{8}\.tmp")  # what write_atomic() calls a file that it has not finished
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise KesiError(f"cannot write {path}: {error.strerror or error}; what was there before is unchanged"
+                        ) from error
+
+
+def make_folder(folder: Path) -> Path:
+    """Create a folder and its parents. Raises KesiError where that is not possible."""
+    with _explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def write_atomic(path: Path, write: Callable[[BinaryIO], None], durable: bool = True,
+                 previous: Path | None = None) -> None:
+    """Let ``write`` fill a file that appears under ``path`` as a whole or not at all.
+
+    ``durable``: also survive a power cut right after the return (fsync). ``previous``: keep the file that was
+    there under this name; it is renamed only once the new one is complete on the disk, so that at every
+    moment one of the two is whole. Raises KesiError when the disk is full, the folder read-only or the like;
+    the file that was there before stays. Of several processes that train together only the first writes.
+    """
+    if not distributed.is_main():
+        return
+    path = Path(path)
+    make_folder(path.parent)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    with _explained(path):
+        try:
+            with open(temporary, "wb") as file:
+                write(file)
+                file.flush()
+                if durable:
+                    os.fsync(file.fileno())
+            if previous is not None and path.exists():
+                os.replace(path, previous)
+            os.replace(temporary, path)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+        if durable and os.name == "posix":  # Windows cannot open a folder
+            descriptor = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+
+def remove_leftovers(folder: Path) -> list[Path]:
+    """Remove what a killed process left half-written in a folder (not in those below); returns their names.
+
+    For the one process that may write there: see kesi.system.locks. What cannot be removed stays.
+    """
+    removed = []
+    with contextlib.suppress(OSError):
+        for path in sorted(Path(folder).iterdir()):
+            if TEMPORARY.fullmatch(path.name):
+                with contextlib.suppress(OSError):
+                    path.unlink()
+                    removed.append(path)
+    return removed
+
+
+def write_text(path: Path, text: str, durable: bool = True) -> None:
+    """write_atomic() of UTF-8 text."""
+    write_atomic(path, lambda file: file.write(text.encode()) and None, durable)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """write_atomic() of indented JSON with a final newline."""
+    write_text(path, _json(path, value, indent=1) + "\n")
+
+
+def write_json_lines(path: Path, values: list[dict], durable: bool = False) -> None:
+    """write_atomic() of one JSON object a line; not forced to the disk where it is rewritten every epoch."""
+    write_text(path, "".join(_json(path, value) + "\n" for value in values), durable)
+
+
+def _json(path: Path, value: Any, **style) -> str:
+    try:
+        return json.dumps(value, allow_nan=False, **style)
+    except ValueError as error:
+        raise KesiError(f"{path} is not written: a figure in it is not finite") from error
+
+
+def read_text(path: Path) -> str:
+    """The UTF-8 text of a file. Raises KesiError where there is none or it cannot be read."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise KesiError(f"cannot read {path}: {reason}") from error
+
+
+def read_json(path: Path) -> Any:
+    """The value in a JSON file. Raises KesiError where there is none or it is damaged."""
+    text = read_text(path)
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise KesiError(f"cannot read {path}: not valid JSON ({error})") from error
+
+
+def csv_text(lines: Sequence[dict]) -> str:
+    """CSV with a header."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return text.getvalue()

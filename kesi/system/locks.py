@@ -1,0 +1,162 @@
+"""One process at a time in a folder: a run folder, or that of a stage run by hand.
+
+    <folder>/.lock    held by flock while in use; it says who holds it: process, host, command, since when
+
+Whoever holds a stage inside a run folder (one with a run.json) shares the run's lock, so that no pipeline begins there
+meanwhile; and while a pipeline holds the run, nobody else gets at its stages.
+
+The lock is the kernel's and ends with the process that holds it, however that ends: what the file of a dead
+process says is no obstacle. Where the system has no flock (Windows), or the file system refuses it, nothing
+keeps two processes apart; held() warns of that and goes on.
+"""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import socket
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from kesi.system import distributed
+from kesi.system.errors import KesiError
+from kesi.system.files import make_folder, remove_leftovers
+from kesi.system.provenance import command
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system
+    fcntl = None
+
+LOCK = ".lock"
+
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[Path]:
+    """Hold a folder, which is made if need be, and remove what a killed process left half-written in it.
+
+    Raises KesiError that names the holder where another process (or this one) has it, and where the folder
+    cannot be made or written.
+    """
+    if not distributed.is_main():  # the first of several processes holds it for all
+        yield Path(folder)
+        return
+    folder = make_folder(Path(folder))
+    run = _run_around(folder)
+    with _lock(run, shared=True) if run is not None else contextlib.nullcontext(), _lock(folder):
+        remove_leftovers(folder)
+        yield folder
+
+
+def in_use(folder: Path) -> str | None:
+    """Who holds a folder, in words; None where nobody does, or where the system has no locks."""
+    if fcntl is None:
+        return None
+    try:
+        with open(folder / LOCK, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # let go at once, by the close
+    except BlockingIOError:
+        return holder(folder)
+    except OSError:  # no such file, or no locks
+        return None
+    return None
+
+
+_held: set[Path] = set()  # by this process
+
+
+def _run_around(folder: Path) -> Path | None:
+    """The run folder that a stage's folder lies in, unless this process holds it as a whole."""
+    for around in folder.resolve().parents[:2]:
+        if around in _held:
+            return None
+        if (around / "run.json").is_file():
+            return around
+    return None
+
+
+@contextlib.contextmanager
+def _lock(folder: Path, shared: bool = False) -> Iterator[None]:
+    descriptor = _acquire(folder, shared)
+    here = folder.resolve()
+    try:
+        if not shared:
+            _held.add(here)
+        yield
+    finally:
+        if not shared:
+            _held.discard(here)
+        if descriptor is not None:
+            with contextlib.suppress(OSError):  # unlinked before it is released: the next one makes its own
+                if shared:  # by the last that shares it
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if _is_at(descriptor, folder / LOCK):
+                    (folder / LOCK).unlink()
+            os.close(descriptor)
+
+
+def holder(folder: Path) -> str:
+    """Who holds a folder, in words, as its lock file says."""
+    try:
+        said = json.loads((Path(folder) / LOCK).read_text(encoding="utf-8"))
+        return f"process {said['pid']} on {said['host']} since {said['since']} ({said['command']})"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"  # which has just made the file, or is about to remove it
+
+
+def _acquire(folder: Path, shared: bool = False) -> int | None:
+    path = folder / LOCK
+    while True:
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise KesiError(f"cannot write {path}: {error.strerror or error}") from error
+        try:
+            if not _flock(descriptor, folder, shared):
+                os.close(descriptor)
+                return None
+            if _is_at(descriptor, path):
+                _sign(descriptor)
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # its holder removed it, or moved the folder, between open and flock
+
+
+def _flock(descriptor: int, folder: Path, shared: bool) -> bool:
+    """Whether there are locks here at all. Raises KesiError where another process holds this one."""
+    if fcntl is None:
+        warnings.warn(f"this system has no flock: nothing keeps a second process out of {folder}", stacklevel=2)
+        return False
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise KesiError(f"{folder} is in use by {holder(folder)}: wait for it, or use another --save") from error
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise KesiError(f"cannot lock {folder}: {error.strerror or error}") from error
+        warnings.warn(f"the file system has no locks: nothing keeps a second process out of {folder}", stacklevel=2)
+        return False
+    return True
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _sign(descriptor: int) -> None:
+    """Say who holds the lock; a full disk is no reason not to hold it."""
+    text = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "command": command(),
+                       "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())})
+    with contextlib.suppress(OSError):
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, text.encode(), 0)

@@ -1,0 +1,143 @@
+"""Checkpoints side by side: size, MACs, latency, accuracy, and how often they say the same.
+
+Latency is the median of one forward pass in torch on this machine, the checkpoints in turn. It and the MACs of a
+weight-pruned network are those of the dense one: zeros are multiplied like other weights.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from kesi import checkpoints
+from kesi.checkpoints.checkpoint import Checkpoint
+from kesi.method.distillation import agreement
+from kesi.method.sizes import macs, parameters
+from kesi.method.training import predict, score
+from kesi.system.errors import UsageError
+from kesi.system.files import csv_text
+from kesi.tools import latency
+from kesi.tools.inputs import Inputs, dataset_of, inputs_of
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is known of a checkpoint: bytes of its file, MACs of one image, seconds, accuracy in percent.
+
+    ``latency_1`` and ``latency_128`` are of a batch of so many images; None where nothing was measured, as is
+    ``accuracy``.
+    """
+
+    name: str
+    params: int
+    nonzero_params: int
+    bytes: int
+    macs: int
+    latency_1: float | None
+    latency_128: float | None
+    accuracy: float | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The entries, and ``same``: K x K, the percent of test images on which two networks predict one class."""
+
+    entries: list[Entry]
+    same: list[list[float]] | None
+    images: str
+
+    def text(self) -> str:
+        """For a terminal."""
+        wide = max(10, *(len(entry.name) for entry in self.entries))
+        lines = [f"{'':<{wide}} {'params':>11} {'non-zero':>11} {'file':>10} {'MACs':>9} {'batch 1':>9} "
+                 f"{'batch 128':>9} {'accuracy':>8}",
+                 f"{'':<{wide}} {'':>11} {'':>11} {'(kB)':>10} {'(M)':>9} {'(ms)':>9} {'(ms)':>9} {'(%)':>8}"]
+        lines += [f"{one.name:<{wide}} {one.params:>11,} {one.nonzero_params:>11,} {one.bytes / 1e3:>10,.1f} "
+                  f"{one.macs / 1e6:>9.2f} {_ms(one.latency_1):>9} {_ms(one.latency_128):>9} "
+                  f"{'-' if one.accuracy is None else f'{one.accuracy:.2f}':>8}" for one in self.entries]
+        if self.same is not None:
+            lines += ["", f"the same prediction (% of {self.images}):",
+                      f"{'':<{wide + 4}}" + "".join(f"{f'[{place}]':>8}" for place in range(1, len(self.same) + 1))]
+            lines += [f"{f'[{place}]':<4}{one.name:<{wide}}" + "".join(f"{share:>8.2f}" for share in row)
+                      for place, (one, row) in enumerate(zip(self.entries, self.same, strict=True), start=1)]
+        return "\n".join(lines)
+
+    def csv(self) -> str:
+        """A row a checkpoint: parameters, bytes, MACs and seconds as they are, agreement in columns of its own."""
+        rows = [asdict(entry) for entry in self.entries]
+        if self.same is not None:
+            names = [f"same_as_{entry.name}" for entry in self.entries]
+            rows = [row | dict(zip(names, shares, strict=True)) for row, shares in zip(rows, self.same, strict=True)]
+        return csv_text(rows)
+
+
+def compare(paths: Sequence[Path], arch: str | None = None, dataset: str | None = None, root: str | Path = "data",
+            image_size: int | None = None, *, accuracy: bool = True, clock: bool = True, download: bool = False,
+            device: str = "cpu") -> Comparison:
+    """Measure checkpoints (files or folders of stages) against each other.
+
+    ``dataset``: the images for all of them (default: what each says, which has to be the same). Raises
+    UsageError for paths that are no checkpoints or do not know the same classes, KesiError for missing images.
+    """
+    loaded = [checkpoints.load(path, arch) for path in paths]
+    inputs = [inputs_of(checkpoint, dataset, image_size, root) for checkpoint in loaded]
+    same, images, accuracies = None, "", [None] * len(loaded)
+    if accuracy:
+        accuracies, same, images = _predictions(loaded, inputs, root, download, device)
+    times = _latencies(loaded, inputs, device) if clock else [(None, None)] * len(loaded)
+    entries = []
+    for checkpoint, one, name, clocked, right in zip(loaded, inputs, names(loaded), times, accuracies, strict=True):
+        params = parameters(checkpoint.model)
+        zeros = checkpoint.masks.pruned() if checkpoint.masks else 0
+        entries.append(Entry(name, params, params - zeros, checkpoint.path.stat().st_size,
+                             macs(checkpoint.model, one.image_size), *clocked, right))
+    return Comparison(entries, same, images)
+
+
+def names(loaded: Sequence[Checkpoint]) -> list[str]:
+    """What tells checkpoints apart: their paths from the folder that they share, without checkpoint.pth.tar."""
+    paths = [checkpoint.path.resolve() for checkpoint in loaded]
+    folders = {path.parent for path in paths}
+    common = os.path.commonpath(folders) if len(folders) > 1 else paths[0].parent.parent
+    short = [Path(os.path.relpath(path, common)) for path in paths]
+    found = [str(path.parent) if path.name == "checkpoint.pth.tar" and path.parent.name else str(path)
+             for path in short]
+    return [f"{name} ({found[:place].count(name) + 1})" if found.count(name) > 1 else name
+            for place, name in enumerate(found)]
+
+
+def _predictions(loaded: Sequence[Checkpoint], inputs: Sequence[Inputs], root: str | Path, download: bool,
+                 device: str) -> tuple[list[float], list[list[float]], str]:
+    """(accuracies, agreement matrix, what images): in percent, on the whole test split."""
+    named = {one.dataset for one in inputs}
+    if len(named) > 1:
+        raise UsageError(f"the checkpoints know different data sets ({', '.join(map(str, named))}): name one with "
+                         f"--dataset, or leave accuracies out with --no-accuracy")
+    logits, labels, known = [], None, {}
+    for checkpoint, one in zip(loaded, inputs, strict=True):
+        if one not in known:  # equal inputs share the images in memory
+            known[one] = dataset_of(checkpoint, one, root, download)
+        split = known[one].test
+        labels = split.labels
+        logits.append(predict(checkpoint.model, known[one], split, device))
+    together = torch.stack(logits)
+    found = agreement(together, labels)
+    return ([score(one, labels)[1] for one in together],
+            [[100 - share for share in row] for row in found.disagreement],
+            f"{len(labels):,} test images of {inputs[0].dataset}")
+
+
+def _latencies(loaded: Sequence[Checkpoint], inputs: Sequence[Inputs], device: str) -> list[tuple[float, ...]]:
+    """Seconds of one pass at every batch size, by checkpoint."""
+    columns = []
+    for batch in latency.BATCHES:
+        calls = [latency.eager(checkpoint.model, latency.noise(batch, one.image_size), device)
+                 for checkpoint, one in zip(loaded, inputs, strict=True)]
+        columns.append(latency.alternated(calls))
+    return list(zip(*columns, strict=True))
+
+
+def _ms(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{1e3 * seconds:.2f}"

@@ -1,0 +1,202 @@
+"""The formats of kesi export: a network as the content of a file, and such a file as something that runs."""
+
+import io
+import json
+import logging
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+import models
+from kesi import checkpoints
+from kesi.method.pruning.weights import conv_weights
+from kesi.system.errors import KesiError, UsageError, first_line
+from kesi.tools import latency
+from kesi.tools.inputs import Inputs
+from models import Network
+
+FORMATS = ("onnx", "pt2", "safetensors")
+
+OPSET = 18
+
+Runner = Callable[[torch.Tensor], torch.Tensor]  # images (B, 3, S, S) -> logits (B, C)
+
+
+class Normalised(nn.Module):
+    """A network behind its normalisation: takes RGB images scaled to 0..1, (N, 3, H, W)."""
+
+    def __init__(self, network: nn.Module, mean: Sequence[float], std: Sequence[float]):
+        super().__init__()
+        self.network = network
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.network((images - self.mean) / self.std)
+
+
+def encode(network: nn.Module, inputs: Inputs, kind: str, about: dict[str, Any], sparse: bool = False) -> bytes:
+    """The content of a file of a format; ``about`` goes to its metadata with the classes and the scaling."""
+    about = {"classes": list(inputs.classes), "mean": inputs.mean, "std": inputs.std,
+             "image_size": inputs.image_size, **about}
+    if kind == "safetensors":
+        return save_bytes(network, about, sparse)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # of the exporters, about their own insides
+        return (_onnx if kind == "onnx" else _pt2)(network, inputs.image_size, about)
+
+
+def _onnx(network: nn.Module, image_size: int, about: dict[str, Any]) -> bytes:
+    _need("onnx", "onnxscript", "onnxruntime")
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    batch = torch.export.Dim("batch", min=1)
+    program = torch.onnx.export(network, (latency.noise(2, image_size),), dynamo=True, opset_version=OPSET,
+                                input_names=["images"], output_names=["logits"],
+                                dynamic_shapes=({0: batch},), verbose=False)
+    model = program.model_proto
+    for key, value in about.items():
+        entry = model.metadata_props.add()
+        entry.key, entry.value = f"kesi.{key}", json.dumps(value)
+    return model.SerializeToString()
+
+
+def _pt2(network: nn.Module, image_size: int, about: dict[str, Any]) -> bytes:
+    batch = torch.export.Dim("batch", min=1)
+    program = torch.export.export(network, (latency.noise(2, image_size),), dynamic_shapes=({0: batch},))
+    file = io.BytesIO()
+    torch.export.save(program, file, extra_files={"kesi.json": json.dumps(about)})
+    return file.getvalue()
+
+
+def runner(path: Path, kind: str) -> Runner:
+    """An exported file, loaded the way its users will, as a function of images (B, 3, S, S)."""
+    if kind == "onnx":
+        _need("onnxruntime")
+        import onnxruntime
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+    if kind == "pt2":
+        with open(path, "rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            network = torch.export.load(file).module()
+    else:
+        network = load_safetensors(path)
+    return lambda images: torch.inference_mode()(network)(images)
+
+
+def _need(*packages: str) -> None:
+    """Raises UsageError that says what to install where one of the packages is missing."""
+    for package in packages:
+        try:
+            __import__(package)
+        except ModuleNotFoundError as error:
+            raise UsageError(f'{error.name} is not installed: pip install -e ".[export]"') from error
+
+FORMAT, VERSION = "kesi-safetensors", "1"
+
+LONG = 255  # in gaps: so many zeros, and no weight after them
+
+
+def save_bytes(model: Network, about: dict[str, Any], sparse: bool = False) -> bytes:
+    """A network as the content of a safetensors file; ``about`` goes to its metadata beside the architecture.
+
+    Raises UsageError where safetensors is not installed.
+    """
+    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    packed = []
+    for name in conv_weights(model) if sparse else ():
+        if bool((tensors[name] == 0).any()):
+            weight = tensors.pop(name)
+            packed.append(name)
+            tensors |= {f"{name}.{part}": value for part, value in pack(weight).items()}
+    metadata = {"format": FORMAT, "version": VERSION, "arch": model.arch, "num_classes": model.num_classes,
+                "cfg": model.cfg, "sparse": packed, **about}
+    text = {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
+    return _safetensors().torch.save(tensors, text)
+
+
+def load_safetensors(path: str | Path) -> Network:
+    """The network in a file of save_bytes(), dense or sparse, in eval mode on the CPU.
+
+    Raises UsageError for a missing file, a missing safetensors or a network of one's own that is not registered,
+    KesiError for a file that is damaged or not of this kind.
+    """
+    return load_with_metadata(path)[0]
+
+
+def load_with_metadata(path: str | Path) -> tuple[Network, dict[str, Any]]:
+    """load_safetensors() and what the file says: classes, mean, std, image_size and the like."""
+    safetensors = _safetensors()
+    if not Path(path).is_file():
+        raise UsageError(f"no such file: {path}")
+    try:
+        with safetensors.safe_open(str(path), framework="pt") as file:
+            text = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise KesiError(f"{path} is damaged or not a safetensors file: {error}") from error
+    if text.get("format") != FORMAT or text.get("version") != VERSION:
+        raise KesiError(f"{path} was not written by kesi export (version {VERSION} of its format)")
+    try:
+        about = {key: value if key in ("format", "version", "arch") else json.loads(value)
+                 for key, value in text.items()}
+        checkpoints.require(about["arch"], path)
+        model = models.create(about["arch"], about["num_classes"], about["cfg"])
+        shapes = {name: value.shape for name, value in model.state_dict().items()}
+        for name in about["sparse"]:
+            parts = {part: tensors.pop(f"{name}.{part}") for part in ("values", "bits", "gaps")
+                     if f"{name}.{part}" in tensors}
+            tensors[name] = unpack(parts, shapes[name])
+        model.load_state_dict(tensors)
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise KesiError(f"{path} is damaged: {first_line(error)}") from error
+    return model.eval(), about
+
+
+def pack(weight: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The non-zero weights of a tensor of any shape and where they are: "values", and "bits" or "gaps"."""
+    flat = weight.flatten().numpy()
+    places = np.flatnonzero(flat)
+    bits = np.packbits(flat != 0)
+    zeros = np.diff(places, prepend=-1) - 1
+    # every gap g as g // 255 times 255, then the rest: at most 254, so that no weight is mistaken
+    longs = zeros // LONG
+    gaps = np.full(len(places) + int(longs.sum()), LONG, dtype=np.uint8)
+    gaps[np.cumsum(longs + 1) - 1] = zeros % LONG
+    where = {"gaps": gaps} if len(gaps) < len(bits) else {"bits": bits}
+    return {name: torch.from_numpy(value) for name, value in ({"values": flat[places]} | where).items()}
+
+
+def unpack(parts: dict[str, torch.Tensor], shape: Sequence[int]) -> torch.Tensor:
+    """The tensor that pack() took apart. Raises ValueError where the parts do not fit each other."""
+    values, size = parts["values"].numpy(), int(np.prod(shape))
+    if "bits" in parts:
+        packed = parts["bits"].numpy()
+        if len(packed) != -(-size // 8):
+            raise ValueError(f"{len(packed)} bytes of places for {size} weights")
+        places = np.flatnonzero(np.unpackbits(packed, count=size))
+    else:
+        gaps = parts["gaps"].numpy().astype(np.int64)
+        weights = gaps < LONG
+        places = (np.cumsum(gaps + weights) - 1)[weights]
+    if len(places) != len(values) or (len(places) and places[-1] >= size):
+        raise ValueError(f"{len(values)} values for {len(places)} places among {size} weights")
+    flat = np.zeros(size, dtype=np.float32)
+    flat[places] = values
+    return torch.from_numpy(flat).view(*shape)
+
+
+def _safetensors():
+    try:
+        import safetensors
+        import safetensors.torch
+    except ModuleNotFoundError as error:
+        raise UsageError(f'{error.name} is not installed: pip install -e ".[export]"') from error
+    return safetensors

@@ -1,0 +1,211 @@
+"""The paper's tables from nothing: every network, data set, method and seed, one pipeline each.
+
+    python -m reproduce --table cifar --dry-run             # what is done, running and missing
+    python -m reproduce --table cifar                       # what is missing, one after the other, here
+    python -m reproduce --table cifar --ray                 # on a Ray cluster, a GPU each
+    python -m reproduce --table cifar --slurm > grid.sh     # or as a Slurm array
+    python -m reproduce --table digits --gpus 0             # a small one, to try it
+
+The same command continues whatever was interrupted. Started twice, it shares the work: a pipeline that is running is
+left alone. It ends in the paper's tables, over all that is finished.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from kesi.cli import entry, flags
+from kesi.method import paper
+from kesi.report.report import main_csv, stages_csv
+from kesi.report.sources import origins_table
+from kesi.report.tables import Row, Table, main_notes, main_rows, main_table
+from kesi.runs.results import Run
+from kesi.system import files
+from kesi.system.errors import KesiError, UsageError
+from kesi.system.files import csv_text
+from reproduce import cluster, grid
+from reproduce.grid import DONE, MISSING, ROOT, RUNNING, Job, Status
+
+GRACE = 5  # seconds until a child that was not interrupted along with this process is
+
+
+def main() -> None:
+    """The command line of this module."""
+    args = _parse()
+    jobs = _jobs(args)
+    statuses = [grid.look(job) for job in jobs]
+    missing = [status.job for status in statuses if status.state == MISSING]
+    if args.slurm and not args.dry_run:
+        if not missing:
+            raise KesiError(f"nothing is missing: {grid.summary(statuses)}")
+        print(cluster.slurm_script(missing, "-".join(args.table), args.gpus, args.cpus, args.save), end="")
+        return
+    print(grid.overview(statuses), flush=True)
+    if args.dry_run:
+        print("", *[job.command() for job in missing], sep="\n")
+        return
+    if args.ray:
+        longest = sorted(missing, key=lambda job: -sum(grid.work(job).values()))  # first, so that none ends alone
+        failed = cluster.run_on_ray(longest, args.ray, args.gpus, args.cpus, args.save / "logs", Path(args.data))
+    else:
+        failed = run_here(missing)
+    statuses = [grid.look(job) for job in jobs]
+    print("", report(statuses, args.save / "report"), "", grid.summary(statuses), sep="\n", flush=True)
+    for name, reason in failed.items():
+        print(f"failed: {name}: {reason}", file=sys.stderr)
+    if failed:
+        raise KesiError(f"{len(failed)} of {len(missing)} pipelines failed: {', '.join(failed)}; the same command "
+                        f"tries them again")
+
+
+def _parse():
+    parser = entry.parser(__doc__, "reproduce")
+    parser.add_argument("--table", nargs="+", required=True, choices=list(grid.TABLES),
+                        help="the paper's cifar (18 pipelines a seed) and tinyimagenet (2), or digits (2, to try it)")
+    for name in ("arch", "dataset", "method"):
+        parser.add_argument(f"--{name}", nargs="+", metavar="NAME", help=f"only the pipelines of this {name}")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="default: 0 1 2")
+    parser.add_argument("--save", type=Path, default=Path("runs", "reproduce"), metavar="DIR",
+                        help="where the runs go, a folder each (default: %(default)s)")
+    parser.add_argument("--data", default="data", metavar="DIR", help="where the images are (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, metavar="N", help="rounds of pruning (default: the paper's five)")
+    parser.add_argument("--epochs-scale", type=float, metavar="X", help="multiply the epochs of every stage")
+    parser.add_argument("--dry-run", action="store_true", help="only list the jobs, and the commands of the missing")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--ray", nargs="?", const="auto", metavar="ADDRESS",
+                       help="run on this Ray cluster (default: the one at hand, else a local one; local: a local one)")
+    where.add_argument("--slurm", action="store_true", help="print a script for sbatch, one task a pipeline")
+    parser.add_argument("--gpus", type=float, metavar="N", help="share of a GPU that a pipeline gets from Ray or Slurm "
+                        "(default: 1, digits 0)")
+    parser.add_argument("--cpus", type=int, default=1, metavar="N",
+                        help="cores that a pipeline gets from Ray or Slurm (default: %(default)s)")
+    flags.add_run(parser)
+    args = parser.parse_args()
+    if args.gpus is None:
+        args.gpus = 0.0 if args.table == ["digits"] else 1.0
+    if not 0 <= args.gpus <= 1:
+        raise UsageError(f"a pipeline uses one GPU at most: --gpus takes 0 to 1, not {args.gpus:g}")
+    if args.cpus < 1:
+        raise UsageError(f"--cpus must be at least 1, not {args.cpus}")
+    if min(args.seeds) < 0:
+        raise UsageError(f"--seeds takes numbers of at least 0, not {min(args.seeds)}")
+    args.flags = [word for name in ("device", "threads", "eval_every", "precision", "compile", "save_every")
+                  if (value := getattr(args, name)) != parser.get_default(name)
+                  for word in (f"--{name.replace('_', '-')}", str(value))]
+    args.flags += ["--deterministic"] * args.deterministic + ["--sync-bn"] * args.sync_bn
+    if args.data != parser.get_default("data"):
+        args.flags = ["--data", args.data, *args.flags]
+    return args
+
+
+def _jobs(args) -> list[Job]:
+    chosen = grid.pipelines(args.table)
+    for place, name in enumerate(("arch", "dataset", "method")):
+        wanted = getattr(args, name)
+        known = list(dict.fromkeys(pipeline[place] for pipeline in grid.pipelines(args.table)))
+        if unknown := [value for value in wanted or () if value not in known]:
+            raise UsageError(f"--{name} {unknown[0]} is not in the table: choose from {', '.join(known)}")
+        chosen = [pipeline for pipeline in chosen if not wanted or pipeline[place] in wanted]
+    if not chosen:
+        raise UsageError("the paper's tables have no pipeline of this --arch, --dataset and --method together")
+    return grid.jobs(chosen, args.seeds, args.save, args.rounds, args.epochs_scale, args.flags)
+
+
+def run_here(jobs: Sequence[Job]) -> dict[str, str]:
+    """Run jobs one after the other, each in a process of its own; returns the failed ones and why."""
+    failed = {}
+    for number, job in enumerate(jobs, start=1):
+        if (state := grid.look(job).state) != MISSING:  # by now: another process shares the grid
+            print(f"\n{number}/{len(jobs)} {job.name} is {state}", flush=True)
+            continue
+        print(f"\n{number}/{len(jobs)} {job.command()}", flush=True)
+        code = _run([sys.executable, *job.words()])
+        if code and grid.look(job).state == RUNNING:
+            print(f"{job.name} is left to the process that was faster", flush=True)
+        elif code:
+            failed[job.name] = f"exit code {code}: {job.command()}"
+    return failed
+
+
+def _run(words: Sequence[str]) -> int:
+    """A child's exit code. An interrupt of this process ends the child, too, before it is passed on."""
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    child = subprocess.Popen(words, env={**os.environ, "PYTHONPATH": path})
+    try:
+        return child.wait()
+    except KeyboardInterrupt:
+        try:
+            child.wait(GRACE)  # ctrl-C reaches it as well, and it saves what it has
+        except subprocess.TimeoutExpired:
+            child.terminate()
+            child.wait()
+        raise
+
+
+def report(statuses: Sequence[Status], out: Path) -> str:
+    """Write the paper's tables over all that is finished, and return them as text: one table a data set.
+
+    ``out``: table.md, <dataset>.csv with the same figures as numbers, and stages.csv with every single result.
+    """
+    with_results = [status for status in statuses if status.results]
+    if not with_results:
+        return "nothing is finished yet"
+    tables, origins = [], []
+    for dataset in dict.fromkeys(status.job.recipe.dataset for status in with_results):
+        rows, runs = [], []
+        for arch in dict.fromkeys(status.job.recipe.arch for status in with_results):
+            found = merged([status for status in with_results
+                            if (status.job.recipe.arch, status.job.recipe.dataset) == (arch, dataset)])
+            runs, rows = [*runs, *found], [*rows, *(main_rows(found) if found else ())]
+        tables.append(_table(dataset, rows, runs))
+        named = [replace(row, label=f"{row.run.info['arch']} {row.label}") for row in rows]
+        origins.append(replace(origins_table(named), title=f"{dataset}: rows and networks"))
+        files.write_text(out / f"{dataset}.csv", csv_text(main_csv(rows)))
+    states = [f"- {status.job.name}: {status.state}, {len(status.finished)} of {len(status.job.stages)} stages"
+              for status in statuses if status.state != DONE]
+    parts = [table.markdown() for table in [*tables, *origins]]
+    parts += ["## Not finished\n\n" + "\n".join(states)] * bool(states)
+    files.write_text(out / "table.md", "# The paper's tables, reproduced\n\n" + "\n\n".join(parts) + "\n")
+    files.write_text(out / "stages.csv", csv_text(stages_csv([status.run for status in with_results])))
+    return "\n\n".join([*(table.text() for table in tables), f"report: {out / 'table.md'}"])
+
+
+def merged(statuses: Sequence[Status]) -> list[Run]:
+    """The runs of a network on a data set, filter pruning first, each with all of its seeds."""
+    found: dict[str, Run] = {}
+    for status in sorted(statuses, key=lambda one: list(paper.CRITERIA).index(one.job.recipe.method)):
+        method = status.job.recipe.method
+        run = found.setdefault(method, Run(status.run.folder, status.run.info, {}, paper.CRITERIA[method]))
+        run.seeds[status.job.seed] = status.results
+    return list(found.values())
+
+
+def _table(dataset: str, rows: Sequence[Row], runs: Sequence[Run]) -> Table:
+    """main_table() for all networks of a data set, which then stand in the first column."""
+    named = [replace(row, label=f"{row.run.info['arch']} {row.label}") for row in rows]
+    table = main_table(named, runs)
+    table.title, table.columns[0] = f"{dataset}, seeds {_seeds(runs)}", "network and method"
+    table.notes = main_notes(named, runs, published=False)
+    if any(row.published for row in rows):
+        table.notes.append("Columns marked \"paper\" are the figures that Le, Vo and Thoai (arXiv 2006.11487) print, "
+                           "not results of these runs. Their MACs saved come from MACs rounded to two decimals of a "
+                           "giga.")
+    departing: dict[str, list[str]] = {}
+    for run in runs:
+        phrase = "; ".join(paper.departures(run.info.get("recipe") or {}, usual=True))
+        departing.setdefault(phrase, []).append(f"{run.info['arch']} {run.label}")
+    whose = paper.standard(dataset)
+    table.notes += [f"{', '.join(names)} depart{'s' if len(names) == 1 else ''} from {whose}: {phrase}."
+                    for phrase, names in departing.items() if phrase]
+    return table
+
+
+def _seeds(runs: Sequence[Run]) -> str:
+    return ", ".join(map(str, sorted({seed for run in runs for seed in run.seeds})))
+
+
+if __name__ == "__main__":
+    entry.run(main, resumes=True)
