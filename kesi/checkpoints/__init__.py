@@ -4,16 +4,14 @@ from kesi.checkpoints.checkpoint import (
     EXPORTED,
     Checkpoint,
     contents,
-    digest_of,
     find,
     load,
     load_model,
-    network_digest,
     read,
     require,
     save,
     write,
 )
 
-__all__ = ["EXPORTED", "Checkpoint", "contents", "digest_of", "find", "load", "load_model", "network_digest", "read",
+__all__ = ["EXPORTED", "Checkpoint", "contents", "find", "load", "load_model", "read",
            "require", "save", "write"]

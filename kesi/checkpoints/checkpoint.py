@@ -6,20 +6,21 @@ A file of ours is a dictionary with ``format``, ``version``, ``arch``, ``num_cla
 the content: a file either gives exactly what was saved or is refused.
 """
 
-import hashlib
 import io
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 
 import models
 from kesi import checkpoints
 from kesi.checkpoints import fields, safety
+from kesi.checkpoints.records import Info, Reference, decode, encode
 from kesi.checkpoints.released import classes_of, published_info, recognise, skeleton, widths_of
-from kesi.method.pruning.weights import Masks, masks_from_zeros
+from kesi.method.pruning.masks import Masks
+from kesi.method.pruning.weights import masks_from_zeros
+from kesi.method.snapshot import Snapshot, digest_of
 from kesi.own.graphs import GRAPHS
 from kesi.system.errors import KesiError, UsageError, first_line
 from kesi.system.files import write_atomic
@@ -32,95 +33,52 @@ VERSION = 1
 EXPORTED = (".onnx", ".pt2", ".safetensors")  # what kesi export writes
 
 
-@dataclass
-class Checkpoint:
-    """A network as it was saved, on the CPU and in eval mode, with all that its file says about it.
+@dataclass(frozen=True)
+class Checkpoint(Snapshot):
+    """A snapshot as it was saved, on the CPU and in eval mode, with all that its file says about it.
 
-    ``digest`` is that of the file, ``network_digest`` that of the network alone, see network_digest().
+    ``file_digest`` is that of the file, ``digest`` that of the network alone. ``training``: the state
+    of an unfinished stage.
     """
 
-    model: Network
-    masks: Masks | None
-    info: dict
-    digest: str
-    network_digest: str
-    path: Path
+    info: Info = field(default_factory=Info)
+    path: Path = Path()
+    file_digest: str = ""
     training: dict | None = None
-
-    @property
-    def stage(self) -> str:
-        """The stage that wrote it ("baseline", "onecycle-3", "kesi" ...); "" for the released code's."""
-        return self.info.get("stage", "")
 
     @property
     def round(self) -> int | None:
         """How many rounds of pruning it went through; None where the file does not say."""
-        return self.info.get("round")
+        return self.info.round
 
-    def is_named_by(self, reference: dict) -> bool:
+    def is_named_by(self, reference: Reference | None) -> bool:
         """Whether this is the network that a child names as its parent or teacher."""
-        return reference.get("network") == self.network_digest
+        return reference is not None and reference.network == self.digest
 
     def describe(self) -> str:
         """For messages: where it is and what it holds."""
-        return f"{self.path} ({self.model.arch}, {self.model.num_classes} classes)"
+        return f"{self.path} ({self.network.arch}, {self.network.num_classes} classes)"
 
 
-def digest_of(value: Any) -> str:
-    """SHA-256 over nested dictionaries, lists, tensors, strings and numbers, in a canonical order."""
-    sha = hashlib.sha256()
-
-    def feed(item: Any) -> None:
-        if isinstance(item, torch.Tensor):
-            item = item.detach().cpu().contiguous()
-            sha.update(f"tensor {item.dtype} {tuple(item.shape)}\n".encode())
-            sha.update(item.flatten().view(torch.uint8).numpy().tobytes())
-        elif isinstance(item, dict):
-            sha.update(f"dict {len(item)}\n".encode())
-            for key in sorted(item, key=repr):
-                feed(key)
-                feed(item[key])
-        elif isinstance(item, (list, tuple)):
-            sha.update(f"list {len(item)}\n".encode())
-            for element in item:
-                feed(element)
-        else:
-            sha.update(f"{type(item).__name__} {item!r}\n".encode())
-
-    feed(value)
-    return sha.hexdigest()
+def save(path: Path, snapshot: Snapshot, info: Info, training: dict | None = None) -> str:
+    """Write a checkpoint atomically and return its file's digest; see contents() and write()."""
+    return write(path, contents(snapshot, info, training))
 
 
-def network_digest(model: Network, masks: Masks | None = None) -> str:
-    """SHA-256 of a network with its masks, and nothing of where it comes from.
-
-    What was made from a network knows it by this: a damaged file that is made anew by another command, or at another
-    commit, holds the same network, and its children are as good as before.
-    """
-    return digest_of({"arch": model.arch, "num_classes": model.num_classes, "cfg": list(model.cfg),
-                      "state_dict": dict(model.state_dict()), "masks": None if masks is None else masks.state_dict()})
-
-
-def save(path: Path, model: Network, info: dict, masks: Masks | None = None,
-         training: dict | None = None) -> str:
-    """Write a checkpoint atomically and return its digest; see contents() and write()."""
-    return write(path, contents(model, info, masks, training))
-
-
-def contents(model: Network, info: dict, masks: Masks | None = None, training: dict | None = None) -> dict:
+def contents(snapshot: Snapshot, info: Info, training: dict | None = None) -> dict:
     """What a checkpoint says, but for its digest. The weights are not copied where they are on the CPU already.
 
-    ``info`` holds plain values (strings, numbers, lists, dictionaries); ``training`` is the state of an
-    unfinished stage (optimiser, schedule, epoch, history). Raises KesiError when a weight is not finite: good
+    ``training`` is the state of an unfinished stage (optimiser, schedule, epoch, history). Raises KesiError when a weight is not finite: good
     weights are never replaced by broken ones.
     """
+    model, masks = snapshot.network, snapshot.masks
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     for name, value in state.items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise KesiError(f"{name} holds values that are not finite: they are not saved; try a lower learning rate")
     return {"format": FORMAT, "version": VERSION, "arch": model.arch, "num_classes": model.num_classes,
             "cfg": list(model.cfg), "state_dict": state,
-            "masks": None if masks is None else masks.state_dict(), "info": info, "training": training}
+            "masks": None if masks is None else masks.state_dict(), "info": encode(info), "training": training}
 
 
 def write(path: Path, content: dict, previous: Path | None = None) -> str:
@@ -190,15 +148,16 @@ def load(path: str | Path, arch: str | None = None, num_classes: int | None = No
                         f"{first_line(error).rstrip(': ')}") from error
     if masks is None and not ours:
         masks = masks_from_zeros(model)
-    network = network_digest(model, masks)
     if not ours:
-        return Checkpoint(model.eval(), masks, published_info(content), digest_of(state), network, path)
-    return Checkpoint(model.eval(), masks, content["info"], content["digest"], network, path, content["training"])
+        info = published_info(content)
+        return Checkpoint(info.stage, model.eval(), masks, info, path, digest_of(state))
+    info = decode(Info, content["info"], path)
+    return Checkpoint(info.stage, model.eval(), masks, info, path, content["digest"], content["training"])
 
 
 def load_model(path: str | Path, arch: str | None = None, num_classes: int | None = None) -> Network:
     """The network of a checkpoint (ours or the released code's), on the CPU and in eval mode; see load()."""
-    return load(path, arch, num_classes).model
+    return load(path, arch, num_classes).network
 
 
 def read(path: Path) -> dict:

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 import models
+from kesi.checkpoints.records import Info
 from kesi.own.graphs import GRAPHS
 from kesi.system.errors import KesiError
 from models import Network
@@ -60,7 +61,7 @@ def widths_of(arch: str, state: dict) -> list:
     return cfg
 
 
-def published_info(content: dict) -> dict:
+def published_info(content: dict) -> Info:
     """What the released code keeps besides weights: the epoch, and accuracies as share or as percent."""
     metrics = {}
     for name in ("best_prec1", "acc", "best_acc"):
@@ -68,5 +69,4 @@ def published_info(content: dict) -> dict:
         if isinstance(value, (int, float)) or isinstance(value, torch.Tensor) and value.numel() == 1:
             metrics[name] = float(value) * 100 if float(value) <= 1 else float(value)
     epoch = content.get("epoch")
-    return {"stage": "", "source": "released code", "epoch": epoch if isinstance(epoch, int) else None,
-            "metrics": metrics}
+    return Info(source="released code", epoch=epoch if isinstance(epoch, int) else None, metrics=metrics)

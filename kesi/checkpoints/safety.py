@@ -15,6 +15,7 @@ import torch
 
 from kesi.checkpoints import fields
 from kesi.checkpoints.fields import optional
+from kesi.checkpoints.records import Info, decode
 from kesi.system.errors import KesiError, first_line
 
 MEMBERS = 100_000
@@ -32,23 +33,13 @@ GLOBALS = {"collections OrderedDict", "collections Counter", "torch Size", "torc
            "torch.storage TypedStorage", "torch.storage UntypedStorage",
            *(f"{module} {kind}Storage" for module in ("torch", "torch.cuda") for kind in _STORAGES)}
 
-# What info may say under names that are read again; anything else in it is only shown.
-_LIST = fields.several(lambda value: True)
-
-INFO = {**dict.fromkeys(("stage", "kind", "source"), fields.text), "round": optional(fields.integer),
-        "seed": fields.integer, "parent": optional(fields.dictionary), "teachers": _LIST,
-        **dict.fromkeys(("dataset", "settings", "metrics", "versions"), fields.dictionary),
-        "recipe": lambda value: fields.dictionary(value) and all(map(fields.text, value)),
-        **dict.fromkeys(("method", "recipe_hash", "command", "commit"), optional(fields.text)),
-        **dict.fromkeys(("pruned_accuracy", "temperature"), optional(fields.number))}
-
 KIND = "is not a checkpoint"
 
 CONTENT = {"arch": fields.text, "num_classes": fields.integer, "cfg": lambda value: isinstance(value, (list, tuple)),
            "state_dict": fields.dictionary, "info": fields.dictionary, "masks": optional(fields.dictionary),
            "training": optional(fields.dictionary), "digest": fields.text}
 
-TRAINING = {"epoch": fields.integer, "history": _LIST, "optimizer": fields.dictionary, "schedule": fields.dictionary}
+TRAINING = {"epoch": fields.integer, "history": fields.several(fields.dictionary), "optimizer": fields.dictionary, "schedule": fields.dictionary}
 
 
 def check_file(path: Path) -> None:
@@ -130,12 +121,7 @@ def check_content(path: Path, content: dict) -> None:
 def check_fields(path: Path, content: dict) -> None:
     """That a file of ours has fields of the right types. Raises KesiError that names the first that has not."""
     fields.checked(path, content, CONTENT, tuple(CONTENT), KIND)
-    info = fields.checked(path, content["info"], INFO, (), KIND, "info.")
-    for reference in [info.get("parent") or None, *info.get("teachers", [])]:
-        if reference is not None:
-            if not isinstance(reference, dict):
-                raise KesiError(f"{path} is not a checkpoint: it names a parent or teacher by {reference!r:.40}")
-            fields.checked(path, reference, fields.REFERENCE, ("path", "stage"), KIND, "info.parent.")
+    decode(Info, content["info"], path, KIND, "info.")
     for name, mask in (content["masks"] or {}).items():
         if not isinstance(name, str) or not isinstance(mask, torch.Tensor) or mask.dtype != torch.bool:
             raise KesiError(f"{path} is not a checkpoint: the mask of {name!r:.60} is not boolean")

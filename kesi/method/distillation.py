@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,9 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from kesi.data import Dataset, Split
+from kesi.method.snapshot import Snapshot
 from kesi.method.training import predict
+from kesi.system.describe import describe
 from kesi.system.errors import UsageError
 from models import Network
 
@@ -33,36 +36,35 @@ def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
 class SnapshotEnsemble:
     """Several networks that predict together: the mean of their softmax.
 
-    The members are frozen copies (see frozen()); the networks given stay as they are.
+    The members are frozen copies (see frozen()); the snapshots given stay as they are.
     """
 
-    def __init__(self, members: Sequence[nn.Module], names: Sequence[str] | None = None, device: str = "cpu"):
+    def __init__(self, snapshots: Sequence[Snapshot], device: str = "cpu"):
         """Raises UsageError without members, or where they disagree on the number of classes."""
-        if not members:
+        if not snapshots:
             raise UsageError("an ensemble needs at least one network")
-        self.names = list(names) if names else [f"member {number}" for number in range(len(members))]
-        classes = {name: getattr(member, "num_classes", None)
-                   for name, member in zip(self.names, members, strict=True)}
+        classes = {one.name: getattr(one.network, "num_classes", None) for one in snapshots}
         if len(set(classes.values())) > 1:
-            raise UsageError("the members of an ensemble have to know the same classes, but: " + ", ".join(
-                f"{name} has {count}" for name, count in classes.items()))
-        self.members = [frozen(member).to(device) for member in members]
+            raise UsageError("the members of an ensemble have to know the same classes, but: "
+                             + ", ".join(f"{name} has {n}" for name, n in classes.items()))
+        self.snapshots = list(snapshots)
+        self.members = [frozen(one.network).to(device) for one in snapshots]
 
     def __len__(self) -> int:
         return len(self.members)
 
     @torch.no_grad()
-    def probabilities(self, images: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
-        """The mean over the members of softmax(logits / temperature): (B, C) for images (B, 3, H, W)."""
-        mean = None
-        for member in self.members:
-            one = torch.softmax(member(images).float() / temperature, dim=1)
-            mean = one if mean is None else mean.add_(one)
-        return mean.div_(len(self.members))
+    def logits(self, images: torch.Tensor) -> torch.Tensor:
+        """What every member says: (K, B, C) float32 for images (B, 3, H, W)."""
+        return torch.stack([member(images).float() for member in self.members])
 
     def predict(self, dataset: Dataset, split: Split, device: str = "cpu") -> torch.Tensor:
         """The logits of every member, (K, N, C) on the CPU: each network sees the images once."""
         return torch.stack([predict(member, dataset, split, device) for member in self.members])
+
+    def describe(self) -> list[str]:
+        """The digests of the members."""
+        return [snapshot.digest for snapshot in self.snapshots]
 
 
 @dataclass(frozen=True)
@@ -96,26 +98,73 @@ def agreement(logits: torch.Tensor, labels: torch.Tensor) -> Agreement:
         disagreement=[[percent(one != other) for other in classes] for one in classes])
 
 
-def distillation_loss(logits: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
-    """T^2 * KL(teacher || softmax(logits / T)), the mean over a batch (Hinton et al. 2015, section 2.1).
+class Loss(Protocol):
+    """What a student is told by its teachers: a small frozen dataclass with ``__call__``, entered in LOSSES.
 
-    ``logits``: the student's, (B, C). ``teacher``: probabilities at temperature T, (B, C). With the teachers'
-    mean probability this differs from the paper's mean of KL terms over teachers by a constant only (the
-    teachers' own disagreement): same gradient, one loss.
+    From the student's logits (B, C), the teachers' logits (K, B, C) and the labels (B,) it gives the
+    mean over the batch.
     """
-    log_student = F.log_softmax(logits.float() / temperature, dim=1)
-    return F.kl_div(log_student, teacher, reduction="batchmean") * temperature ** 2
+
+    def __call__(self, logits: torch.Tensor, teachers: torch.Tensor,
+                 labels: torch.Tensor) -> torch.Tensor: ...
 
 
-class Distillation:
-    """The objective of step 5: match the ensemble at a temperature; the labels play no part."""
+def mean_probabilities(teachers: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+    """The mean over the teachers (K, B, C) of softmax(logits / temperature): (B, C)."""
+    mean = None
+    for logits in teachers:
+        one = torch.softmax(logits / temperature, dim=1)
+        mean = one if mean is None else mean.add_(one)
+    return mean.div_(len(teachers))
 
-    def __init__(self, ensemble: SnapshotEnsemble, temperature: float):
+
+@dataclass(frozen=True)
+class KullbackLeibler:
+    """T^2 * KL(teachers || softmax(logits / T)), the mean over a batch (Hinton et al. 2015, section 2.1).
+
+    With the teachers' mean probability this differs from the paper's mean of KL terms over teachers
+    by a constant only (the teachers' own disagreement): same gradient, one loss.
+    """
+
+    temperature: float = 5.0
+
+    def __post_init__(self):
         """Raises UsageError for a temperature that is not above 0."""
-        if not 0 < temperature < float("inf"):
-            raise UsageError(f"the temperature must be above 0, not {temperature}")
-        self.ensemble, self.temperature = ensemble, temperature
+        if not 0 < self.temperature < float("inf"):
+            raise UsageError(f"the temperature must be above 0, not {self.temperature}")
 
-    def __call__(self, logits: torch.Tensor, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return distillation_loss(logits, self.ensemble.probabilities(images, self.temperature),
-                                 self.temperature)
+    def __call__(self, logits: torch.Tensor, teachers: torch.Tensor,
+                 labels: torch.Tensor) -> torch.Tensor:
+        teacher = mean_probabilities(teachers, self.temperature)  # (B, C)
+        student = F.log_softmax(logits.float() / self.temperature, dim=1)
+        return F.kl_div(student, teacher, reduction="batchmean") * self.temperature ** 2
+
+
+LOSSES: dict[str, type[Loss]] = {"kl": KullbackLeibler}
+
+
+def loss_of(name: str, **numbers: float | None) -> Loss:
+    """The loss of that name with these numbers where they are given. Raises UsageError where it has none."""
+    if name not in LOSSES:
+        raise UsageError(f"unknown loss {name!r}; choose one of: {', '.join(LOSSES)}")
+    given = {key: value for key, value in numbers.items() if value is not None}
+    try:
+        return LOSSES[name](**given)
+    except TypeError as error:
+        raise UsageError(f"the loss {name!r} has no {' or '.join(given)}") from error
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """The objective of step 5: do what the teachers do, as a loss says; the paper's leaves the labels out."""
+
+    ensemble: SnapshotEnsemble
+    loss: Loss = KullbackLeibler()
+
+    def __call__(self, logits: torch.Tensor, images: torch.Tensor,
+                 labels: torch.Tensor) -> torch.Tensor:
+        return self.loss(logits, self.ensemble.logits(images), labels)
+
+    def describe(self) -> dict:
+        """The loss with its numbers, and the teachers by their digests."""
+        return {"name": "Distillation", "loss": describe(self.loss), "teachers": self.ensemble.describe()}

@@ -5,13 +5,23 @@ via Ensemble Distillation", BMVC 2020, arXiv 2006.11487: the results on CIFAR (f
 and on Tiny-ImageNet (filter pruning). All of it is after five rounds. Nothing here is measured by this code.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
+import models
+from kesi.data import INFO
 from kesi.method import recipes
 
 ROUNDS = 5
 
-CRITERIA = {"filter": "PFEC", "weight": "MWP"}
+CRITERIA = {"filter": "PFEC", "weight": "MWP"}  # what the paper calls its two criteria
+
+
+def criterion_label(method: str, criterion: str | None) -> str:
+    """What tables call a criterion: the paper's by their names, others by their own."""
+    if criterion == recipes.METHODS[method]:
+        return CRITERIA[method]
+    return f"{criterion} ({method}s)"
 
 
 @dataclass(frozen=True)
@@ -72,8 +82,9 @@ _TINYIMAGENET_FILTER = {
     "resnet34": ((21.39, 3.68), (5.40, 1.57), (68.81, (64.93, 0.15), (67.26, 0.21), (70.02, 0.43))),
 }
 
-# Rounds 1 to 5 of filter pruning with one-cycle retraining, and the ensemble of all six networks: single
-# runs from the authors' notes beside their code, not part of the paper.
+# Rounds 1 to 5 of filter pruning from the authors' notes of March 2020, single runs that are not part of
+# the paper. They are no one-cycle results: retrained at a learning rate of 0.1 with a step to a tenth
+# after epochs 20 and 30 of 40. Second: the ensemble of the five pruned networks, with summed logits.
 NOTED_ROUNDS = {
     ("resnet56", "cifar10"): ((93.05, 93.21, 93.06, 92.95, 92.56), 94.27),
     ("resnet56", "cifar100"): ((70.69, 70.56, 70.30, 69.57, 69.98), 74.25),
@@ -115,25 +126,47 @@ def published(arch: str, dataset: str, method: str) -> dict[str, PaperRow]:
     return dict(zip(row_names(method), [first, *rest], strict=True))
 
 
-def standard(dataset: str) -> str:
-    """Whose settings departures() compares with: the paper knows nothing of other data sets than its own."""
-    return "the paper's settings" if dataset in ("cifar10", "cifar100", "tinyimagenet") else "KESI's own settings"
+def departures(used: dict, data: dict, precisions: Collection[str] = (),
+               pretrained: str | None = None) -> list[str]:
+    """Where a run differs from what the paper did, one phrase each.
 
-
-def departures(used: dict, usual: bool) -> list[str]:
-    """Where the recipe of a run (a Recipe's to_dict(), or {}) differs from the paper's, one phrase each.
-
-    ``usual``: whether the run retrained the usual way too, so that the settings of that matter.
+    ``used``: the recipe as Recipe.describe() gave it; ``data``: as Dataset.describe() gave it;
+    ``precisions`` that stages ran in; ``pretrained``: weights that the baseline began from.
     """
-    if not used or used["arch"] not in recipes.SPARSITIES:  # the paper has no recipe for a network of one's own
+    arch, dataset = used["arch"], used["dataset"]
+    if arch not in models.ARCHITECTURES:
         return []
-    standard = recipes.recipe(used["arch"], used["dataset"], used["method"], used["family"]).to_dict()
     phrases = []
-    for name in ("baseline", "retrain", *["usual"] * usual, "distill"):
-        phrases += [f"{name} {key.replace('_', ' ')} {used[name][key]} instead of {value}"
-                    for key, value in standard[name].items() if used[name].get(key, value) != value]
-    if used["temperature"] != standard["temperature"]:
-        phrases.append(f"temperature {used['temperature']} instead of {standard['temperature']}")
+    if dataset in INFO and dataset != "digits" and not published(arch, dataset, used["method"]):
+        phrases.append(f"{arch} with {used['method']} pruning is not in its table")
+    standard = recipes.recipe(arch, dataset, used["method"], used["family"]).describe()
+    for kind, training in used["trainings"].items():
+        wanted = standard["trainings"].get(kind)
+        if wanted is not None:
+            phrases += [f"{NAMES.get(kind, kind)} {key.replace('_', ' ')} {training.get(key)} instead of {value}"
+                        for key, value in wanted.items()
+                        if key != "schedule_code" and training.get(key, value) != value]
+    for key in ("criterion", "loss"):
+        old, new = standard[key], used.get(key) or {}
+        for name in old if old != new else ():
+            if name != "code" and old[name] != new.get(name):
+                what = "temperature" if name == "temperature" else key
+                phrases.append(f"{what} {new.get(name)} instead of {old[name]}")
     if used["rounds"] != standard["rounds"]:
         phrases.append("other rounds of pruning")
-    return phrases
+    size = INFO[dataset].image_size if dataset in INFO else None
+    if size is not None and data.get("image_size", size) != size:
+        phrases.append(f"images of {data['image_size']} px instead of {size}")
+    if held_out := (data.get("images") or {}).get("val"):
+        phrases.append(f"{held_out:,} training images held out")
+    phrases += [f"precision {precision}" for precision in sorted(set(precisions) - {"fp32"})]
+    return phrases + ["started from pretrained weights"] * (pretrained is not None)
+
+
+NAMES = {"onecycle": "one-cycle retraining", "usual": "usual retraining", "kesi": "distillation"}
+
+
+def standard(dataset: str) -> str:
+    """Whose settings departures() compares with: the paper knows nothing of other data sets than its own."""
+    known = ("cifar10", "cifar100", "tinyimagenet")
+    return "the paper's settings" if dataset in known else "KESI's own settings"

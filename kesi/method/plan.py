@@ -1,6 +1,4 @@
-"""What a recipe will give, before any training: sizes of every round, and the work of every stage.
-
-"""
+"""What a recipe will give, before any training: sizes of every round, and the work of every stage."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,12 +7,12 @@ from pathlib import Path
 import torch
 
 import models
-from kesi.method import plan
 from kesi.method.pruning.filters import pruned_widths
 from kesi.method.pruning.weights import conv_weights, pruned_count
 from kesi.method.recipes import Recipe
 from kesi.method.schedules import Training
 from kesi.method.sizes import macs, parameters
+from kesi.method.snapshot import BASELINE, KESI, chain
 
 
 @dataclass(frozen=True)
@@ -30,16 +28,16 @@ class Size:
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One training of the pipeline: its name, recipe and network."""
+    """One training of the pipeline: its name, how it runs, and the size of its network."""
 
     name: str
-    stage: Training
+    training: Training
     size: Size
 
     def work(self, train_images: int, teachers: Sequence[Size] = ()) -> float:
         """MACs of the whole stage: forward and twice that backward, and a forward of each teacher."""
         per_image = 3 * self.size.macs + sum(teacher.macs for teacher in teachers)
-        return float(self.stage.epochs) * train_images * per_image
+        return float(self.training.epochs) * train_images * per_image
 
 
 def sizes(recipe: Recipe, num_classes: int, image_size: int) -> list[Size]:
@@ -61,14 +59,14 @@ def sizes(recipe: Recipe, num_classes: int, image_size: int) -> list[Size]:
     return found
 
 
-def stages(recipe: Recipe, network_sizes: Sequence[Size], compare: bool) -> list[StagePlan]:
+def stages(recipe: Recipe, network_sizes: Sequence[Size]) -> list[StagePlan]:
     """The trainings of a pipeline for one seed, in the order in which they run."""
-    rounds = network_sizes[1:]
-    found = [StagePlan("baseline", recipe.baseline, network_sizes[0])]
-    found += [StagePlan(f"onecycle-{size.round}", recipe.retrain, size) for size in rounds]
-    if compare:
-        found += [StagePlan(f"usual-{size.round}", recipe.usual, size) for size in rounds]
-    return [*found, StagePlan("kesi", recipe.distill, network_sizes[-1])]
+    found = [StagePlan(BASELINE, recipe.baseline, network_sizes[0])]
+    for retraining, training in recipe.retrainings.items():
+        names = chain(retraining, len(recipe.rounds))[1:]
+        found += [StagePlan(name, training, size)
+                  for name, size in zip(names, network_sizes[1:], strict=True)]
+    return [*found, StagePlan(KESI, recipe.distillation, network_sizes[-1])]
 
 
 def table(rows: Sequence[Size]) -> str:
@@ -79,23 +77,23 @@ def table(rows: Sequence[Size]) -> str:
     return "\n".join(lines)
 
 
-def overview(recipe: Recipe, num_classes: int, image_size: int, train_images: int | None, seeds: Sequence[int],
-            compare: bool, folder: Path) -> str:
+def overview(recipe: Recipe, num_classes: int, image_size: int, train_images: int | None,
+             seeds: Sequence[int], folder: Path) -> str:
     """What run() would do, as text: sizes, stages, images to process. Needs no data."""
-    network_sizes = plan.sizes(recipe, num_classes, image_size)
-    planned = plan.stages(recipe, network_sizes, compare)
+    network_sizes = sizes(recipe, num_classes, image_size)
+    planned = stages(recipe, network_sizes)
     lines = [f"{recipe.arch} on {recipe.dataset} ({num_classes} classes, {image_size} px), {recipe.method} pruning, "
-             f"seeds {' '.join(map(str, seeds))}, into {folder}", "", plan.table(network_sizes), "",
+             f"seeds {' '.join(map(str, seeds))}, into {folder}", "", table(network_sizes), "",
              f"{'stage':<12} {'params':>12} {'MACs':>15} {'epochs':>7} {'batch':>6} {'lr':>7} {'schedule':<10}"
              f"{'images to process':>18}"]
     for one in planned:
-        images = f"{one.stage.epochs * train_images:,}" if train_images else "?"
-        lines.append(f"{one.name:<12} {one.size.nonzero_params:>12,} {one.size.macs:>15,} {one.stage.epochs:>7} "
-                     f"{one.stage.batch_size:>6} {one.stage.lr:>7g} {one.stage.schedule:<10}{images:>18}")
-    epochs = sum(one.stage.epochs for one in planned)
+        images = f"{one.training.epochs * train_images:,}" if train_images else "?"
+        lines.append(f"{one.name:<12} {one.size.nonzero_params:>12,} {one.size.macs:>15,} {one.training.epochs:>7} "
+                     f"{one.training.batch_size:>6} {one.training.lr:>7g} {one.training.schedule:<10}{images:>18}")
+    epochs = sum(one.training.epochs for one in planned)
     lines += ["", f"{len(planned)} trainings of {epochs} epochs together for each of {len(seeds)} seed(s)"]
     if train_images:
         lines[-1] += f": {epochs * train_images * len(seeds):,} images to process"
-        lines.append(f"the distillation also takes {recipe.distill.epochs * train_images * len(network_sizes):,} "
+        lines.append(f"the distillation also takes {recipe.distillation.epochs * train_images * len(network_sizes):,} "
                      f"forward passes of teachers for each seed")
     return "\n".join(lines)

@@ -1,28 +1,69 @@
 """Every number of the paper, as data: rates, sparsities, schedules, epochs (sections 4 and 5, supplement).
 
-What the paper does not publish is ours and says so: the digits recipe, ResNet-20/32, and the baseline of
-Tiny-ImageNet.
+What the paper does not publish is ours and says so: the digits recipe, ResNet-20/32, the batch size of
+the baselines, and the baseline of Tiny-ImageNet.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import models
 from kesi.data.datasets import FAMILIES
-from kesi.method.schedules import Training
+from kesi.method.distillation import KullbackLeibler, Loss, loss_of
+from kesi.method.pruning.criteria import criterion_of
+from kesi.method.schedules import SCHEDULES, Training
+from kesi.method.snapshot import BASELINE, KESI
+from kesi.system.describe import code_digest, describe
 from kesi.system.errors import UsageError
 
-METHODS = ("filter", "weight")
+METHODS = {"filter": "l1", "weight": "magnitude"}  # of pruning, with the paper's criterion of each
 
-STAGES = ("baseline", "retrain", "usual", "distill")  # of a Recipe
+ROUNDS = 5
+
+
+@dataclass(frozen=True)
+class Retraining:
+    """One way to retrain what was pruned: its training, and how tables and curves show it."""
+
+    training: Training
+    label: str
+    colour: str
+    marker: str = "D"
+
+
+# To compare another retraining, add its entry: the first is the method's own, whose snapshots teach.
+RETRAININGS: dict[str, Retraining] = {
+    "onecycle": Retraining(Training(epochs=40, batch_size=128, lr=0.1, schedule="onecycle"),
+                           "one-cycle", "#0072B2", "o"),
+    "usual": Retraining(Training(epochs=40, batch_size=128, lr=0.001, schedule="constant"),
+                        "usual", "#D55E00", "s")}
+
+OWN = next(iter(RETRAININGS))  # the name of the method's own retraining
+
+
+def retraining_named(name: str) -> Retraining:
+    """How a retraining is shown; one that is not entered here, of somebody else's run, by its name."""
+    known = RETRAININGS.get(name)
+    return known or Retraining(RETRAININGS[OWN].training, name, "#CC79A7")
+
+
+def kind_of(training: Training) -> str:
+    """What a retraining is called: by the entry that it is like, else by its schedule."""
+    for name, known in RETRAININGS.items():
+        same_rate = known.training.schedule != "constant" or known.training.lr == training.lr
+        if known.training.schedule == training.schedule and same_rate:
+            return name
+    return training.schedule
 
 
 @dataclass(frozen=True)
 class Recipe:
     """The five steps for one network, data set and pruning method.
 
-    ``rounds`` has one entry a round. Filter pruning: the rates of that round, one for each width of the
-    network's cfg. Weight pruning: the cumulative share of convolution weights that is zero after it.
+    ``retrainings``: by name; the first one's snapshots teach in the end, the others are made to be
+    compared. ``rounds`` has one entry a round. Filter pruning: the rates of that round, one for each
+    width of the network's cfg. Weight pruning: the cumulative share of convolution weights that is
+    zero after it. ``criterion``: a name in kesi.method.pruning.criteria.
     """
 
     arch: str
@@ -30,68 +71,114 @@ class Recipe:
     method: str
     family: str
     baseline: Training
-    retrain: Training
-    usual: Training
-    distill: Training
-    temperature: float
+    retrainings: Mapping[str, Training]
+    distillation: Training
+    loss: Loss
+    criterion: str
     rounds: tuple
 
-    def scaled(self, factor: float) -> "Recipe":
-        """The recipe with every stage shortened (or lengthened) in proportion. Raises UsageError if not > 0."""
-        if not 0 < factor <= 1e6:
-            raise UsageError(f"--epochs-scale must be above 0, not {factor}")
-        return replace(self, **{name: getattr(self, name).scaled(factor) for name in STAGES})
+    @property
+    def trainings(self) -> dict[str, Training]:
+        """Every training by the kind of its stages: "baseline", the retrainings, "kesi"."""
+        return {BASELINE: self.baseline, **self.retrainings, KESI: self.distillation}
 
-    def changed(self, epochs: Sequence[int] | None = None, batch_size: int | None = None,
-                lr: float | None = None) -> "Recipe":
-        """The recipe with other epochs (of baseline, both retrainings, distillation), batch size, or learning rate.
+    def changed(self, epochs: Sequence[int] | None = None, scale: float | None = None,
+                batch_size: int | None = None, lr: float | None = None,
+                rounds: int | None = None, amounts: Sequence | float | None = None,
+                temperature: float | None = None, criterion: str | None = None,
+                loss: str | None = None, compare: bool | Sequence[str] = True) -> "Recipe":
+        """The recipe with other settings; what is None stays. The only place where one is overridden.
 
-        ``lr`` is that of the baseline and the peak of one-cycle retraining; the baseline's milestones stay where they
-        were in proportion. Raises UsageError for numbers that will not do.
+        ``epochs`` of baseline, retrainings and distillation; ``scale`` multiplies all epochs. ``lr``:
+        of the baseline, and the peak of one-cycle retraining. ``amounts``, filter pruning: one rate,
+        or one a width, the same in each of ``rounds``; weight pruning: the share of zeros after each
+        round. ``temperature``: of the loss. ``compare``: False for the method's own retraining
+        only, or the names of those to make. Raises UsageError for what will not do.
         """
-        stages = {name: getattr(self, name) for name in STAGES}
+        kinds = [BASELINE, *self.retrainings, KESI]
+        counts = dict.fromkeys(kinds)
         if epochs is not None:
-            for name, number in zip(stages, (epochs[0], epochs[1], epochs[1], epochs[2]), strict=True):
-                stages[name] = replace(stages[name].scaled(number / stages[name].epochs), epochs=number)
-        if batch_size is not None:
-            stages = {name: replace(stage, batch_size=batch_size) for name, stage in stages.items()}
-        if lr is not None:
-            stages |= {name: replace(stages[name], lr=lr) for name in ("baseline", "retrain")}
-        return replace(self, **stages)
+            if len(epochs) != 3 or min(epochs) < 1:
+                raise UsageError(f"--epochs takes three numbers of at least 1, not {list(epochs)}")
+            counts = {**dict.fromkeys(kinds, epochs[1]), BASELINE: epochs[0], KESI: epochs[2]}
+        rates = {BASELINE: lr, OWN: lr}
+        made = {kind: training.changed(epochs=counts[kind], scale=scale, batch_size=batch_size,
+                                       lr=rates.get(kind))
+                for kind, training in self.trainings.items()}
+        if criterion is not None:
+            criterion_of(self.method, criterion)
+        told = self.loss
+        if loss is not None:
+            told = loss_of(loss, temperature=temperature)
+        elif temperature is not None:
+            told = replace(told, temperature=temperature)
+        return replace(self, baseline=made[BASELINE], distillation=made[KESI], loss=told,
+                       retrainings={name: made[name] for name in self._compared(compare)},
+                       criterion=criterion or self.criterion, rounds=self._amounts(rounds, amounts))
 
-    def to_dict(self) -> dict:
-        """Plain numbers, strings and lists, as run.json and checkpoints keep them."""
-        return _plain(asdict(self))
+    def _compared(self, compare: bool | Sequence[str]) -> list[str]:
+        own, *others = self.retrainings
+        if isinstance(compare, bool):
+            return [own, *others] if compare else [own]
+        for name in compare:
+            if name not in self.retrainings:
+                raise UsageError(f"unknown retraining {name!r}; choose from: {', '.join(others)}")
+        return [own, *(name for name in others if name in compare)]
+
+    def _amounts(self, rounds: int | None, amounts: Sequence | float | None) -> tuple:
+        if rounds is not None and not 1 <= rounds <= 1000:
+            raise UsageError(f"--rounds must be at least 1 and at most 1000, not {rounds}")
+        each = list(amounts) if isinstance(amounts, Sequence) else [amounts]
+        for share in each if amounts is not None else ():
+            if not 0 <= share < 1:
+                raise UsageError(f"--percent takes shares of at least 0 and below 1, not {share}")
+        if self.method == "filter":
+            one = self.rounds[0]
+            if amounts is not None:
+                one = tuple(each) * (len(one) if len(each) == 1 else 1)
+                if len(one) != len(self.rounds[0]):
+                    raise UsageError(f"--percent with filter pruning takes one share, or one for each "
+                                     f"of {len(self.rounds[0])} widths, not {len(each)}")
+            return (one,) * (rounds or len(self.rounds))
+        shares = tuple(self.rounds if amounts is None else each)
+        if list(shares) != sorted(shares):
+            raise UsageError("--percent with weight pruning takes cumulative shares, which never fall")
+        if rounds is not None and rounds > len(shares):
+            raise UsageError(f"there are {len(shares)} sparsities, not {rounds}: give one a round, "
+                             f"--percent ...")
+        return shares[:rounds]
+
+    def describe(self) -> dict:
+        """Plain numbers, strings and lists, as run.json keeps them; functions with their code's digest."""
+        plain = {name: getattr(self, name) for name in ("arch", "dataset", "method", "family")}
+        trainings = {name: described(training) for name, training in self.trainings.items()}
+        criterion = {"name": self.criterion, "code": code_digest(criterion_of(self.method, self.criterion))}
+        return {**plain, "trainings": trainings, "loss": describe(self.loss), "criterion": criterion,
+                "rounds": describe(list(self.rounds))}
 
 
-def _plain(value):
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+def described(training: Training) -> dict:
+    """A training in plain values, with a digest of what its schedule does."""
+    return {**asdict(training), "milestones": list(training.milestones),
+            "schedule_code": code_digest(SCHEDULES[training.schedule])}
 
 
-ROUNDS = 5
+DISTILLATION = Training(epochs=40, batch_size=128, lr=0.001, schedule="onecycle", optimizer="adam",
+                        weight_decay=0.0)
 
-TEMPERATURE = 5.0
+# The authors link one baseline for both methods and do not publish its batch size; their script's
+# default was 128 until August 2020, after the results were recorded.
+CIFAR_BASELINE = Training(epochs=300, batch_size=128, lr=0.1, schedule="multistep",
+                          milestones=(150, 225))
 
-# Retraining and distillation on CIFAR; Tiny-ImageNet differs by its 25 epochs.
-ONE_CYCLE = Training(epochs=40, batch_size=128, lr=0.1, schedule="onecycle")
-
-USUAL = Training(epochs=40, batch_size=128, lr=0.001, schedule="constant")
-
-DISTILL = Training(epochs=40, batch_size=128, lr=0.001, schedule="onecycle", optimizer="adam", weight_decay=0.0)
-
-CIFAR_BASELINE = Training(epochs=300, batch_size=64, lr=0.1, schedule="multistep", milestones=(150, 225))
-
-WRN_BASELINE = Training(epochs=200, batch_size=64, lr=0.1, schedule="multistep", milestones=(60, 120, 160),
-                     gamma=0.2, weight_decay=5e-4)
-
-WEIGHT_BASELINE_BATCH = 128
+WRN_BASELINE = Training(epochs=200, batch_size=128, lr=0.1, schedule="multistep",
+                        milestones=(60, 120, 160), gamma=0.2, weight_decay=5e-4)
 
 TINYIMAGENET_EPOCHS = 25
 
 # Ours, since none is published: the recipe of He et al. 2016 as torchvision's references train ResNet-18/34.
-TINYIMAGENET_BASELINE = Training(epochs=90, batch_size=256, lr=0.1, schedule="multistep", milestones=(30, 60))
+TINYIMAGENET_BASELINE = Training(epochs=90, batch_size=256, lr=0.1, schedule="multistep",
+                                 milestones=(30, 60))
 
 # Ours: the handwritten digits of the demonstration, minutes on two cores.
 DIGITS_BASELINE = Training(epochs=80, batch_size=64, lr=0.1, schedule="multistep", milestones=(40, 60))
@@ -153,27 +240,19 @@ def recipe(arch: str, dataset: str, method: str, family: str = "cifar") -> Recip
     ``family`` decides for data sets of either size (imagefolder): "cifar" is the 32-px recipe,
     "tinyimagenet" the 224-px one. Raises UsageError for an unknown architecture, method or family.
     """
-    for value, choices, what in ((arch, models.ARCHITECTURES, "architecture"), (method, METHODS, "method"),
-                                 (family, FAMILIES, "family")):
+    for value, choices, what in ((arch, models.ARCHITECTURES, "architecture"),
+                                 (method, METHODS, "method"), (family, FAMILIES, "family")):
         if value not in choices:
             raise UsageError(f"unknown {what} {value!r}; choose one of: {', '.join(choices)}")
-    digits = dataset == "digits"
-    retrain, usual, distill = ONE_CYCLE, USUAL, DISTILL
-    if digits:
-        baseline = DIGITS_BASELINE
-        retrain, usual, distill = (replace(stage, epochs=DIGITS_EPOCHS, batch_size=DIGITS_BATCH)
-                                   for stage in (retrain, usual, distill))
+    baseline = WRN_BASELINE if arch.startswith("wrn") else CIFAR_BASELINE
+    rates = filter_rates(arch)
+    shorter: dict = {}
+    if dataset == "digits":
+        baseline, shorter = DIGITS_BASELINE, {"epochs": DIGITS_EPOCHS, "batch_size": DIGITS_BATCH}
+        rates = (DIGITS_RATE,) * len(rates)
     elif family == "tinyimagenet":
-        baseline = TINYIMAGENET_BASELINE
-        retrain, usual, distill = (replace(stage, epochs=TINYIMAGENET_EPOCHS)
-                                   for stage in (retrain, usual, distill))
-    else:
-        baseline = WRN_BASELINE if arch.startswith("wrn") else CIFAR_BASELINE
-        if method == "weight":
-            baseline = replace(baseline, batch_size=WEIGHT_BASELINE_BATCH)
-    if method == "weight":
-        rounds: Sequence = SPARSITIES.get(arch, OWN_SPARSITIES)
-    else:
-        rates = filter_rates(arch)
-        rounds = [tuple(DIGITS_RATE for _ in rates) if digits else rates] * ROUNDS
-    return Recipe(arch, dataset, method, family, baseline, retrain, usual, distill, TEMPERATURE, tuple(rounds))
+        baseline, shorter = TINYIMAGENET_BASELINE, {"epochs": TINYIMAGENET_EPOCHS}
+    retrainings = {name: one.training.changed(**shorter) for name, one in RETRAININGS.items()}
+    rounds = [rates] * ROUNDS if method == "filter" else SPARSITIES.get(arch, OWN_SPARSITIES)
+    return Recipe(arch, dataset, method, family, baseline, retrainings,
+                  DISTILLATION.changed(**shorter), KullbackLeibler(), METHODS[method], tuple(rounds))

@@ -1,22 +1,26 @@
 """How a training runs: optimiser and learning rate, step by step."""
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
-from torch.optim import lr_scheduler
+from torch.optim import Optimizer, lr_scheduler
 
 from kesi.system.errors import UsageError
+
+LARGEST_BATCH, MOST_EPOCHS = 2**20, 10**6  # beyond these a number is a slip
 
 
 @dataclass(frozen=True)
 class Training:
     """How one training runs. ``lr`` is the peak of a one-cycle schedule and the start of the others.
 
-    ``schedule``: "multistep" (times ``gamma`` after each epoch of ``milestones``), "constant", or "onecycle"
-    (cosine from lr / div_factor up to lr over the share ``warmup`` of all steps, then down to the start
-    / final_div_factor, stepped every batch; momentum is cycled against it as torch does by default).
+    ``schedule`` is a name in SCHEDULES: "multistep" (times ``gamma`` after each epoch of
+    ``milestones``), "constant", or "onecycle" (cosine from lr / div_factor up to lr over the share
+    ``warmup`` of all steps, then down to the start / final_div_factor, stepped every batch; momentum
+    is cycled against it as torch does by default).
     """
 
     epochs: int
@@ -33,51 +37,100 @@ class Training:
     final_div_factor: float = 100.0
 
     def __post_init__(self):
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name.replace('_', ' ')} must be at least 1, not {getattr(self, name)}")
-        if not self.lr > 0:
-            raise UsageError(f"the learning rate must be above 0, not {self.lr}")
-        if self.weight_decay < 0 or not 0 <= self.momentum < 1:
-            raise UsageError(f"weight decay must not be negative (is {self.weight_decay}) and momentum must lie "
-                             f"in [0, 1) (is {self.momentum})")
-        if self.schedule not in ("multistep", "constant", "onecycle") or self.optimizer not in ("sgd", "adam"):
-            raise UsageError(f"unknown schedule {self.schedule!r} or optimizer {self.optimizer!r}")
+        """Raises UsageError for numbers that will not do."""
+        for name, most in (("epochs", MOST_EPOCHS), ("batch_size", LARGEST_BATCH)):
+            if not 1 <= getattr(self, name) <= most:
+                raise UsageError(f"{name.replace('_', ' ')} must be at least 1 and at most {most:,}, "
+                                 f"not {getattr(self, name)}")
+        if not 0 < self.lr < math.inf:
+            raise UsageError(f"the learning rate must be above 0 and finite, not {self.lr}")
+        if not 0 <= self.weight_decay < math.inf or not 0 <= self.momentum < 1:
+            raise UsageError(f"weight decay must not be negative (is {self.weight_decay}) and momentum "
+                             f"must lie in [0, 1) (is {self.momentum})")
+        if not -math.inf < self.gamma < math.inf:
+            raise UsageError(f"gamma must be a finite number, not {self.gamma}")
+        if self.schedule not in SCHEDULES or self.optimizer not in ("sgd", "adam"):
+            raise UsageError(f"unknown schedule {self.schedule!r} or optimizer {self.optimizer!r}; "
+                             f"schedules: {', '.join(SCHEDULES)}; optimizers: sgd, adam")
 
     def scaled(self, factor: float) -> "Training":
-        """The same stage with its epochs, and the milestones in them, multiplied by ``factor``."""
+        """The same training with its epochs, and the milestones in them, multiplied by ``factor``."""
         return replace(self, epochs=max(1, round(self.epochs * factor)),
-                       milestones=tuple(max(1, round(epoch * factor)) for epoch in self.milestones))
+                       milestones=tuple(max(1, round(one * factor)) for one in self.milestones))
+
+    def changed(self, epochs: int | None = None, scale: float | None = None,
+                milestones: Sequence[int] | None = None, **numbers: float | None) -> "Training":
+        """The same training with other numbers; what is None stays.
+
+        ``scale`` multiplies the epochs. With other ``epochs`` the milestones stay where they were in
+        proportion; ``milestones`` given make it a "multistep" schedule. Raises UsageError for
+        numbers that will not do.
+        """
+        made = self
+        if scale is not None:
+            if not 0 < scale <= 1e6:
+                raise UsageError(f"--epochs-scale must be above 0, not {scale}")
+            made = made.scaled(scale)
+        if epochs is not None:
+            if milestones is None and made.milestones and epochs > 0:
+                made = made.scaled(epochs / made.epochs)
+            made = replace(made, epochs=epochs)
+        given = {name: value for name, value in numbers.items() if value is not None}
+        if milestones is not None:
+            given |= {"schedule": "multistep", "milestones": tuple(milestones)}
+        return replace(made, **given)
 
 
-def optimizer_for(model: nn.Module, stage: Training) -> torch.optim.Optimizer:
-    """The stage's optimiser over all parameters, with torch's fused kernels."""
-    if stage.optimizer == "adam":
-        return torch.optim.Adam(model.parameters(), lr=stage.lr, weight_decay=stage.weight_decay, fused=True)
-    return torch.optim.SGD(model.parameters(), lr=stage.lr, momentum=stage.momentum,
-                           weight_decay=stage.weight_decay, fused=True)
+Schedule = Callable[[Optimizer, Training, int], lr_scheduler.LRScheduler]
 
 
-def schedule_for(optimizer: torch.optim.Optimizer, stage: Training, steps: int) -> lr_scheduler.LRScheduler:
-    """The stage's learning rate, to be stepped after every one of its epochs x ``steps`` batches."""
-    if stage.schedule != "onecycle":
-        milestones = [epoch * steps for epoch in stage.milestones] if stage.schedule == "multistep" else []
-        return lr_scheduler.MultiStepLR(optimizer, milestones, stage.gamma)
-    total = stage.epochs * steps
+def multistep(optimizer: Optimizer, training: Training, steps: int) -> lr_scheduler.LRScheduler:
+    """The rate times gamma after each epoch of the milestones."""
+    places = [epoch * steps for epoch in training.milestones]
+    return lr_scheduler.MultiStepLR(optimizer, places, training.gamma)
+
+
+def constant(optimizer: Optimizer, training: Training, steps: int) -> lr_scheduler.LRScheduler:
+    """The same rate in every step."""
+    return lr_scheduler.MultiStepLR(optimizer, [], training.gamma)
+
+
+def onecycle(optimizer: Optimizer, training: Training, steps: int) -> lr_scheduler.LRScheduler:
+    """Up to the peak and down to almost nothing, once (Smith and Topin 2018, "Super-Convergence")."""
+    total, warmup = training.epochs * steps, training.warmup
     # torch divides by warmup * total - 1, the last step of the warm-up counted from 0
-    warmup = stage.warmup * (1 - 1e-6) if math.isclose(stage.warmup * total, 1) else stage.warmup
-    return lr_scheduler.OneCycleLR(optimizer, max_lr=stage.lr, total_steps=total, pct_start=warmup,
-                                   anneal_strategy="cos", div_factor=stage.div_factor,
-                                   final_div_factor=stage.final_div_factor)
+    warmup = warmup * (1 - 1e-6) if math.isclose(warmup * total, 1) else warmup
+    return lr_scheduler.OneCycleLR(optimizer, max_lr=training.lr, total_steps=total, pct_start=warmup,
+                                   anneal_strategy="cos", div_factor=training.div_factor,
+                                   final_div_factor=training.final_div_factor)
 
 
-def learning_rates(stage: Training, steps: int) -> list[float]:
-    """The learning rate of every step of a stage with ``steps`` batches an epoch."""
+# A schedule is a function of the optimiser, the training and the steps of an epoch that gives
+# torch's scheduler, to be stepped after every batch.
+SCHEDULES: dict[str, Schedule] = {"multistep": multistep, "constant": constant, "onecycle": onecycle}
+
+
+def optimizer_for(model: nn.Module, training: Training) -> Optimizer:
+    """The training's optimiser over all parameters, with torch's fused kernels."""
+    if training.optimizer == "adam":
+        return torch.optim.Adam(model.parameters(), lr=training.lr,
+                                weight_decay=training.weight_decay, fused=True)
+    return torch.optim.SGD(model.parameters(), lr=training.lr, momentum=training.momentum,
+                           weight_decay=training.weight_decay, fused=True)
+
+
+def schedule_for(optimizer: Optimizer, training: Training, steps: int) -> lr_scheduler.LRScheduler:
+    """The training's learning rate, to be stepped after every one of its epochs x ``steps`` batches."""
+    return SCHEDULES[training.schedule](optimizer, training, steps)
+
+
+def learning_rates(training: Training, steps: int) -> list[float]:
+    """The learning rate of every step of a training with ``steps`` batches an epoch."""
     weight = nn.Linear(1, 1)
-    optimizer = optimizer_for(weight, stage)
-    schedule = schedule_for(optimizer, stage, steps)
+    optimizer = optimizer_for(weight, training)
+    schedule = schedule_for(optimizer, training, steps)
     rates = []
-    for step in range(stage.epochs * steps):
+    for step in range(training.epochs * steps):
         if step:
             optimizer.step()
             schedule.step()

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from time import perf_counter
 
 import torch
@@ -12,8 +12,8 @@ from torch.optim import lr_scheduler
 from tqdm import tqdm
 
 from kesi.data import Dataset, Split, TrainBatches, eval_batches
-from kesi.method.objectives import Objective, cross_entropy
-from kesi.method.pruning import Masks
+from kesi.method.objectives import CrossEntropy, Objective
+from kesi.method.pruning.masks import Masks
 from kesi.method.schedules import Training, optimizer_for, schedule_for
 from kesi.system import distributed
 from kesi.system.errors import KesiError
@@ -40,29 +40,44 @@ class Options:
     sync_bn: bool = False
 
 
+@dataclass(frozen=True)
+class Epoch:
+    """What one epoch of a training gave; accuracies in percent, ``lr`` that of its last step.
+
+    Test and validation figures are None in epochs without evaluation, or without such images.
+    """
+
+    epoch: int
+    train_loss: float
+    train_accuracy: float
+    lr: float
+    test_loss: float | None = None
+    test_accuracy: float | None = None
+    val_accuracy: float | None = None
+    seconds: float | None = None
+
+
 @dataclass
 class Progress:
     """What fit() tells after every epoch: where it stands, and all that is needed to continue from there."""
 
     epoch: int
     epochs: int
-    history: list[dict]
+    history: list[Epoch]
     optimizer: torch.optim.Optimizer
     schedule: lr_scheduler.LRScheduler
 
     def state(self) -> dict:
         """The state besides the weights and masks, to be given to fit(resume=...)."""
-        return {"epoch": self.epoch, "history": self.history, "optimizer": self.optimizer.state_dict(),
-                "schedule": self.schedule.state_dict()}
+        return {"epoch": self.epoch, "history": [asdict(row) for row in self.history],
+                "optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict()}
 
 
-def fit(model: nn.Module, dataset: Dataset, stage: Training, *, seed: int, objective: Objective = cross_entropy,
+def fit(model: nn.Module, dataset: Dataset, training: Training, *, seed: int, objective: Objective = CrossEntropy(),
         masks: Masks | None = None, options: Options = Options(), resume: dict | None = None,
-        on_epoch: Callable[[Progress], None] | None = None, label: str = "") -> list[dict]:
-    """Train ``model`` in place for the epochs of ``stage`` and return one dictionary an epoch.
+        on_epoch: Callable[[Progress], None] | None = None, label: str = "") -> list[Epoch]:
+    """Train ``model`` in place for the epochs of ``training`` and return what each epoch gave.
 
-    Each holds epoch (from 1), train_loss, train_accuracy (percent), lr (of its last step), seconds, and
-    test_accuracy, test_loss, val_accuracy (None in epochs without evaluation or without such images).
     ``seed`` decides order, augmentation and dropout of every epoch; with the same arguments on the same
     machine the result is the same bit for bit, also when continued with ``resume``, a Progress.state(), from
     the weights of that moment. ``masks`` are applied after every step. With several processes (see
@@ -72,32 +87,30 @@ def fit(model: nn.Module, dataset: Dataset, stage: Training, *, seed: int, objec
     model.to(device=options.device, memory_format=torch.channels_last)
     if masks is not None:
         masks.follow()
-    batches = TrainBatches(dataset, stage.batch_size, seed, options.device, distributed.rank(), distributed.world())
+    batches = TrainBatches(dataset, training.batch_size, seed, options.device, distributed.rank(), distributed.world())
     precision = set_up(options.device, options.precision, options.deterministic)
-    step = make_step(model, objective, options.device, precision, options.compile, stage.epochs * batches.steps)
-    optimizer = optimizer_for(model, stage)
-    schedule = schedule_for(optimizer, stage, batches.steps)
-    history: list[dict] = []
+    step = make_step(model, objective, options.device, precision, options.compile, training.epochs * batches.steps)
+    optimizer = optimizer_for(model, training)
+    schedule = schedule_for(optimizer, training, batches.steps)
+    history: list[Epoch] = []
     if resume is not None:
         optimizer.load_state_dict(resume["optimizer"])
         schedule.load_state_dict(resume["schedule"])
-        history = list(resume["history"])
+        history = [Epoch(**row) for row in resume["history"]]
     done = len(history)
-    bar = tqdm(total=stage.epochs * batches.steps, initial=done * batches.steps, desc=label, unit="step",
+    bar = tqdm(total=training.epochs * batches.steps, initial=done * batches.steps, desc=label, unit="step",
                disable=None if distributed.is_main() else True, leave=False, dynamic_ncols=True)
     with bar, distributed.synchronised_norms(model, options.sync_bn):
-        for epoch in range(done + 1, stage.epochs + 1):
+        for epoch in range(done + 1, training.epochs + 1):
             started = perf_counter()
             torch.manual_seed(derive(seed, "dropout", epoch, *([distributed.rank()] if distributed.rank() else [])))
-            row = {"epoch": epoch}
-            row |= _train_epoch(model, batches, epoch, step, masks, optimizer, schedule, bar)
-            due = epoch == stage.epochs or (options.eval_every and epoch % options.eval_every == 0)
+            row = _train_epoch(model, batches, epoch, step, masks, optimizer, schedule, bar)
+            due = epoch == training.epochs or (options.eval_every and epoch % options.eval_every == 0)
             row |= _evaluate_epoch(model, dataset, options.device, due)
-            row["seconds"] = round(perf_counter() - started, 4)
-            history.append(row)
+            history.append(Epoch(epoch=epoch, **row, seconds=round(perf_counter() - started, 4)))
             bar.set_postfix(loss=f"{row['train_loss']:.3f}", accuracy=f"{row['train_accuracy']:.1f}%")
             if on_epoch is not None:
-                on_epoch(Progress(epoch, stage.epochs, history, optimizer, schedule))
+                on_epoch(Progress(epoch, training.epochs, history, optimizer, schedule))
     return history
 
 

@@ -6,54 +6,61 @@ import warnings
 from pathlib import Path
 
 from kesi import checkpoints
+from kesi.checkpoints.records import Info, decode
 from kesi.runs.layout import CHECKPOINT, PRUNED, RESULT
-from kesi.runs.record import read_result
+from kesi.runs.record import Ensemble, Result, read_result
 from kesi.system import distributed
 from kesi.system.errors import KesiError, UsageError
-from kesi.system.files import make_folder, read_json
+from kesi.system.files import make_folder
 from kesi.system.locks import LOCK, held, in_use
 
 
-def finished(folder: Path, settings: dict) -> dict | None:
+def finished(folder: Path, settings: dict) -> Result | None:
     """The result of the stage that was finished in ``folder`` with these settings; None if there is none.
 
-    A checkpoint or a result that is damaged, or that are not of one another, are warned of, and the stage is
-    not finished. Raises UsageError where it was made with other settings.
+    A checkpoint or a result that is damaged, or that are not of one another, are warned of, and the
+    stage is not finished. Raises UsageError where it was made with other settings.
     """
     path, done = folder / CHECKPOINT, folder / RESULT
     if not (path.is_file() and done.is_file()):
         return None
     try:
-        result = read_fields(done)
+        result = read_result(done)
+        if not isinstance(result, Result):
+            raise KesiError(f"{done} is not the result of a training")
     except KesiError as error:
         return _not_finished(error)
-    refuse_changes(folder, result.get("settings"), settings)
+    refuse_changes(folder, result.settings, settings)
     try:
-        if checkpoints.read(path).get("digest") != result.get("digest"):
+        if checkpoints.read(path).get("digest") != result.digest:
             raise KesiError(f"{path} is not the checkpoint that {done} describes")
     except KesiError as error:
         return _not_finished(error)
     return result
 
 
-def lost(folder: Path, settings: dict) -> dict | None:
-    """The result of a stage whose checkpoint is gone or damaged, of the same settings; None where there is none."""
+def lost(folder: Path, settings: dict) -> Result | None:
+    """The result of a stage whose checkpoint is gone or damaged, of the same settings; None without one."""
     try:
-        result = read_fields(folder / RESULT) if (folder / RESULT).is_file() else {}
+        result = read_result(folder / RESULT) if (folder / RESULT).is_file() else None
     except KesiError:
         return None
-    return result if result.get("network_digest") and result.get("settings") == settings else None
+    return result if isinstance(result, Result) and result.settings == settings else None
 
 
 def dependent(stages: Path, network: str) -> Path | None:
-    """A file in the stages' folders that was made from a network, which its digest names; None if there is none."""
+    """A file in the stages' folders that was made from a network, which its digest names; None without one."""
     for path in sorted(stages.glob(f"*/{RESULT}")) + sorted(stages.glob(f"*/{PRUNED}")):
         try:
-            said = read_result(path) if path.name == RESULT else checkpoints.read(path).get("info", {})
+            said = (read_result(path) if path.name == RESULT
+                    else decode(Info, checkpoints.read(path).get("info"), path))
         except KesiError:
             continue
-        references = [said.get("parent") or {}, *said.get("teachers", ())]
-        if network in [*(reference.get("network") for reference in references), *said.get("members_digests", ())]:
+        if isinstance(said, Ensemble):
+            named = said.members_digests
+        else:
+            named = [one.network for one in (said.parent, *said.teachers) if one is not None]
+        if network in named:
             return path
     return None
 
@@ -62,22 +69,14 @@ def _not_finished(error: KesiError) -> None:
     warnings.warn(f"{error}: this stage is not taken as finished, and runs again", stacklevel=3)
 
 
-def read_fields(path: Path) -> dict:
-    """The named values of a JSON file. Raises KesiError where it is damaged or holds anything else."""
-    fields = read_json(path)
-    if not isinstance(fields, dict):
-        raise KesiError(f"{path} is damaged: it holds no fields")
-    return fields
-
-
 def refuse_changes(folder: Path, before: object, now: dict) -> None:
     """Raises UsageError that names the first setting in which a run in ``folder`` differs from this one."""
     before = before if isinstance(before, dict) else {}
     for key in now:
         old, new = before.get(key), now[key]
-        if key == "stage" and isinstance(old, dict):
-            key, old, new = next(((name, old.get(name), new[name]) for name in new if old.get(name) != new[name]),
-                                 (key, None, None))
+        if key == "training" and isinstance(old, dict):
+            key, old, new = next(((name, old.get(name), new[name]) for name in new
+                                  if old.get(name) != new[name]), (key, None, None))
         if old != new:
             key, old, new = _innermost(key, old, new)
             plural = key.endswith("s") and not key.startswith("number of")  # images, epochs, milestones

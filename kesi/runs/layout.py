@@ -6,12 +6,10 @@ CHECKPOINT, PRUNED = "checkpoint.pth.tar", "pruned.pth.tar"
 
 OTHER = "other.pth.tar"  # what a stage came out as whose own network was lost, and is named by others
 
-METRICS, RESULT = "metrics.jsonl", "result.json"
-
-RETRAININGS = ("onecycle", "usual")
+METRICS, RESULT, RUN = "metrics.jsonl", "result.json", "run.json"
 
 
 def seed_of(folder: Path) -> int | None:
-    """The seed whose stages are in a folder of a run, as its name says: 0 of "seed0"; None if it is no such folder."""
+    """The seed whose stages are in a folder of a run: 0 of "seed0"; None if it is no such folder."""
     number = folder.name.removeprefix("seed")
     return int(number) if number != folder.name and number.isdecimal() and number.isascii() else None

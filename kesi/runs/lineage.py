@@ -6,6 +6,7 @@ from pathlib import Path
 import models
 from kesi import checkpoints
 from kesi.checkpoints.checkpoint import Checkpoint
+from kesi.checkpoints.records import Reference
 from kesi.data import Dataset
 from kesi.method.pruning.filters import pruned_widths
 from kesi.method.recipes import Recipe
@@ -20,20 +21,20 @@ def check_images(model: Network, dataset: Dataset) -> None:
                          f"{dataset.image_size} px: choose another --arch or a larger --image-size")
 
 
-def reference(checkpoint: Checkpoint, folder: Path) -> dict:
+def reference(checkpoint: Checkpoint, folder: Path) -> Reference:
     """How a file names its parent: relative to its own folder, so that a run can be moved as a whole."""
     relative = os.path.relpath(Path(checkpoint.path).resolve(), Path(folder).resolve())
-    return {"path": relative, "network": checkpoint.network_digest, "stage": checkpoint.stage}
+    return Reference(relative, checkpoint.name, checkpoint.digest)
 
 
 def fitting(path: Path, dataset: Dataset, arch: str | None = None) -> Checkpoint:
     """The checkpoint at ``path``, after checking that it can classify ``dataset``. Raises UsageError if not."""
     checkpoint = checkpoints.load(path, arch)
-    check_images(checkpoint.model, dataset)
-    if checkpoint.model.num_classes != dataset.num_classes:
-        raise UsageError(f"{checkpoint.path} knows {checkpoint.model.num_classes} classes, but "
+    check_images(checkpoint.network, dataset)
+    if checkpoint.network.num_classes != dataset.num_classes:
+        raise UsageError(f"{checkpoint.path} knows {checkpoint.network.num_classes} classes, but "
                          f"{dataset.name} has {dataset.num_classes}")
-    names = checkpoint.info.get("dataset", {}).get("classes")
+    names = checkpoint.info.data.get("classes")
     if names and list(names) != list(dataset.classes):
         one = next((old, new) for old, new in zip(names, dataset.classes, strict=True) if old != new)
         raise UsageError(f"{checkpoint.path} knows other classes than {dataset.name}: {one[0]!r} where {one[1]!r} is")
@@ -44,8 +45,8 @@ def method_of(checkpoint: Checkpoint) -> str | None:
     """How a network was pruned, as its masks or widths show; None if it never was."""
     if checkpoint.masks is not None:
         return "weight"
-    unpruned = models.ARCHITECTURES[checkpoint.model.arch].cfg
-    return "filter" if list(unpruned) != list(checkpoint.model.cfg) else None
+    unpruned = models.ARCHITECTURES[checkpoint.network.arch].cfg
+    return "filter" if list(unpruned) != list(checkpoint.network.cfg) else None
 
 
 def round_of(checkpoint: Checkpoint, recipe: Recipe) -> int:
@@ -57,15 +58,15 @@ def round_of(checkpoint: Checkpoint, recipe: Recipe) -> int:
     if checkpoint.masks is not None:
         sparsity = checkpoint.masks.sparsity()
         return sum(share <= sparsity + 1e-3 for share in recipe.rounds) or 1
-    cfg = list(models.ARCHITECTURES[checkpoint.model.arch].cfg)
+    cfg = list(models.ARCHITECTURES[checkpoint.network.arch].cfg)
     for number, rates in enumerate(recipe.rounds, start=1):
         cfg = pruned_widths(cfg, rates)
-        if cfg == checkpoint.model.cfg:
+        if cfg == checkpoint.network.cfg:
             return number
     return 1
 
 
-def snapshots_of(last: Checkpoint) -> list[Path]:
+def snapshots_of(last: Checkpoint) -> list[Checkpoint]:
     """The baseline and all snapshots that ``last`` descends from, itself included, the baseline first.
 
     Ancestors are looked for where the files say that they came from, and, by their digests, in the folders beside.
@@ -73,18 +74,18 @@ def snapshots_of(last: Checkpoint) -> list[Path]:
     """
     found, here = [], last
     while True:
-        if here.info.get("kind") != "pruned":
-            found.append(here.path)
-        parent = here.info.get("parent")
-        if here.info.get("kind") == "baseline":
+        if here.info.kind != "pruned":
+            found.append(here)
+        parent = here.info.parent
+        if here.info.kind == "baseline":
             return found[::-1]
-        if not parent:
+        if parent is None:
             raise UsageError(f"{here.path} does not say what it was made from: name the teachers with --teachers")
         here = _ancestor(here, parent)
 
 
-def _ancestor(child: Checkpoint, parent: dict) -> Checkpoint:
-    named = child.path.parent / parent["path"]
+def _ancestor(child: Checkpoint, parent: Reference) -> Checkpoint:
+    named = child.path.parent / parent.path
     beside = sorted(child.path.parent.parent.glob("*/*.pth.tar")) + sorted(child.path.parent.glob("*.pth.tar"))
     for path in [named, *beside]:
         try:

@@ -5,46 +5,46 @@
                                   /report/                       the paper's table and its plots
 """
 
-import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
 
 from kesi import checkpoints
+from kesi.checkpoints.checkpoint import Checkpoint
+from kesi.checkpoints.records import encode
 from kesi.data import Dataset
-from kesi.method import plan
+from kesi.method import algorithm, plan
+from kesi.method.objectives import CrossEntropy, Objective
+from kesi.method.pruning.criteria import Evidence
 from kesi.method.recipes import Recipe
+from kesi.method.schedules import Training
+from kesi.method.snapshot import BASELINE, ENSEMBLE, KESI, Pruned, Snapshot, ensemble_name
 from kesi.method.training import Options
 from kesi.runs import steps
 from kesi.runs.folder import move_aside, refuse_changes
-from kesi.runs.layout import PRUNED
-from kesi.runs.record import read_run
+from kesi.runs.layout import RUN
+from kesi.runs.record import RunRecord, read_run
 from kesi.runs.stage import Context, Watch
 from kesi.system import distributed
-from kesi.system.errors import KesiError
 from kesi.system.files import remove_leftovers, write_json
 from kesi.system.locks import held
 from kesi.system.provenance import provenance, recipe_hash
-
-RUN = "run.json"
 
 
 @dataclass(frozen=True)
 class Settings:
     """One run: a recipe on a data set, for some seeds, into a folder.
 
-    ``baseline``: the path of a trained network to start from instead of step 1; ``{seed}`` in it stands for
-    the seed. ``pretrained``: ImageNet weights from which step 1 starts. ``compare`` adds the usual
-    retraining, so that all rows of the paper's table exist. ``watch`` is told of every epoch and of the end of every
-    training.
+    ``baseline``: the path of a trained network to start from instead of step 1; ``{seed}`` in it
+    stands for the seed. ``pretrained``: ImageNet weights from which step 1 starts. ``watch`` is told
+    of every epoch and of the end of every training.
     """
 
     recipe: Recipe
     dataset: Dataset
     folder: Path
     seeds: Sequence[int] = (0,)
-    compare: bool = False
     baseline: str | None = None
     pretrained: str | None = None
     options: Options = Options()
@@ -68,83 +68,84 @@ def run(settings: Settings) -> Path:
         clock = _Clock(settings)
         for seed in settings.seeds:
             context = Context(settings.dataset, seed, settings.options, watch=settings.watch)
-            _one_seed(settings, context, settings.folder / f"seed{seed}", clock)
+            _one_seed(settings, _InFolder(settings, context, clock))
     return settings.folder
 
 
-def _one_seed(settings: Settings, context: Context, folder: Path, clock: "_Clock") -> None:
-    """The paper's algorithm (its section 3), top to bottom."""
-    recipe = settings.recipe
-    with clock.stage(context, "baseline") as here:
-        baseline = _baseline(settings, here, folder / "baseline")
-
-    snapshots = _chain(settings, context, clock, baseline, "onecycle", folder)
-    ensemble = steps.measure_ensemble(context, snapshots, folder / "ensemble")
-    context.say(f"seed {context.seed}, ensemble of {len(snapshots)} snapshots: test accuracy "
-                f"{ensemble['test_accuracy']:.2f} %")
-
-    if settings.compare:
-        usual = _chain(settings, context, clock, baseline, "usual", folder)
-        steps.measure_ensemble(context, usual, folder / "ensemble-usual", "ensemble-usual")
-
-    with clock.stage(context, "kesi") as here:
-        steps.distill(here, recipe.distill, recipe.temperature, snapshots[-1], snapshots, folder / "kesi")
+def _one_seed(settings: Settings, train: "_InFolder") -> None:
+    """Section 3 of the paper, as kesi.method.algorithm tells it, with the ensembles measured between."""
+    recipe, context = settings.recipe, train.context
+    baseline = train.baseline()
+    evidence = Evidence(settings.dataset, context.seed, device=settings.options.device)
+    chains = {}
+    for retraining in recipe.retrainings:
+        chains[retraining] = algorithm.iterate(recipe, baseline, train, evidence, retraining)
+        name = ensemble_name(retraining, recipe.retrainings)
+        ensemble = steps.measure_ensemble(context, chains[retraining], train.folder / name, name)
+        if name == ENSEMBLE:
+            context.say(f"seed {context.seed}, ensemble of {len(ensemble.members)} snapshots: test "
+                        f"accuracy {ensemble.test_accuracy:.2f} %")
+    algorithm.distil(recipe, next(iter(chains.values())), train, settings.options.device)
 
 
-def _chain(settings: Settings, context: Context, clock: "_Clock", baseline: Path, kind: str,
-           folder: Path) -> list[Path]:
-    """Prune and retrain, round after round, "onecycle" or "usual": the baseline and the snapshots that follow it."""
-    recipe = settings.recipe
-    stage = recipe.retrain if kind == "onecycle" else recipe.usual
-    snapshots = [baseline]
-    for number, amount in enumerate(recipe.rounds, start=1):
-        with clock.stage(context, f"{kind}-{number}") as here:
+@dataclass(frozen=True)
+class _InFolder:
+    """The algorithm's ``train``, a stage in a folder each: finished ones are loaded, interrupted ones continue."""
+
+    settings: Settings
+    context: Context
+    clock: "_Clock"
+
+    @property
+    def folder(self) -> Path:
+        return self.settings.folder / f"seed{self.context.seed}"
+
+    def baseline(self) -> Checkpoint:
+        """Step 1, or what is taken instead of it."""
+        settings, folder = self.settings, self.folder / BASELINE
+        with self.clock.stage(self.context, BASELINE) as here:
+            if settings.baseline is None:
+                return steps.train_baseline(here, settings.recipe.arch, settings.recipe.baseline, folder,
+                                            settings.pretrained)
+            source = settings.baseline.replace("{seed}", str(here.seed))
+            return steps.adopt_baseline(here, checkpoints.find(source), settings.recipe.arch, folder)
+
+    def __call__(self, name: str, start: Snapshot, training: Training,
+                 objective: Objective = CrossEntropy()) -> Checkpoint:
+        folder = self.folder / name
+        with self.clock.stage(self.context, name) as here:
+            if not isinstance(start, Pruned):
+                return steps.distill(here, training, objective, start, folder)
             with distributed.main_first():
-                pruned = _prune(snapshots[-1], recipe, amount, folder / f"{kind}-{number}", number)
-            snapshots.append(steps.retrain(here, stage, pruned, folder / f"{kind}-{number}"))
-    return snapshots
-
-
-def _baseline(settings: Settings, context: Context, folder: Path) -> Path:
-    recipe = settings.recipe
-    if settings.baseline is None:
-        return steps.train_baseline(context, recipe.arch, recipe.baseline, folder, settings.pretrained)
-    source = settings.baseline.replace("{seed}", str(context.seed))
-    return steps.adopt_baseline(context, checkpoints.find(source), recipe.arch, folder)
-
-
-def _prune(parent: Path, recipe: Recipe, amount: object, folder: Path, number: int) -> Path:
-    """Prune a snapshot, unless that was done: what follows from the same file stays the same file."""
-    path = folder / PRUNED
-    loaded = checkpoints.load(parent)
-    if path.is_file():
-        try:
-            found = checkpoints.load(path).info
-        except KesiError as error:
-            found = {}
-            warnings.warn(f"{error}: pruned again", stacklevel=2)
-        if loaded.is_named_by(found.get("parent") or {}):
-            steps.refuse_other_pruning(path, found, recipe.method, amount, number)
-            return path
-    return steps.prune(loaded, recipe.method, amount, path, number)
+                pruned = steps.keep(start, folder)
+            return steps.retrain(here, training, pruned, folder, name)
 
 
 def _open(settings: Settings) -> None:
-    """Note what is run, or check that it is the same as before."""
-    folder, recipe, data = settings.folder, settings.recipe.to_dict(), settings.dataset.describe()
+    """Note what is run, or check that it is the same as before.
+
+    Retrainings may be added to those of before, and none is forgotten.
+    """
+    folder, recipe, data = settings.folder, settings.recipe.describe(), settings.dataset.describe()
     remove_leftovers(folder / "report")
-    before = read_run(folder / RUN) if (folder / RUN).is_file() else {}
-    if before:
-        refuse_changes(folder, before.get("recipe"), recipe)
-        refuse_changes(folder, before, {"baseline": settings.baseline, "pretrained": settings.pretrained})
-        refuse_changes(folder, before.get("data"), data)
-    write_json(folder / RUN, {
-        "format": 1, "arch": recipe["arch"], "dataset": settings.dataset.name, "method": recipe["method"],
-        "compare": settings.compare or before.get("compare", False), "rounds": len(recipe["rounds"]),
-        "seeds": sorted({*settings.seeds, *before.get("seeds", [])}), "recipe": recipe,
-        "recipe_hash": recipe_hash(recipe),
-        "baseline": settings.baseline, "pretrained": settings.pretrained, "data": data,
-        **provenance(settings.options.device)})
+    seeds = set(settings.seeds)
+    if (folder / RUN).is_file():
+        before = read_run(folder / RUN)
+        old, new = before.recipe["trainings"], recipe["trainings"]
+        refuse_changes(folder, {name: old[name] for name in old if name in new},
+                       {name: new[name] for name in new if name in old})
+        refuse_changes(folder, before.recipe, recipe | {"trainings": old})
+        refuse_changes(folder, asdict(before),
+                       {"baseline": settings.baseline, "pretrained": settings.pretrained})
+        refuse_changes(folder, before.data, data)
+        last = new.pop(KESI)
+        recipe["trainings"] = {**new, **{name: old[name] for name in old if name not in (*new, KESI)},
+                               KESI: last}
+        seeds |= set(before.seeds)
+    write_json(folder / RUN, encode(RunRecord(
+        arch=recipe["arch"], dataset=settings.dataset.name, method=recipe["method"], recipe=recipe,
+        seeds=sorted(seeds), recipe_hash=recipe_hash(recipe), data=data, baseline=settings.baseline,
+        pretrained=settings.pretrained, **provenance(settings.options.device))))
 
 
 class _Clock:
@@ -152,11 +153,11 @@ class _Clock:
 
     def __init__(self, settings: Settings):
         self._sizes = plan.sizes(settings.recipe, settings.dataset.num_classes, settings.dataset.image_size)
-        planned = plan.stages(settings.recipe, self._sizes, settings.compare)
+        planned = plan.stages(settings.recipe, self._sizes)
         images = len(settings.dataset.train)
-        self._work = {one.name: one.work(images, self._sizes if one.name == "kesi" else ()) for one in planned}
+        self._work = {one.name: one.work(images, self._sizes if one.name == KESI else ()) for one in planned}
         if settings.baseline is not None:
-            self._work["baseline"] = 0.0
+            self._work[BASELINE] = 0.0
         self._total = len(self._work) * len(settings.seeds)
         self._left = sum(self._work.values()) * len(settings.seeds)
         self._started, self._number, self._seconds, self._done = 0.0, 0, 0.0, 0.0

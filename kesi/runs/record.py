@@ -1,137 +1,206 @@
-"""What stands in the JSON files of a run, looked through once when it is read."""
+"""What stands in the JSON files of a run."""
 
-import dataclasses
 import json
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Annotated
 
-from kesi import checkpoints
-from kesi.checkpoints.fields import (
-    ORIGIN,
-    REFERENCE,
-    Check,
-    checked,
-    described,
-    dictionary,
-    file_name,
-    number,
-    optional,
-    origin,
-    several,
-    shown,
-    text,
-    true_or_false,
-    whole,
-)
+from kesi.checkpoints import fields
+from kesi.checkpoints.records import Count, Data, Made, Origin, Round, decode
 from kesi.method import sizes
-from kesi.method.pruning import Masks
-from kesi.method.recipes import METHODS, STAGES, Recipe
+from kesi.method.recipes import METHODS
 from kesi.method.schedules import Training
 from kesi.method.sizes import layers_of, macs, parameters
+from kesi.method.snapshot import BASELINE, KESI, Snapshot, chain, digest_of, ensemble_name
+from kesi.method.training import Epoch
 from kesi.system.errors import KesiError, UsageError
 from kesi.system.files import read_json, read_text
-from models import Network
+
+Seeds = Annotated[list, fields.several(fields.whole(0))]
 
 
-def layer(value: object) -> bool:
-    """[name, before, after]; see kesi.layers."""
-    return isinstance(value, list) and len(value) == 3 and text(value[0]) and several(whole(0))(value[1:])
+def _layer(value: object) -> bool:
+    """[name, before, after]; see kesi.method.sizes.layers_of."""
+    return isinstance(value, list) and len(value) == 3 and fields.text(value[0]) and (
+        fields.several(fields.whole(0))(value[1:]))
 
 
-RUN: dict[str, Check] = {
-    "arch": text, "dataset": text, "method": lambda value: value in METHODS, "rounds": whole(0, 1000),
-    "seeds": several(whole(0)), "compare": true_or_false, "recipe": optional(dictionary),
-    "data": described, "baseline": optional(text), "pretrained": optional(text), **ORIGIN}
-
-RESULT: dict[str, Check] = {
-    "stage": text, "kind": optional(text), "round": optional(whole(0, 1000)), "method": optional(text), "arch": text,
-    "dataset": optional(text), "num_classes": whole(1, 10**6), "seed": whole(0), "image_size": whole(1, 10**5),
-    "cfg": several(lambda value: value == "M" or whole(0, 10**6)(value)), "parent": optional(dictionary),
-    "teachers": several(dictionary),
-    **dict.fromkeys(("params", "nonzero_params", "macs", "sparsity", "test_accuracy", "test_loss", "val_accuracy",
-                     "pruned_accuracy", "epochs", "images", "seconds"), optional(number)),
-    "layers": optional(several(layer)),
-    "accuracy": several(number), "growing_accuracy": several(number), "disagreement": several(several(number)),
-    "members": several(file_name), "members_digests": several(text), "started": optional(text),
-    "earlier": several(origin), "digest": optional(text), "network_digest": optional(text), **ORIGIN}
-
-EPOCH: dict[str, Check] = {
-    "epoch": whole(1), **dict.fromkeys(("train_loss", "train_accuracy", "test_loss", "test_accuracy", "val_accuracy",
-                                        "lr", "seconds"), optional(number))}
+def _width(value: object) -> bool:
+    return value == "M" or fields.whole(0, 10**6)(value)
 
 
-def read_run(path: Path) -> dict:
-    """What a run.json says. Raises KesiError where it is damaged."""
-    info = checked(path, read_json(path), RUN, ("arch", "dataset", "method", "rounds"))
-    if info.get("recipe") is not None:
+@dataclass(kw_only=True)
+class RunRecord(Origin):
+    """run.json: what is run in a folder. ``recipe`` as Recipe.describe() gave it, ``data`` as Dataset.describe().
+
+    ``baseline``: the path of a trained network instead of step 1, ``pretrained``: weights that step
+    1 starts from.
+    """
+
+    arch: str
+    dataset: str
+    method: Annotated[str, lambda value: value in METHODS]
+    recipe: dict
+    format: int = 2
+    seeds: Seeds = field(default_factory=list)
+    recipe_hash: str | None = None
+    data: Data = field(default_factory=dict)
+    baseline: str | None = None
+    pretrained: str | None = None
+
+    @property
+    def rounds(self) -> int:
+        """How often is pruned."""
+        return len(self.recipe["rounds"])
+
+    @property
+    def retrainings(self) -> list[str]:
+        """The names of the retrainings, the method's own first."""
+        return [name for name in self.recipe["trainings"] if name not in (BASELINE, KESI)]
+
+    def training(self, kind: str) -> Training | None:
+        """The training of a kind of stage; None where this process does not know its schedule."""
+        said = {name: value for name, value in self.recipe["trainings"][kind].items()
+                if name != "schedule_code"}
         try:
-            recipe_of(info["recipe"])
-        except (UsageError, TypeError, ValueError) as error:
-            raise KesiError(f"{path} is damaged: its recipe is none ({error})") from error
-    return info
+            return Training(**said | {"milestones": tuple(said["milestones"])})
+        except UsageError:
+            return None
+
+    def stages(self) -> list[str]:
+        """The names of all stages of a complete seed, in the order in which they run."""
+        names = [BASELINE]
+        for retraining in self.retrainings:
+            names += [*chain(retraining, self.rounds)[1:], ensemble_name(retraining, self.retrainings)]
+        return [*names, KESI]
 
 
-def read_result(path: Path, needed: tuple[str, ...] = ("stage",)) -> dict:
-    """What a result.json says. Raises KesiError where it is damaged, or lacks what is ``needed``."""
-    result = checked(path, read_json(path), RESULT, needed)
-    if result.get("parent") is not None:
-        checked(path, result["parent"], REFERENCE, ("path",), prefix="parent.")
-    members = len(result.get("members", ()))
-    for name in ("accuracy", "growing_accuracy", "disagreement", "members_digests"):
-        if name in result and len(result[name]) != members:
-            raise KesiError(f"{path} is damaged: its {name} is not that of {members} members")
-    if any(len(row) != members for row in result.get("disagreement", ())):
-        raise KesiError(f"{path} is damaged: its disagreement is not that of {members} members")
-    return result
+@dataclass(kw_only=True)
+class Result(Made):
+    """result.json of a trained network. Accuracies are in percent, MACs of one image.
+
+    ``layers``: [name, before, after] of what can be pruned. ``images``: processed in training.
+    ``digest`` is that of the checkpoint's file, ``network_digest`` that of the network alone.
+    """
+
+    stage: str
+    arch: str
+    dataset: str
+    num_classes: Annotated[int, fields.whole(1, 10**6)]
+    image_size: Annotated[int, fields.whole(1, fields.LARGEST)]
+    cfg: Annotated[list, fields.several(_width)]
+    params: Count
+    nonzero_params: Count
+    macs: Count
+    sparsity: float | None = None
+    empty_layers: list[str] = field(default_factory=list)
+    layers: Annotated[list, fields.several(_layer)] = field(default_factory=list)
+    at_chance: bool = False
+    test_accuracy: float
+    test_loss: float
+    val_accuracy: float | None = None
+    epochs: Annotated[int, fields.whole(0, 10**6)]
+    images: Count
+    seconds: float
+    started: str | None = None
+    adopted_from: str | None = None
+    network_digest: str
+    digest: str | None = None
 
 
-def recipe_of(said: dict) -> Recipe:
-    """A recipe as Recipe.to_dict() gave it. Raises TypeError, ValueError or UsageError where it is none."""
-    stages = {}
-    for name in STAGES:
-        fields = dict(said[name]) if isinstance(said.get(name), dict) else {}
-        for field in dataclasses.fields(Training):
-            check = {int: whole(0, 10**5), float: number, str: text}.get(field.type, several(whole(0)))
-            if field.name in fields and not check(fields[field.name]):
-                raise ValueError(f"{name} {field.name} {shown(fields[field.name])}")
-        stages[name] = Training(**fields | {"milestones": tuple(fields.get("milestones", ()))})
-    rounds = said.get("rounds")
-    amounts = several(lambda amount: number(amount) or several(number)(amount))
-    if not amounts(rounds) or not number(said.get("temperature")) or not all(
-            text(said.get(name)) for name in ("arch", "dataset", "method", "family")):
-        raise ValueError("rounds, temperature and names")
-    return Recipe(**{**said, **stages, "rounds": tuple(tuple(amount) if isinstance(amount, list) else amount
-                                                       for amount in rounds)})
+@dataclass(kw_only=True)
+class Ensemble(Origin):
+    """result.json of an ensemble: what its members say together. All in percent but the loss.
+
+    ``accuracy``: of each member; ``growing_accuracy``: of the first one, two, ... together;
+    ``disagreement``: K x K, of the images that two members classify differently.
+    """
+
+    stage: str
+    kind: str = "ensemble"
+    seed: Count
+    members: list[Annotated[str, fields.file_name]]
+    members_digests: list[str]
+    accuracy: list[float]
+    growing_accuracy: list[float]
+    disagreement: list[list[float]]
+    test_accuracy: float
+    test_loss: float
+    params: Count
 
 
-def read_epochs(path: Path) -> list[dict]:
+def read_run(path: Path) -> RunRecord:
+    """What a run.json says. Raises KesiError where it is damaged."""
+    record = decode(RunRecord, read_json(path), path)
+    recipe = record.recipe
+    try:
+        names = list(recipe["trainings"])
+        if names[:1] != [BASELINE] or names[-1] != KESI or len(names) < 3:
+            raise ValueError("it has no baseline, retraining and distillation")
+        for name in names:
+            said = recipe["trainings"][name]
+            for number in ("epochs", "batch_size"):
+                if not fields.whole(1, 10**6)(said[number]):
+                    raise ValueError(f"{name} {number} {fields.shown(said[number])}")
+            if not (fields.number(said["lr"]) and fields.text(said["schedule"])
+                    and fields.several(fields.whole(0))(said["milestones"])):
+                raise ValueError(f"{name} has no learning rate or schedule")
+            record.training(name)
+        share = fields.several(lambda one: fields.number(one) or fields.several(fields.number)(one))
+        if not share(recipe["rounds"]) or not 0 < len(recipe["rounds"]) <= 1000:
+            raise ValueError("it has no rounds")
+        for name in ("arch", "dataset", "method", "family"):
+            if not fields.text(recipe[name]):
+                raise ValueError(f"{name} {fields.shown(recipe[name])}")
+        for name in ("loss", "criterion"):
+            if not fields.dictionary(recipe[name]):
+                raise ValueError(f"{name} {fields.shown(recipe[name])}")
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise KesiError(f"{path} is damaged: its recipe is none ({error})") from error
+    return record
+
+
+def read_result(path: Path) -> Result | Ensemble:
+    """What a result.json says. Raises KesiError where it is damaged."""
+    said = read_json(path)
+    if not isinstance(said, dict) or "members" not in said:
+        return decode(Result, said, path)
+    record = decode(Ensemble, said, path)
+    count = len(record.members)
+    for name in ("members_digests", "accuracy", "growing_accuracy", "disagreement"):
+        if len(getattr(record, name)) != count:
+            raise KesiError(f"{path} is damaged: its {name} is not that of {count} members")
+    if not count or any(len(row) != count for row in record.disagreement):
+        raise KesiError(f"{path} is damaged: its disagreement is not that of {count} members")
+    return record
+
+
+def read_epochs(path: Path) -> list[Epoch]:
     """The rows of a metrics.jsonl, one an epoch, but for one that is being written. Raises KesiError if damaged."""
     rows = []
     lines = read_text(path).splitlines(keepends=True)
     for place, line in enumerate(lines, start=1):
         try:
-            rows.append(checked(path, json.loads(line), EPOCH, ("epoch",)))
+            rows.append(decode(Epoch, json.loads(line), path))
         except (ValueError, RecursionError) as error:
             if place == len(lines) and not line.endswith("\n"):
                 break
             raise KesiError(f"{path} is damaged: line {place} is not valid JSON") from error
     return rows
 
-# What a result says in the words of the checkpoint, and which figures the checkpoint knows, too.
-KEPT = ("stage", "kind", "round", "method", "seed", "settings", "pruned_accuracy", "parent", "commit", "dirty",
-        "versions", "device", "command", "earlier", "recipe_hash", "temperature", "teachers")
 
-METRICS_KEPT = ("test_accuracy", "test_loss", "val_accuracy")
-
-
-def history_digest(history: list[dict]) -> str:
-    """SHA-256 of the metrics of every epoch; not of the seconds, which no second run repeats."""
-    return checkpoints.digest_of([{key: value for key, value in row.items() if key != "seconds"} for row in history])
+def history_digest(history: list[Epoch]) -> str:
+    """SHA-256 of the figures of every epoch; not of the seconds, which no second run repeats."""
+    return digest_of([{key: value for key, value in asdict(row).items() if key != "seconds"}
+                      for row in history])
 
 
-def network_of(model: Network, masks: Masks | None, method: str | None, image_size: int) -> dict:
-    """What a result says of the network itself, which its checkpoint alone tells: kesi.verify computes it anew."""
+def network_of(snapshot: Snapshot, method: str | None, image_size: int) -> dict:
+    """What a result says of the network itself, which its checkpoint alone tells."""
+    model, masks = snapshot.network, snapshot.masks
     params = parameters(model)
-    return {"arch": model.arch, "num_classes": model.num_classes, "cfg": model.cfg, "params": params,
-            "nonzero_params": params - (masks.pruned() if masks else 0),
+    return {"arch": model.arch, "num_classes": model.num_classes, "cfg": list(model.cfg),
+            "params": params, "nonzero_params": params - snapshot.pruned_weights,
             "sparsity": masks.sparsity() if masks else None, "macs": macs(model, image_size),
-            "empty_layers": sizes.empty_layers(masks), "layers": layers_of(model, masks, method)}
+            "empty_layers": sizes.empty_layers(masks), "layers": layers_of(model, masks, method),
+            "network_digest": snapshot.digest}

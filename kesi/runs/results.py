@@ -6,71 +6,59 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kesi.method import paper
-from kesi.runs.layout import RETRAININGS, seed_of
-from kesi.runs.record import read_result, read_run
+from kesi.method.recipes import METHODS
+from kesi.method.snapshot import ensemble_name
+from kesi.runs.layout import RESULT, RUN, seed_of
+from kesi.runs.record import Ensemble, Result, RunRecord, read_result, read_run
 from kesi.system.errors import KesiError, UsageError
 
 
 @dataclass
 class Run:
-    """One run folder: what run.json says, and the result of every finished stage by seed and stage name."""
+    """One run folder: what run.json says, and the result of every finished stage by seed and stage name.
+
+    ``label``: what tables call its criterion; ``data_name``: what titles call its images.
+    """
 
     folder: Path
-    info: dict
-    seeds: dict[int, dict[str, dict]]
+    record: RunRecord
+    seeds: dict[int, dict[str, Result | Ensemble]]
     label: str = ""
+    data_name: str = ""
 
     @property
     def subject(self) -> str:
         """The network and the data set, for titles."""
-        return f"{self.info['arch']} on {self.info.get('data_name') or self.info['dataset']}"
+        return f"{self.record.arch} on {self.data_name or self.record.dataset}"
 
-    @property
-    def rounds(self) -> int:
-        return int(self.info["rounds"])
-
-    def ensemble(self, retraining: str) -> str:
-        """The stage name of the ensemble of the snapshots of "onecycle" or "usual" retraining."""
-        return "ensemble" if retraining == "onecycle" else "ensemble-usual"
-
-    def retrainings(self) -> tuple[str, ...]:
-        """The retrainings that this run is to make: one-cycle, and the usual one where it compares."""
-        return RETRAININGS if self.info.get("compare") else RETRAININGS[:1]
-
-    def stages(self) -> list[str]:
-        """The names of all stages of a complete seed, in the order in which they run."""
-        names = ["baseline"]
-        for retraining in self.retrainings():
-            names += [f"{retraining}-{number}" for number in range(1, self.rounds + 1)]
-            names.append(self.ensemble(retraining))
-        return [*names, "kesi"]
-
-    def results(self, stage: str) -> list[dict]:
+    def results(self, stage: str) -> list[Result | Ensemble]:
         """The results of a stage, one for each seed that has finished it."""
         return [results[stage] for _, results in sorted(self.seeds.items()) if stage in results]
 
     def values(self, stage: str, name: str = "test_accuracy") -> list[float]:
         """One figure of a stage for each seed that has it."""
-        return [result[name] for result in self.results(stage) if result.get(name) is not None]
+        found = [getattr(result, name, None) for result in self.results(stage)]
+        return [value for value in found if value is not None]
 
     def growing(self, retraining: str, members: int) -> list[float]:
         """Accuracy (%) of the ensemble of the first ``members`` networks, for each seed that has it."""
-        series = self.values(self.ensemble(retraining), "growing_accuracy")
+        series = self.values(ensemble_name(retraining, self.record.retrainings), "growing_accuracy")
         return [accuracies[members - 1] for accuracies in series if len(accuracies) >= members]
 
 
 def describe_run(folder: Path) -> Run:
     """What run.json says, without any result. Raises UsageError where there is none, KesiError if damaged."""
-    if not (folder / "run.json").is_file():
+    if not (folder / RUN).is_file():
         raise UsageError(f"{folder} is not a run folder: it has no run.json")
-    info = read_run(folder / "run.json")
-    return Run(folder, info, {seed: {} for seed in info.get("seeds", [])}, paper.CRITERIA[info["method"]])
+    record = read_run(folder / RUN)
+    label = paper.criterion_label(record.method, record.recipe["criterion"].get("name"))
+    return Run(folder, record, {seed: {} for seed in record.seeds}, label)
 
 
 def load_run(folder: Path) -> Run:
     """Read a run folder. Raises UsageError where it is none, KesiError for damaged files."""
     run = describe_run(folder)
-    for path in sorted(folder.glob("seed*/*/result.json")):
+    for path in sorted(folder.glob(f"seed*/*/{RESULT}")):
         if (seed := seed_of(path.parent.parent)) is not None:
             run.seeds.setdefault(seed, {})[path.parent.name] = read_result(path)
     return run
@@ -87,16 +75,17 @@ def load_runs(folders: Sequence[Path], data_name: str | None = None) -> list[Run
     runs = [load_run(folder) for folder in unique.values()]
     if data_name:
         for run in runs:
-            run.info["data_name"] = data_name
+            run.data_name = data_name
     first = runs[0]
     for run in runs[1:]:
         for name in ("arch", "dataset"):
-            if run.info[name] != first.info[name]:
+            old, new = getattr(first.record, name), getattr(run.record, name)
+            if old != new:
                 raise UsageError(f"one table is of one network and data set, but {name} is "
-                                 f"{first.info[name]} in {first.folder} and {run.info[name]} in {run.folder}")
+                                 f"{old} in {first.folder} and {new} in {run.folder}")
     if not any(results for run in runs for results in run.seeds.values()):
         raise KesiError(f"nothing is finished yet in {', '.join(str(run.folder) for run in runs)}")
-    runs.sort(key=lambda run: list(paper.CRITERIA).index(run.info["method"]))
+    runs.sort(key=lambda run: list(METHODS).index(run.record.method))
     if len({run.label for run in runs}) < len(runs):  # two runs of one method: told apart by folder
         common = os.path.commonpath(list(unique))
         for run in runs:

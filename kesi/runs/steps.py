@@ -6,81 +6,77 @@ A finished stage is not run again, and an interrupted one continues from its las
 import math
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-import torch
-
-import models
 from kesi import checkpoints
-from kesi.checkpoints import fields
 from kesi.checkpoints.checkpoint import Checkpoint
 from kesi.checkpoints.pretrained import load_pretrained
-from kesi.method import sizes
+from kesi.checkpoints.records import Info, encode
+from kesi.method import algorithm, sizes
 from kesi.method.distillation import Distillation, SnapshotEnsemble, agreement
-from kesi.method.pruning import prune_filters, prune_weights
+from kesi.method.pruning.criteria import Evidence
+from kesi.method.recipes import Recipe, kind_of
 from kesi.method.schedules import Training
 from kesi.method.sizes import parameters
-from kesi.method.training import evaluate
-from kesi.runs import record
-from kesi.runs.folder import finished, read_fields
-from kesi.runs.layout import CHECKPOINT, RESULT
+from kesi.method.snapshot import BASELINE, ENSEMBLE, KESI, Pruned, Snapshot, StageName
+from kesi.method.training import Epoch, evaluate
+from kesi.runs.folder import finished
+from kesi.runs.layout import CHECKPOINT, PRUNED, RESULT
 from kesi.runs.lineage import fitting, method_of, reference
+from kesi.runs.record import Ensemble, read_result
 from kesi.runs.stage import Context, result_of, train
 from kesi.system import distributed
+from kesi.system.describe import describe
 from kesi.system.errors import KesiError, UsageError
 from kesi.system.files import write_json
 from kesi.system.locks import held
 from kesi.system.provenance import provenance, recipe_hash
-from kesi.system.seeds import derive
-from models import Network
-
-NEEDED = ("stage", "members", "members_digests", "accuracy", "growing_accuracy", "test_accuracy", "disagreement")
 
 
-def train_baseline(context: Context, arch: str, stage: Training, folder: Path, pretrained: str | None = None) -> Path:
-    """Step 1: train a freshly drawn network, or one that starts from ``pretrained``; returns its checkpoint."""
-    def draw() -> tuple[Network, None]:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive(context.seed, "weights"))
-            model = models.create(arch, context.dataset.num_classes)
-        return (model if pretrained is None else load_pretrained(model, pretrained)), None
+def train_baseline(context: Context, arch: str, training: Training, folder: Path,
+                   pretrained: str | None = None) -> Checkpoint:
+    """Step 1: train a freshly drawn network, or one that starts from ``pretrained``."""
+    def draw() -> Snapshot:
+        start = algorithm.draw(arch, context.dataset.num_classes, context.seed)
+        if pretrained is not None:
+            load_pretrained(start.network, pretrained)
+        return start
 
-    describe = {"stage": "baseline", "kind": "baseline", "round": 0, "pretrained": pretrained}
-    return train(context, folder, stage, draw, describe)
+    return train(context, folder, BASELINE, training, draw, pretrained=pretrained)
 
 
-def adopt_baseline(context: Context, source: Path, arch: str, folder: Path) -> Path:
+def adopt_baseline(context: Context, source: Path, arch: str, folder: Path) -> Checkpoint:
     """Instead of step 1: take the trained network of a checkpoint as the baseline; returns the copy.
 
-    The copy carries the same weights and says where they come from. Raises UsageError where it was pruned,
-    or does not fit the architecture or the images.
+    The copy carries the same weights, and says where they come from and by what training. Raises
+    UsageError where it was pruned, or does not fit the architecture or the images.
     """
     parent = fitting(source, context.dataset, arch)
     if method_of(parent) is not None or parent.round:
         raise UsageError(f"{parent.path} is a pruned network, not a baseline")
-    path = folder / CHECKPOINT
     distributed.barrier()  # all processes find the same in the folder
     with held(folder):
         done = None if context.fresh else finished(folder, {})
         if done is None:
             _adopt(context, parent, folder)
-        elif done.get("network_digest") != parent.network_digest:
+        elif done.network_digest != parent.digest:
             raise UsageError(f"{folder} holds another baseline than {source}: use another --save, or --fresh")
-    return path
+    return checkpoints.load(folder / CHECKPOINT)
 
 
 def _adopt(context: Context, parent: Checkpoint, folder: Path) -> None:
-    loss, accuracy = evaluate(parent.model, context.dataset, context.dataset.test, context.options.device)
+    loss, accuracy = evaluate(parent.network, context.dataset, context.dataset.test, context.options.device)
     _refuse_nonsense(loss, str(parent.path))
-    info = {**parent.info, "stage": "baseline", "kind": "baseline", "round": 0, "seed": context.seed,
-            "dataset": context.dataset.describe(), "settings": {}, "pruned_accuracy": None,
-            "parent": reference(parent, folder), "recipe_hash": parent.info.get("recipe_hash"),
-            **provenance(context.options.device)}
-    row = {"test_accuracy": accuracy, "test_loss": loss, "val_accuracy": None}
-    result = result_of(context, parent.model, None, info, [row], 0.0)
-    result |= {"adopted_from": parent.network_digest, "epochs": 0, "images": 0}
-    result["digest"] = checkpoints.save(folder / CHECKPOINT, parent.model.cpu(), info)
-    write_json(folder / RESULT, result)
+    info = replace(parent.info, stage=BASELINE, kind=BASELINE, round=0, seed=context.seed, settings={},
+                   data=context.dataset.describe(), pruned_accuracy=None, teachers=[], earlier=[],
+                   parent=reference(parent, folder), **provenance(context.options.device))
+    row = Epoch(0, math.nan, math.nan, math.nan, loss, accuracy)
+    snapshot = Snapshot(BASELINE, parent.network)
+    result = replace(result_of(snapshot, info, [row], context.dataset), epochs=0, images=0,
+                     adopted_from=parent.digest)
+    digest = checkpoints.save(folder / CHECKPOINT, snapshot, info)
+    write_json(folder / RESULT, encode(replace(result, digest=digest)))
     context.say(f"baseline: {parent.path}, test accuracy {accuracy:.2f} %")
 
 
@@ -91,130 +87,131 @@ def _refuse_nonsense(loss: float, what: str) -> None:
                         f"lower learning rate")
 
 
-def prune(parent: Checkpoint, method: str, amount: float | Sequence[float], path: Path,
-          number: int | None = None) -> Path:
-    """Step 2: write the pruned network of a checkpoint, without any data; returns its path.
+def prune(parent: Checkpoint, recipe: Recipe, amount: float | Sequence[float], folder: Path,
+          number: int, evidence: Evidence = Evidence()) -> Checkpoint:
+    """Step 2: prune a checkpoint into ``folder``, unless that was done; see keep().
 
-    ``amount``: filter rates (one, or one a width), or the cumulative sparsity. ``number``: the round that
-    this is (default: one more than the checkpoint's). Raises UsageError for an amount that does not fit.
+    ``amount``: filter rates (one, or one a width), or the cumulative sparsity. ``number``: the round.
+    Raises UsageError for an amount that does not fit.
     """
-    path = Path(path)
-    number = (parent.round or 0) + 1 if number is None else number
-    masks = parent.masks
     try:
-        if method == "filter":
-            model = prune_filters(parent.model, amount)
-            if masks is not None:
-                raise ValueError("its weights were pruned, and filter pruning does not keep masks")
-        else:
-            model, masks = parent.model, prune_weights(parent.model, amount, masks)
+        return keep(algorithm.prune(parent, recipe, amount, number, evidence), folder)
     except ValueError as error:
         raise UsageError(f"cannot prune {parent.path}: {error}") from error
-    inherited = {key: parent.info[key] for key in ("dataset", "seed", "settings") if key in parent.info}
-    info = {**inherited, "stage": f"pruned-{number}", "kind": "pruned", "round": number, "method": method,
-            "amount": list(amount) if isinstance(amount, Sequence) else amount,
-            "parent": reference(parent, path.parent), **provenance("cpu")}
-    info["recipe_hash"] = recipe_hash({name: info[name] for name in ("method", "amount")})
-    if empty := sizes.empty_layers(masks):
-        warnings.warn(f"round {number} prunes every weight of {', '.join(empty)}", stacklevel=2)
+
+
+def keep(pruned: Pruned, folder: Path) -> Checkpoint:
+    """The pruned network of a checkpoint as a file, which is written unless it is there.
+
+    Raises UsageError where ``folder`` has one of the same parent that was pruned in another way.
+    """
+    path, parent = Path(folder) / PRUNED, pruned.parent
+    said = {name: describe(getattr(pruned, name)) for name in ("method", "criterion", "round", "amount")}
+    if path.is_file():
+        try:
+            found = checkpoints.load(path)
+            if parent.is_named_by(found.info.parent):
+                _refuse_other_pruning(path, found.info, said)
+                return found
+        except UsageError:
+            raise
+        except KesiError as error:
+            warnings.warn(f"{error}: pruned again", stacklevel=2)
+    if empty := sizes.empty_layers(pruned.masks):
+        warnings.warn(f"round {pruned.round} prunes every weight of {', '.join(empty)}", stacklevel=2)
+    what = {name: said[name] for name in ("method", "criterion", "amount")}
+    info = Info(stage=pruned.name, kind="pruned", seed=parent.info.seed, settings=parent.info.settings,
+                data=parent.info.data, parent=reference(parent, path.parent), **said,
+                recipe_hash=recipe_hash(what), **provenance("cpu"))
     with held(path.parent):
-        checkpoints.save(path, model, info, masks)
-    return path
+        checkpoints.save(path, pruned, info)
+    return checkpoints.load(path)
 
 
-def refuse_other_pruning(path: Path, before: dict, method: str, amount: float | Sequence[float],
-                         number: int | None) -> None:
+def _refuse_other_pruning(path: Path, before: Info, now: dict) -> None:
     """Raises UsageError where a pruned network, of which ``before`` is the info, was not pruned like this."""
-    amount = list(amount) if isinstance(amount, Sequence) else amount
-    for what, old, new in (("method", before.get("method"), method), ("amount", before.get("amount"), amount),
-                           ("round", before.get("round"), number)):
+    for what, new in now.items():
+        old = getattr(before, what)
         if old != new:
             raise UsageError(f"{path} was pruned with another {what} ({str(old)[:40]}, now {str(new)[:40]}): "
                              f"use another --save, or remove it")
 
 
-def retrain(context: Context, stage: Training, refine: Path, folder: Path) -> Path:
-    """Step 3: retrain a pruned network; returns the snapshot. One-cycle or usual is the stage's schedule.
+def retrain(context: Context, training: Training, pruned: Checkpoint, folder: Path,
+            name: str | None = None) -> Checkpoint:
+    """Step 3: retrain a pruned network; returns the snapshot, which is named after its retraining.
 
     Raises KesiError where so much was pruned that it answers every image alike, whatever it is taught.
     """
-    parent = fitting(refine, context.dataset)
-    if (empty := sizes.empty_layers(parent.masks)) and sizes.deaf(parent.model):
-        raise KesiError(f"{parent.path} cannot learn: it answers every image alike, since no weight is left in "
+    if (empty := sizes.empty_layers(pruned.masks)) and sizes.deaf(pruned.network):
+        raise KesiError(f"{pruned.path} cannot learn: it answers every image alike, since no weight is left in "
                         f"{', '.join(empty)}; prune less")
-    number = parent.round or 1
-    kind = "onecycle" if stage.schedule == "onecycle" else "usual"
-    describe = {"stage": f"{kind}-{number}", "kind": kind, "round": number,
-                "method": parent.info.get("method") or method_of(parent)}
-    return train(context, folder, stage, lambda: (parent.model, parent.masks), describe, parent)
+    name = name or StageName(kind_of(training), pruned.round or 1).text
+    return train(context, folder, name, training, pruned)
 
 
-def distill(context: Context, stage: Training, temperature: float, refine: Path, teachers: Sequence[Path],
-            folder: Path) -> Path:
-    """Step 5: distil the ensemble of ``teachers`` into the snapshot ``refine``; returns the last network."""
-    parent = fitting(refine, context.dataset)
-    members = [fitting(path, context.dataset) for path in teachers]
-    ensemble = SnapshotEnsemble([member.model for member in members], [str(member.path) for member in members],
-                                context.options.device)
-    objective = Distillation(ensemble, temperature)
-    describe = {"stage": "kesi", "kind": "kesi", "round": parent.round,
-                "method": parent.info.get("method") or method_of(parent), "temperature": temperature,
-                "teachers": [reference(member, folder) for member in members]}
-    path = train(context, folder, stage, lambda: (parent.model, parent.masks), describe, parent, objective)
-    before = (parent.info.get("metrics") or {}).get("test_accuracy")
-    after = read_fields(folder / RESULT).get("test_accuracy")
-    if fields.number(before) and fields.number(after) and after < before:
-        context.say(f"kesi: {before - after:.2f} points below the snapshot that it started from ({before:.2f} %)")
-    return path
+def distill(context: Context, training: Training, objective: Distillation, student: Checkpoint,
+            folder: Path) -> Checkpoint:
+    """Step 5: the teachers of ``objective`` teach a snapshot; returns the last network."""
+    last = train(context, folder, KESI, training, student, objective)
+    before, after = (one.info.metrics.get("test_accuracy") for one in (student, last))
+    if before is not None and after is not None and after < before:
+        context.say(f"kesi: {before - after:.2f} points below the snapshot that it started from "
+                    f"({before:.2f} %)")
+    return last
 
 
-def measure_ensemble(context: Context, teachers: Sequence[Path], folder: Path | None,
-                     kind: str = "ensemble") -> dict:
+def measure_ensemble(context: Context, members: Sequence[Checkpoint], folder: Path | None,
+                     name: str = ENSEMBLE) -> Ensemble:
     """Evaluate the ensemble of checkpoints on the test images, each network once; returns its result.
 
     Written to ``folder``/result.json, if there is one: accuracy of each member and of the first one, two, ...
     together, and how much they disagree. Raises UsageError where that is the result of other members.
     """
-    members = [fitting(path, context.dataset) for path in teachers]
-    digests = [member.network_digest for member in members]
     if folder is None:
-        return _measure(context, members, digests, kind)
+        return _measure(context, members, name)
     done = folder / RESULT
     distributed.barrier()  # all processes find the same in the folder
     with held(folder):
-        result = None if context.fresh else _measured(done, digests, _names(members))
+        result = None if context.fresh else _measured(done, members)
         if result is None:
-            result = _measure(context, members, digests, kind)
-            write_json(done, result)
+            result = _measure(context, members, name)
+            write_json(done, encode(result))
     distributed.barrier()
     return result
 
 
-def _names(members: Sequence[Checkpoint]) -> list[str]:
-    return [member.stage or member.path.name for member in members]
+def names_of(members: Sequence[Checkpoint]) -> list[str]:
+    """What the members of an ensemble are called."""
+    return [member.name or member.path.name for member in members]
 
 
-def _measured(done: Path, digests: list[str], names: list[str]) -> dict | None:
+def _measured(done: Path, members: Sequence[Checkpoint]) -> Ensemble | None:
     """What is known of an ensemble of just these members; of members of these names that were made anew, nothing."""
+    if not done.is_file():
+        return None
     try:
-        result = record.read_result(done, NEEDED) if done.is_file() else {}
+        result = read_result(done)
+        if not isinstance(result, Ensemble):
+            raise KesiError(f"{done} is not the result of an ensemble")
     except KesiError as error:
         warnings.warn(f"{error}: the ensemble is evaluated again", stacklevel=3)
         return None
-    if result and result["members"] != names:
-        raise UsageError(f"{done} is of another ensemble ({', '.join(result['members'])}; now {', '.join(names)}): use "
-                         f"another --save")
-    return result if result.get("members_digests") == digests else None
+    if result.members != names_of(members):
+        raise UsageError(f"{done} is of another ensemble ({', '.join(result.members)}; now "
+                         f"{', '.join(names_of(members))}): use another --save")
+    return result if result.members_digests == [member.digest for member in members] else None
 
 
-def _measure(context: Context, members: list[Checkpoint], digests: list[str], kind: str) -> dict:
-    names = _names(members)
-    ensemble = SnapshotEnsemble([member.model for member in members], names, context.options.device)
+def _measure(context: Context, members: Sequence[Checkpoint], name: str) -> Ensemble:
+    names = names_of(members)
+    ensemble = SnapshotEnsemble(members, context.options.device)
     logits = ensemble.predict(context.dataset, context.dataset.test, context.options.device)
     found = agreement(logits, context.dataset.test.labels)
     _refuse_nonsense(found.loss, ", ".join(names))
-    return {"stage": kind, "kind": kind, "seed": context.seed, "members": names, "members_digests": digests,
-            "accuracy": found.accuracy, "growing_accuracy": found.growing_accuracy,
-            "test_accuracy": found.growing_accuracy[-1], "test_loss": found.loss,
-            "disagreement": found.disagreement, "params": sum(parameters(m.model) for m in members),
-            **provenance(context.options.device)}
+    return Ensemble(stage=name, kind=name, seed=context.seed, members=names,
+                    members_digests=[member.digest for member in members], accuracy=found.accuracy,
+                    growing_accuracy=found.growing_accuracy, test_accuracy=found.growing_accuracy[-1],
+                    test_loss=found.loss, disagreement=found.disagreement,
+                    params=sum(parameters(member.network) for member in members),
+                    **provenance(context.options.device))

@@ -29,6 +29,14 @@ Forward = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tenso
 COMPILE_FROM_STEPS = 50_000
 
 
+def precision_for(device: str, precision: str) -> str:
+    """The precision that "auto" stands for on a device; any other is itself."""
+    if precision != "auto":
+        return precision
+    cuda = torch.device(device).type == "cuda"
+    return "bf16" if cuda and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+
+
 def set_up(device: str, precision: str, deterministic: bool) -> str:
     """Set torch's switches for a device and return the precision that "auto" stands for there.
 
@@ -37,9 +45,7 @@ def set_up(device: str, precision: str, deterministic: bool) -> str:
     ``deterministic``: only algorithms that give the same bits in every run. Raises UsageError for a precision
     that the device does not have.
     """
-    cuda = torch.device(device).type == "cuda"
-    if precision == "auto":
-        precision = "bf16" if cuda and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    cuda, precision = torch.device(device).type == "cuda", precision_for(device, precision)
     if precision == "tf32" and not cuda:
         raise UsageError("--precision tf32 is for GPUs; use fp32 or bf16 on a CPU")
     if cuda and torch.device(device).index is not None:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 
 import models
+from kesi.method.pruning.criteria import Criterion, Evidence, l1
 from kesi.own.graphs import GRAPHS
 from models import Network
 
@@ -45,31 +46,34 @@ def pruned_widths(cfg: Sequence, rates: float | Sequence[float]) -> list:
     return ["M" if width == "M" else next(remaining) for width in cfg]
 
 
-def kept_filters(model: Network, rates: float | Sequence[float]) -> dict[str, torch.Tensor]:
+def kept_filters(model: Network, rates: float | Sequence[float], criterion: Criterion = l1,
+                 evidence: Evidence = Evidence()) -> dict[str, torch.Tensor]:
     """Which filters stay: for each prunable convolution, by name, the indices of its kept filters in order.
 
-    The norms are those of the whole filters before anything of this round is removed ("independent" pruning
-    in Li et al., section 3.2); of equal norms the earlier filter stays.
+    The scores are those of the whole filters before anything of this round is removed
+    ("independent" pruning in Li et al., section 3.2); of equal scores the earlier filter stays.
     """
     keep = widths_of(pruned_widths(model.cfg, rates))
+    layers = model.prunable()
+    scores = criterion(model, [layer.conv for layer in layers], evidence)
     kept = {}
-    for layer in model.prunable():
-        weight = model.get_submodule(layer.conv).weight.detach()
-        norms = weight.abs().sum(dim=(1, 2, 3))
-        order = torch.sort(norms, descending=True, stable=True).indices
+    for layer in layers:
+        order = torch.sort(scores[layer.conv], descending=True, stable=True).indices  # (filters,)
         kept[layer.conv] = order[:keep[layer.width]].sort().values
     return kept
 
 
-def prune_filters(model: Network, rates: float | Sequence[float]) -> Network:
-    """A smaller network without the filters of smallest L1 norm; ``model`` stays as it is.
+def prune_filters(model: Network, rates: float | Sequence[float], criterion: Criterion = l1,
+                  evidence: Evidence = Evidence()) -> Network:
+    """A smaller network without the filters of lowest score; ``model`` stays as it is.
 
-    ``rates``: the share to remove, one for all layers or one for each width of ``model.cfg`` (pools not
-    counted). Raises ValueError for rates that do not fit; warns where a rate would leave no filter at all.
+    ``rates``: the share to remove, one for all layers or one for each width of ``model.cfg`` (pools
+    not counted). Raises ValueError for rates that do not fit; warns where a rate would leave no
+    filter at all.
     """
     if model.arch in GRAPHS:
         return GRAPHS[model.arch].prune(model, pruned_widths(model.cfg, rates))
-    kept = kept_filters(model, rates)
+    kept = kept_filters(model, rates, criterion, evidence)
     state = {name: value.detach() for name, value in model.state_dict().items()}
     for layer in model.prunable():
         filters = kept[layer.conv]

@@ -13,11 +13,11 @@ import torch
 
 from kesi import checkpoints
 from kesi.checkpoints.checkpoint import Checkpoint
-from kesi.method.pruning import Masks
+from kesi.checkpoints.records import Info
+from kesi.method.snapshot import Snapshot
 from kesi.method.training import Progress
 from kesi.system import distributed
 from kesi.system.errors import KesiError, UsageError
-from models import Network
 
 STATE, PREVIOUS, DAMAGED = "state.pth.tar", "state.previous.pth.tar", "state.damaged.pth.tar"
 
@@ -49,7 +49,7 @@ def newest(folder: Path, arch: str) -> Checkpoint | None:
 
 def continuable(state: Checkpoint) -> bool:
     """Whether fit() can take this up; a file may have a right checksum and still be nonsense."""
-    training, model = state.training or {}, state.model
+    training, model = state.training or {}, state.network
     history, optimizer, schedule = (training.get(name) for name in ("history", "optimizer", "schedule"))
     shapes = [parameter.shape for parameter in model.parameters()]
     if not (isinstance(history, list) and history and all(isinstance(row, dict) for row in history)
@@ -82,18 +82,18 @@ class Saver:
     network's size; much less work than a write), and an interrupt or an error writes it.
     """
 
-    def __init__(self, folder: Path, info: dict, masks: Masks | None, every: int):
-        self._folder, self._info, self._masks, self._every = folder, info, masks, every
+    def __init__(self, folder: Path, info: Info, every: int):
+        self._folder, self._info, self._every = folder, info, every
         self._unsaved: dict | None = None
 
-    def after_epoch(self, model: Network, progress: Progress) -> None:
+    def after_epoch(self, snapshot: Snapshot, progress: Progress) -> None:
         """Save or keep the state of this moment; not after the last epoch, which the checkpoint follows.
 
         Raises KesiError where the state cannot be written or a weight is not finite; the state before stays.
         """
         if progress.epoch == progress.epochs:
             return
-        content = checkpoints.contents(model, self._info, self._masks, progress.state())
+        content = checkpoints.contents(snapshot, self._info, progress.state())
         if progress.epoch % self._every:
             self._unsaved = on_host(content)
             return

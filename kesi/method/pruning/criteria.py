@@ -1,0 +1,141 @@
+"""What matters least: scores of filters and of single weights, of which the smallest go.
+
+A criterion is a function ``(network, layers, evidence) -> {layer: scores}``: ``layers`` are names of
+convolutions, ``evidence`` the training images for those that look at them. A filter criterion gives
+one score a filter, (out_channels,); a weight criterion one a weight, in the weight's shape. To add
+one, write the function and its entry in FILTER_CRITERIA or WEIGHT_CRITERIA.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kesi.data import Dataset, eval_batches
+from kesi.system.errors import UsageError
+from kesi.system.seeds import generator
+
+Criterion = Callable[[nn.Module, Sequence[str], "Evidence"], dict[str, Tensor]]
+
+IMAGES = 1024  # that a criterion looks at
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a criterion may look at besides the weights: training images, and the run's seed."""
+
+    dataset: Dataset | None = None
+    seed: int = 0
+    round: int = 1
+    device: str = "cpu"
+
+    def images(self) -> Dataset:
+        """Raises UsageError where there are no images to look at."""
+        if self.dataset is None:
+            raise UsageError("this criterion looks at training images, and there are none: name them with --dataset")
+        return self.dataset
+
+
+def l1(network: nn.Module, layers: Sequence[str], evidence: Evidence) -> dict[str, Tensor]:
+    """The sum of the absolute weights of a filter (Li et al. 2017, section 3.1): the paper's."""
+    return {layer: weight(network, layer).abs().sum(dim=(1, 2, 3)) for layer in layers}
+
+
+def l2(network: nn.Module, layers: Sequence[str], evidence: Evidence) -> dict[str, Tensor]:
+    """The Euclidean norm of a filter's weights (He et al. 2018, "Soft Filter Pruning", section 3.2)."""
+    return {layer: weight(network, layer).square().sum(dim=(1, 2, 3)).sqrt() for layer in layers}
+
+
+def batch_norm(network: nn.Module, layers: Sequence[str], evidence: Evidence) -> dict[str, Tensor]:
+    """The absolute scale that batch norm gives a filter's output (Liu et al. 2017, "Network Slimming").
+
+    Raises UsageError where no batch norm reads a convolution.
+    """
+    norms = dict(network.conv_bn_pairs()) if hasattr(network, "conv_bn_pairs") else {}
+    norms |= {one.conv: one.bn for one in network.prunable()} if hasattr(network, "prunable") else {}
+    for layer in layers:
+        if layer not in norms:
+            raise UsageError(f"no batch norm is known to scale the filters of {layer}: use another criterion")
+    return {layer: network.get_submodule(norms[layer]).weight.detach().abs() for layer in layers}
+
+
+def fpgm(network: nn.Module, layers: Sequence[str], evidence: Evidence) -> dict[str, Tensor]:
+    """The sum of a filter's distances to all filters of its layer: those near the geometric median go first.
+
+    He et al. 2019, "Filter Pruning via Geometric Median", equation 7.
+    """
+    flat = {layer: weight(network, layer).flatten(1) for layer in layers}  # (filters, inputs * kh * kw)
+    return {layer: torch.cdist(filters, filters).sum(dim=1) for layer, filters in flat.items()}
+
+
+def taylor(network: nn.Module, layers: Sequence[str], evidence: Evidence) -> dict[str, Tensor]:
+    """How much the loss would change without a filter, to first order, squared: (sum of g * w)^2.
+
+    Molchanov et al. 2019, "Importance Estimation for Neural Network Pruning", equation 8, for the
+    mean gradient g of the cross-entropy over the first training images.
+    """
+    gradients = _gradients(network, layers, evidence)
+    return {layer: (gradients[layer] * weight(network, layer)).sum(dim=(1, 2, 3)).square()
+            for layer in layers}
+
+
+def random(network: nn.Module, layers: Sequence[str], evidence: Evidence) -> dict[str, Tensor]:
+    """Random numbers, one a filter: the control of every criterion."""
+    return {layer: torch.rand(len(weight(network, layer)), generator=_draw(evidence, layer))
+            for layer in layers}
+
+
+def magnitude(network: nn.Module, layers: Sequence[str], evidence: Evidence) -> dict[str, Tensor]:
+    """The absolute value of a weight (Han et al. 2015): the paper's."""
+    return {layer: weight(network, layer).abs() for layer in layers}
+
+
+def random_weights(network: nn.Module, layers: Sequence[str], evidence: Evidence) -> dict[str, Tensor]:
+    """Random numbers, one a weight."""
+    return {layer: torch.rand(weight(network, layer).shape, generator=_draw(evidence, layer))
+            for layer in layers}
+
+
+FILTER_CRITERIA: dict[str, Criterion] = {"l1": l1, "l2": l2, "batch-norm": batch_norm, "fpgm": fpgm,
+                                         "taylor": taylor, "random": random}
+
+WEIGHT_CRITERIA: dict[str, Criterion] = {"magnitude": magnitude, "random": random_weights}
+
+CRITERIA = {"filter": FILTER_CRITERIA, "weight": WEIGHT_CRITERIA}
+
+
+def criterion_of(method: str, name: str) -> Criterion:
+    """The criterion of a method by name. Raises UsageError where there is none of that name."""
+    if name not in CRITERIA[method]:
+        raise UsageError(f"unknown criterion {name!r} of {method} pruning; choose one of: "
+                         f"{', '.join(CRITERIA[method])}")
+    return CRITERIA[method][name]
+
+
+def weight(network: nn.Module, layer: str) -> Tensor:
+    """The weights of a convolution, (out_channels, in_channels / groups, kh, kw), without gradients."""
+    return network.get_submodule(layer).weight.detach()
+
+
+def _draw(evidence: Evidence, layer: str) -> torch.Generator:
+    return generator(evidence.seed, "criterion", evidence.round, layer)
+
+
+def _gradients(network: nn.Module, layers: Sequence[str], evidence: Evidence) -> dict[str, Tensor]:
+    """The mean gradient of the cross-entropy by layer, in eval mode; the network stays as it is."""
+    dataset = evidence.images()
+    training = network.training
+    device = next(network.parameters()).device
+    sums = {layer: torch.zeros_like(weight(network, layer)) for layer in layers}
+    weights = [network.get_submodule(layer).weight for layer in layers]
+    split = dataset.train.subset(torch.arange(min(IMAGES, len(dataset.train))))
+    network.eval()
+    with torch.enable_grad():
+        for images, labels in eval_batches(dataset, split, str(device)):
+            loss = F.cross_entropy(network(images), labels, reduction="sum") / len(split)
+            for layer, gradient in zip(layers, torch.autograd.grad(loss, weights), strict=True):
+                sums[layer] += gradient
+    network.train(training)
+    return sums
