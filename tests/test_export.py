@@ -192,7 +192,7 @@ def test_missing_packages_are_named(filter_run, tmp_path, monkeypatch, kind, pac
 
 def test_damaged_safetensors(weight_run, tmp_path):
     checkpoint = checkpoints.load(weight_run / "seed0/kesi")
-    content = formats.save_bytes(checkpoint.model, {}, sparse=True)
+    content = formats.save_bytes(checkpoint.network, {}, sparse=True)
     path = tmp_path / "a.safetensors"
     path.write_bytes(content[:-5])
     with pytest.raises(KesiError, match="damaged"):

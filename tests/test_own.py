@@ -131,7 +131,7 @@ def zeroed(network: nn.Module, graph: graphs.Graph, gone) -> nn.Module:
 
 
 def weights_of(path: Path) -> dict[str, torch.Tensor]:
-    return load(path).model.state_dict()
+    return load(path).network.state_dict()
 
 
 def assert_same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:

@@ -21,7 +21,7 @@ TINY = ("--arch", "resnet20", "--dataset", "digits", *SHORT)
 
 
 def same_weights(one, other):
-    a, b = (checkpoints.load(path).model.state_dict() for path in (one, other))
+    a, b = (checkpoints.load(path).network.state_dict() for path in (one, other))
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
@@ -66,7 +66,7 @@ def test_masks_survive_the_whole_pipeline(runs):
         loaded = checkpoints.load(folder / stage / "checkpoint.pth.tar")
         assert loaded.masks.sparsity() == pytest.approx(share, abs=1e-4)
         for name, mask in loaded.masks.state_dict().items():
-            weight = loaded.model.get_parameter(name)
+            weight = loaded.network.get_parameter(name)
             assert not bool(weight[~mask].any()) and float((weight[mask] != 0).float().mean()) > 0.999
 
 
@@ -215,7 +215,7 @@ def test_released_checkpoint_continues_here(tmp_path):
     torch.save({"cfg": network.cfg, "state_dict": network.state_dict()}, tmp_path / "theirs.pth.tar")
     works("cifar/filter_pruning/finetune.py", "--refine", tmp_path / "theirs.pth.tar", "--dataset", "digits", *SHORT,
           "--save", tmp_path / "onecycle")
-    assert checkpoints.load(tmp_path / "onecycle").model.cfg == network.cfg
+    assert checkpoints.load(tmp_path / "onecycle").network.cfg == network.cfg
     fails("cifar/filter_pruning/ensemble_finetune.py", "--refine", tmp_path / "theirs.pth.tar", "--dataset", "digits",
           code=2, says="does not say what it was made from: name the teachers")
     fails("cifar/filter_pruning/finetune.py", "--refine", tmp_path / "theirs.pth.tar", code=2, says="give --dataset")

@@ -14,13 +14,16 @@ import models
 from doors import fails, works
 from kesi import checkpoints
 from kesi.method.distillation import Distillation, SnapshotEnsemble, frozen
-from kesi.method.objectives import cross_entropy
+from kesi.method.objectives import CrossEntropy
 from kesi.method.pruning import prune_weights
-from kesi.method.recipes import DISTILL, ONE_CYCLE
+from kesi.method.recipes import DISTILLATION, OWN, RETRAININGS
 from kesi.method.schedules import optimizer_for, schedule_for
+from kesi.method.snapshot import Snapshot
 from kesi.system import execution
 from kesi.system.errors import UsageError
 from kesi.system.execution import make_step, set_up
+
+ONE_CYCLE, cross_entropy = RETRAININGS[OWN].training, CrossEntropy()
 
 needs_graph = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: captures a CUDA graph")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: its fused optimiser and precisions")
@@ -86,8 +89,12 @@ def reference(model, objective, given):
     return losses, correct, model
 
 
+def ensemble_of(*networks, device="cpu"):
+    return SnapshotEnsemble([Snapshot(f"member {n}", one) for n, one in enumerate(networks)], device)
+
+
 def distillation(device="cpu"):
-    return Distillation(SnapshotEnsemble([network(1), network(2, (2,) * 9)], device=device), 5.0)
+    return Distillation(ensemble_of(network(1), network(2, (2,) * 9), device=device))
 
 
 @pytest.mark.parametrize("make_objective", [lambda: cross_entropy, distillation], ids=["cross-entropy", "distillation"])
@@ -218,7 +225,7 @@ def test_the_flags_through_a_script(tmp_path):
     words = ("cifar/train.py", "--arch", "resnet20", "--dataset", "digits", "--epochs", 1, "--device", "cpu")
     for name in ("a", "b"):
         works(*words, "--deterministic", "--compile", "off", "--save", tmp_path / name)
-    a, b = (checkpoints.load(tmp_path / name / "checkpoint.pth.tar").model.state_dict() for name in ("a", "b"))
+    a, b = (checkpoints.load(tmp_path / name / "checkpoint.pth.tar").network.state_dict() for name in ("a", "b"))
     assert all(torch.equal(a[name], b[name]) for name in a)
     works(*words, "--precision", "bf16", "--save", tmp_path / "c")
     fails(*words, "--precision", "tf32", "--save", tmp_path / "d", code=2, says="tf32 is for GPUs")
@@ -241,7 +248,7 @@ def test_masks_are_one_operation_a_step():
 def test_teachers_are_frozen_folded_and_in_layout():
     original = network(1)
     state = copy.deepcopy(original.state_dict())
-    ensemble = SnapshotEnsemble([original, network(2)])
+    ensemble = ensemble_of(original, network(2))
     for member in ensemble.members:
         assert not member.training and not any(weight.requires_grad for weight in member.parameters())
         assert not any(isinstance(module, nn.BatchNorm2d) for module in member.modules())
@@ -249,7 +256,7 @@ def test_teachers_are_frozen_folded_and_in_layout():
                    if weight.dim() == 4)
     student, ((images, labels),) = network(), batches(4)
     before = [copy.deepcopy(member.state_dict()) for member in ensemble.members]
-    train(student, Distillation(ensemble, 5.0), "off", [(images, labels)])
+    train(student, Distillation(ensemble), "off", [(images, labels)])
     for member, held in zip(ensemble.members, before, strict=True):
         assert all(torch.equal(value, held[name]) for name, value in member.state_dict().items())
         assert all(weight.grad is None for weight in member.parameters())
@@ -314,11 +321,11 @@ def test_capturing_counts_as_no_step():
 
 @needs_graph
 def test_teachers_are_inside_the_graph():
-    ensemble = SnapshotEnsemble([network(1), network(2)], device="cuda")
+    ensemble = ensemble_of(network(1), network(2), device="cuda")
     calls = []
     for member in ensemble.members:
         member.register_forward_hook(lambda *_: calls.append(1))
-    step = make_step(network(device="cuda"), Distillation(ensemble, 5.0), "cuda", "fp32", "auto", 1)
+    step = make_step(network(device="cuda"), Distillation(ensemble), "cuda", "fp32", "auto", 1)
     first, second = batches(8, 8, device="cuda")
     one, _ = step(*first)
     captured = len(calls)
@@ -350,7 +357,7 @@ def test_what_a_captured_step_returns_outlives_the_next_one():
 
 
 @needs_gpu
-@pytest.mark.parametrize("stage", [ONE_CYCLE, DISTILL], ids=["sgd", "adam"])
+@pytest.mark.parametrize("stage", [ONE_CYCLE, DISTILLATION], ids=["sgd", "adam"])
 def test_the_fused_optimiser_with_a_captured_step_follows_the_schedule(stage):
     stage, given = replace(stage, epochs=1), batches(*ODD, device="cuda")
     weights = []

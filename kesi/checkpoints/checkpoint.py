@@ -68,8 +68,8 @@ def save(path: Path, snapshot: Snapshot, info: Info, training: dict | None = Non
 def contents(snapshot: Snapshot, info: Info, training: dict | None = None) -> dict:
     """What a checkpoint says, but for its digest. The weights are not copied where they are on the CPU already.
 
-    ``training`` is the state of an unfinished stage (optimiser, schedule, epoch, history). Raises KesiError when a weight is not finite: good
-    weights are never replaced by broken ones.
+    ``training`` is the state of an unfinished stage (optimiser, schedule, epoch, history). Raises
+    KesiError when a weight is not finite: good weights are never replaced by broken ones.
     """
     model, masks = snapshot.network, snapshot.masks
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}

@@ -1,7 +1,6 @@
 """The flags that scripts and commands share."""
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,6 +10,7 @@ from kesi.checkpoints import pretrained
 from kesi.data import DATASETS, INFO, Dataset, load
 from kesi.data.sources.imagefolder import class_names
 from kesi.method import recipes
+from kesi.method.pruning.criteria import CRITERIA
 from kesi.method.recipes import Recipe
 from kesi.method.schedules import Training
 from kesi.method.training import Options
@@ -54,7 +54,7 @@ def add_network(group: argparse.ArgumentParser, default: str = "resnet56") -> No
     """--arch and --method."""
     group.add_argument("--arch", choices=list(models.ARCHITECTURES), default=default, metavar="NAME",
                        help=f"the network: {', '.join(models.ARCHITECTURES)} (default: %(default)s)")
-    group.add_argument("--method", choices=recipes.METHODS, default="filter",
+    group.add_argument("--method", choices=list(recipes.METHODS), default="filter",
                        help="prune whole filters or single weights (default: %(default)s)")
 
 
@@ -64,6 +64,9 @@ def add_rounds(group: argparse.ArgumentParser) -> None:
     group.add_argument("--percent", type=float, nargs="+", metavar="SHARE",
                        help="instead of the paper's numbers; filter: the share of filters to remove from every "
                             "layer in a round; weight: the cumulative share of zeros after each round")
+    group.add_argument("--criterion", metavar="NAME",
+                       help="what is pruned first (default: the paper's); filter: " + ", ".join(
+                           CRITERIA["filter"]) + "; weight: " + ", ".join(CRITERIA["weight"]))
 
 
 def add_data(group: argparse.ArgumentParser, default: str | None, family: str = "cifar") -> None:
@@ -131,52 +134,22 @@ def add_seed_and_save(group: argparse.ArgumentParser, default: str) -> None:
                        help="continue from this state.pth.tar; one in --save is continued without being asked")
 
 
-def stage_for(args: argparse.Namespace, stage: Training) -> Training:
-    """The recipe's stage with what the command line overrides. Raises UsageError for values out of range."""
-    if args.epochs_scale is not None:
-        if not args.epochs_scale > 0:
-            raise UsageError(f"--epochs-scale must be above 0, not {args.epochs_scale}")
-        stage = stage.scaled(args.epochs_scale)
-    given = {"epochs": args.epochs, "batch_size": args.batch_size, "lr": args.lr, "weight_decay": args.wd,
-             "momentum": args.momentum, "gamma": args.gamma}
-    given = {name: value for name, value in given.items() if value is not None}
-    if args.schedule is not None:
-        given |= {"schedule": "multistep", "milestones": tuple(args.schedule)}
-    elif "epochs" in given and stage.milestones:  # the steps stay where they were in proportion
-        stage = stage.scaled(given["epochs"] / stage.epochs)
-    return replace(stage, **given)
-
-
-def check_temperature(value: float) -> None:
-    """Raises UsageError where --temperature is none."""
-    if not 0 < value < float("inf"):
-        raise UsageError(f"--temperature must be above 0, not {value}")
+def training_for(args: argparse.Namespace, training: Training) -> Training:
+    """The recipe's training with what the command line overrides. Raises UsageError for values out of range."""
+    return training.changed(args.epochs, args.epochs_scale, args.schedule, batch_size=args.batch_size,
+                            lr=args.lr, weight_decay=args.wd, momentum=args.momentum, gamma=args.gamma)
 
 
 def recipe_for(args: argparse.Namespace, family: str) -> Recipe:
-    """The paper's recipe with --rounds and --percent applied. Raises UsageError where they do not fit."""
-    recipe = recipes.recipe(args.arch, args.dataset, args.method, family)
-    rounds = list(recipe.rounds)
-    if args.percent is not None:
-        for share in args.percent:
-            if not 0 <= share < 1:
-                raise UsageError(f"--percent takes shares of at least 0 and below 1, not {share}")
-        if args.method == "filter":
-            if len(args.percent) > 1:
-                raise UsageError("--percent with filter pruning takes one share, the same in every round")
-            rounds = [tuple(args.percent * len(rates)) for rates in rounds]
-        else:
-            if args.percent != sorted(args.percent):
-                raise UsageError("--percent with weight pruning takes cumulative shares, which never fall")
-            rounds = list(args.percent)
-    if args.rounds is not None:
-        if args.rounds < 1:
-            raise UsageError(f"--rounds must be at least 1, not {args.rounds}")
-        if args.method == "filter":
-            rounds = [rounds[0]] * args.rounds
-        elif args.rounds > len(rounds):
-            raise UsageError(f"there are {len(rounds)} sparsities, not {args.rounds}: give one a round, --percent ...")
-    return replace(recipe, rounds=tuple(rounds[:args.rounds]))
+    """The paper's recipe with what the command line overrides. Raises UsageError for what will not do."""
+    given = {name: getattr(args, name, None)
+             for name in ("epochs", "epochs_scale", "batch_size", "lr", "rounds", "percent", "temperature",
+                          "criterion", "loss", "compare")}
+    given = {RENAMED.get(name, name): value for name, value in given.items() if value is not None}
+    return recipes.recipe(args.arch, args.dataset, args.method, family).changed(**given)
+
+
+RENAMED = {"epochs_scale": "scale", "percent": "amounts"}  # flags that a recipe calls otherwise
 
 
 def classes_and_size(args: argparse.Namespace, family: str, folder: str | None = None) -> tuple[int, int]:

@@ -133,7 +133,7 @@ def export(argv: Sequence[str] | None = None) -> None:
     exported = export_network(checkpoint, inputs, args.out, args.format, normalise=args.normalise, sparse=args.sparse,
                       root=args.data)
     print(*described(checkpoint, inputs, exported, args), sep="\n", flush=True)
-    if baseline is None or baseline.network_digest == checkpoint.network_digest:
+    if baseline is None or baseline.digest == checkpoint.digest:
         print("no baseline to compare with was found beside the checkpoint: name it with --baseline"
               if baseline is None else "this is a baseline: there is nothing to compare it with")
         if not args.no_latency:
@@ -150,12 +150,12 @@ def described(checkpoint: Checkpoint, inputs: Inputs, exported: Exported, args) 
     scaled = "0..1" if args.normalise else "0..1, then normalised as in training"
     form = {"onnx": f"onnx, opset {OPSET}", "pt2": f"pt2 (torch.export) of torch {torch.__version__}",
             "safetensors": f"safetensors, {'sparse' if args.sparse else 'dense'}"}[args.format]
-    check, total = exported.check, parameters(checkpoint.model)
+    check, total = exported.check, parameters(checkpoint.network)
     zeros = checkpoint.masks.pruned() if checkpoint.masks else 0
-    return [f"{checkpoint.model.arch}, {checkpoint.model.num_classes} classes, {total - zeros:,} non-zero of {total:,} "
-            f"parameters; {form}",
+    return [f"{checkpoint.network.arch}, {checkpoint.network.num_classes} classes, {total - zeros:,} non-zero "
+            f"of {total:,} parameters; {form}",
             f"input: float32 (batch, 3, {inputs.image_size}, {inputs.image_size}), RGB scaled to {scaled}; output: "
-            f"logits (batch, {checkpoint.model.num_classes})",
+            f"logits (batch, {checkpoint.network.num_classes})",
             f"checked on {check.images} {check.source}",
             f"max abs difference to the checkpoint {check.difference:.2g} in logits up to {check.largest:.3g}, the "
             f"same class on {check.equal} of {check.images}; batches of {', '.join(map(str, BATCHES))} and "
@@ -183,13 +183,13 @@ def comparison(rows: Sequence[tuple[str, float, float]], method: str | None) -> 
 def _lines(loaded: Sequence[Checkpoint], args, device: str) -> None:
     """The lines between checkpoints, to line.csv and line.png."""
     for one, other in zip(loaded, loaded[1:], strict=False):  # before anything is computed
-        _same_shape(one.model.state_dict(), other.model.state_dict())
+        _same_shape(one.network.state_dict(), other.network.state_dict())
     inputs = inputs_of(loaded[0], args.dataset, args.image_size, args.data)
     dataset = dataset_of(loaded[0], inputs, args.data, not args.no_download)
     make_folder(args.out)  # now, and not after all that is computed
     split, names, rows = first_images(dataset.test, args.images), names_of(loaded), []
     for place, (one, other) in enumerate(zip(loaded, loaded[1:], strict=False)):
-        for point in line(one.model, other.model, dataset, split, args.points, recompute_bn=args.recompute_bn,
+        for point in line(one.network, other.network, dataset, split, args.points, recompute_bn=args.recompute_bn,
                           device=device):
             rows.append({"from": names[place], "to": names[place + 1], **asdict(point)})
         segment = rows[-args.points:]
@@ -209,7 +209,7 @@ def _plane(checkpoint: Checkpoint, args, device: str) -> None:
     dataset = dataset_of(checkpoint, inputs, args.data, not args.no_download)
     make_folder(args.out)
     split = first_images(dataset.test, args.images)
-    found = plane(checkpoint.model, dataset, split, args.radius, args.grid, seed=args.seed,
+    found = plane(checkpoint.network, dataset, split, args.radius, args.grid, seed=args.seed,
                   recompute_bn=args.recompute_bn, device=device)
     write_text(args.out / "plane.csv", csv_text([asdict(point) for point in found]))
     print(args.out / "plane.csv")

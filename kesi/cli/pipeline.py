@@ -1,12 +1,12 @@
 """What the script of the whole pipeline does: it reads its flags, and runs all five steps with the recipe they give."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from kesi.cli import entry, flags
 from kesi.data import INFO
 from kesi.method import plan, recipes
+from kesi.method.distillation import LOSSES
 from kesi.report import report
 from kesi.runs import pipeline
 from kesi.system import distributed
@@ -31,17 +31,20 @@ def run_pipeline(doc: str, family: str, argv: Sequence[str] | None = None, prog:
     flags.add_data(parser, "tinyimagenet" if tiny else "cifar10", family)
     flags.add_pretrained(parser)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N", help="default: 0")
-    parser.add_argument("--compare", action="store_true",
-                        help="also retrain the usual way, for all rows of the paper's table")
+    parser.add_argument("--compare", nargs="*", metavar="NAME", default=False,
+                        help="also retrain in these other ways, for all rows of the paper's table (without a "
+                             f"NAME: in all: {', '.join(list(recipes.RETRAININGS)[1:])})")
     parser.add_argument("--save", type=Path, metavar="DIR", help="default: runs/<dataset>-<arch>-<method>")
     flags.add_rounds(parser)
     parser.add_argument("--epochs", type=int, nargs=3, metavar=("BASELINE", "RETRAIN", "DISTILL"),
                         help="epochs of the stages, instead of the recipe's")
-    parser.add_argument("--epochs-scale", type=float, default=1.0, metavar="X",
+    parser.add_argument("--epochs-scale", type=float, metavar="X",
                         help="multiply the epochs of every stage (default: 1)")
     parser.add_argument("--batch-size", type=int, metavar="N", help="of every stage, instead of the recipe's")
     parser.add_argument("--lr", type=float, help="of the baseline, and the peak of one-cycle retraining")
     parser.add_argument("--temperature", type=float, metavar="T", help="default: the paper's 5")
+    parser.add_argument("--loss", metavar="NAME",
+                        help=f"what the student is told: {', '.join(LOSSES)} (default: kl, the paper's)")
     parser.add_argument("--model", metavar="FILE",
                         help="start from this trained baseline; {seed} in the path stands for the seed")
     parser.add_argument("--num-classes", type=int, metavar="N", help="for --dry-run of an imagefolder")
@@ -56,18 +59,20 @@ def run_pipeline(doc: str, family: str, argv: Sequence[str] | None = None, prog:
         raise UsageError("--model is a trained baseline, --pretrained what to train one from: give one of them")
     if min(args.seeds) < 0:
         raise UsageError(f"--seeds takes numbers of at least 0, not {min(args.seeds)}")
-    recipe = _pipeline_recipe(args, family)
+    if args.compare == []:
+        args.compare = True
+    recipe = flags.recipe_for(args, family)
     folder = args.save or Path("runs", f"{args.dataset}-{args.arch}-{args.method}")
     if args.dry_run:
         info = INFO.get(args.dataset)
-        print(plan.overview(recipe, *flags.classes_and_size(args, family, args.data), info and info.train_images,
-                               args.seeds, args.compare, folder))
+        print(plan.overview(recipe, *flags.classes_and_size(args, family, args.data),
+                            info and info.train_images, args.seeds, folder))
         return
     options = flags.options_for(args)
     live = None
     if args.tensorboard and distributed.is_main():
         live = tensorboard.Live(folder, folder / "tensorboard")
-    settings = pipeline.Settings(recipe, flags.dataset_for(args, family), folder, args.seeds, args.compare, args.model,
+    settings = pipeline.Settings(recipe, flags.dataset_for(args, family), folder, args.seeds, args.model,
                                  args.pretrained, options, args.fresh, live)
     images = settings.dataset
     print(f"{args.arch} on {args.dataset}, {args.method} pruning, on {options.device} -> {folder}\n"
@@ -77,14 +82,3 @@ def run_pipeline(doc: str, family: str, argv: Sequence[str] | None = None, prog:
     if not args.no_report and distributed.is_main():
         made = report.report([folder])
         print(made.text)
-
-
-def _pipeline_recipe(args, family: str) -> recipes.Recipe:
-    recipe = flags.recipe_for(args, family).scaled(args.epochs_scale)
-    if args.epochs is not None and min(args.epochs) < 1:
-        raise UsageError(f"--epochs takes three numbers of at least 1, not {args.epochs}")
-    recipe = recipe.changed(args.epochs, args.batch_size, args.lr)
-    if args.temperature is not None:
-        flags.check_temperature(args.temperature)
-        recipe = replace(recipe, temperature=args.temperature)
-    return recipe

@@ -21,6 +21,7 @@ from torch import nn
 import models
 from kesi import checkpoints
 from kesi.checkpoints import fields
+from kesi.checkpoints.records import Info
 from kesi.data import Dataset
 from kesi.data.arrays import Pairs, from_arrays
 from kesi.method import recipes
@@ -28,6 +29,7 @@ from kesi.method.pruning import Masks
 from kesi.method.pruning.filters import pruned_widths
 from kesi.method.pruning.weights import conv_weights
 from kesi.method.recipes import Recipe
+from kesi.method.snapshot import BASELINE, Snapshot
 from kesi.method.training import Options
 from kesi.own.graphs import GRAPHS, Graph
 from kesi.own.registry import Factory, register
@@ -94,7 +96,8 @@ def compress(model: nn.Module | Factory, train: Pairs | Dataset, test: Pairs | N
                      dataset.image_size)
     if recipe is None:
         amounts = _amounts(graph, method, rounds, rates, sparsities)
-        recipe = replace(recipes.recipe(name, dataset.name, method).changed(epochs, batch_size, lr), rounds=amounts)
+        recipe = recipes.recipe(name, dataset.name, method)
+        recipe = replace(recipe.changed(epochs, batch_size=batch_size, lr=lr, compare=compare), rounds=amounts)
     _check(graph, name, dataset.num_classes, method, recipe)
     folder = Path("runs") / f"{dataset.name}-{name}-{method}" if folder is None else Path(folder)
     if fresh and (aside := move_aside(folder)):
@@ -102,7 +105,7 @@ def compress(model: nn.Module | Factory, train: Pairs | Dataset, test: Pairs | N
     start = None if given is None else _start(name, given, dataset, folder, trained)
     options = options or Options(execution.device_for("auto"))
     seeds = tuple(map(operator.index, seeds))
-    pipeline.run(pipeline.Settings(recipe, dataset, folder, seeds, compare, str(start) if trained else None,
+    pipeline.run(pipeline.Settings(recipe, dataset, folder, seeds, str(start) if trained else None,
                                    options=options))
     return _collect(folder, folder / f"seed{seeds[0]}" / "kesi")
 
@@ -202,7 +205,7 @@ def _start(name: str, given: nn.Module, dataset: Dataset, folder: Path, trained:
     """Keep the weights that were given, so that every later call starts from the very same."""
     path = folder / START
     if path.is_file():
-        kept = checkpoints.load(path, name).model.state_dict()
+        kept = checkpoints.load(path, name).network.state_dict()
         same = all(torch.equal(kept[key], value) for key, value in given.state_dict().items())
         if trained and not same:
             raise UsageError(f"{folder} holds a run from other weights than these: use another folder, or fresh=True")
@@ -211,13 +214,14 @@ def _start(name: str, given: nn.Module, dataset: Dataset, folder: Path, trained:
         given.load_state_dict(kept)
         return path
     with held(folder):
-        info = {"stage": "start", "kind": "baseline", "round": 0, "dataset": dataset.describe(), **provenance("cpu")}
-        checkpoints.save(path, models.create(name, dataset.num_classes), info)
+        info = Info(stage="start", kind=BASELINE, round=0, data=dataset.describe(), **provenance("cpu"))
+        checkpoints.save(path, Snapshot(info.stage, models.create(name, dataset.num_classes)), info)
     return path
 
 
 def _collect(folder: Path, last: Path) -> Compressed:
     run = load_run(folder)
-    accuracies = {stage: statistics.fmean(run.values(stage)) for stage in run.stages() if run.values(stage)}
+    accuracies = {stage: statistics.fmean(run.values(stage)) for stage in run.record.stages()
+                  if run.values(stage)}
     done = checkpoints.load(last)
-    return Compressed(done.model, done.masks, folder, done.path, accuracies, report([folder]))
+    return Compressed(done.network, done.masks, folder, done.path, accuracies, report([folder]))

@@ -89,10 +89,10 @@ def compare(paths: Sequence[Path], arch: str | None = None, dataset: str | None 
     times = _latencies(loaded, inputs, device) if clock else [(None, None)] * len(loaded)
     entries = []
     for checkpoint, one, name, clocked, right in zip(loaded, inputs, names(loaded), times, accuracies, strict=True):
-        params = parameters(checkpoint.model)
+        params = parameters(checkpoint.network)
         zeros = checkpoint.masks.pruned() if checkpoint.masks else 0
         entries.append(Entry(name, params, params - zeros, checkpoint.path.stat().st_size,
-                             macs(checkpoint.model, one.image_size), *clocked, right))
+                             macs(checkpoint.network, one.image_size), *clocked, right))
     return Comparison(entries, same, images)
 
 
@@ -121,7 +121,7 @@ def _predictions(loaded: Sequence[Checkpoint], inputs: Sequence[Inputs], root: s
             known[one] = dataset_of(checkpoint, one, root, download)
         split = known[one].test
         labels = split.labels
-        logits.append(predict(checkpoint.model, known[one], split, device))
+        logits.append(predict(checkpoint.network, known[one], split, device))
     together = torch.stack(logits)
     found = agreement(together, labels)
     return ([score(one, labels)[1] for one in together],
@@ -133,7 +133,7 @@ def _latencies(loaded: Sequence[Checkpoint], inputs: Sequence[Inputs], device: s
     """Seconds of one pass at every batch size, by checkpoint."""
     columns = []
     for batch in latency.BATCHES:
-        calls = [latency.eager(checkpoint.model, latency.noise(batch, one.image_size), device)
+        calls = [latency.eager(checkpoint.network, latency.noise(batch, one.image_size), device)
                  for checkpoint, one in zip(loaded, inputs, strict=True)]
         columns.append(latency.alternated(calls))
     return list(zip(*columns, strict=True))

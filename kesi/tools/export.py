@@ -79,7 +79,7 @@ def export(checkpoint: Checkpoint, inputs: Inputs, out: Path, kind: str, *, norm
     if normalise and kind == "safetensors":
         raise UsageError("--normalise needs a format that holds a computation (onnx, pt2); a safetensors file has "
                          "mean and std in its metadata")
-    reference = network_for(checkpoint.model, inputs, normalise)
+    reference = network_for(checkpoint.network, inputs, normalise)
     images, source = example_images(checkpoint, inputs, root, normalise)
     content = encode(reference, inputs, kind, {"normalised": normalise}, sparse)
     checks = []
@@ -158,7 +158,7 @@ def measured(compressed: Exported, baseline: Checkpoint, inputs: Inputs, kind: s
 
     The baseline goes through the same format, dense, and both through the same runtime in turn.
     """
-    content = encode(network_for(baseline.model, inputs, normalise), inputs, kind, {"normalised": normalise})
+    content = encode(network_for(baseline.network, inputs, normalise), inputs, kind, {"normalised": normalise})
     rows = [("file (kB)", len(content) / 1e3, compressed.size / 1e3),
             ("file, deflated (kB)", len(zlib.compress(content, 6)) / 1e3, compressed.deflated / 1e3)]
     if not clock:

@@ -75,8 +75,8 @@ def inputs_of(checkpoint: Checkpoint, dataset: str | None = None, image_size: in
     small for the network, or a data set of another number of classes, and KesiError where the data set has to be
     loaded and is not there.
     """
-    said = checkpoint.info.get("dataset") or {}
-    model = checkpoint.model
+    said = checkpoint.info.data
+    model = checkpoint.network
     large = model.min_image_size == 32  # the networks for photographs
     if said:
         found = _as_said(checkpoint, said)
@@ -127,8 +127,8 @@ def dataset_of(checkpoint: Checkpoint, inputs: Inputs, root: str | Path, downloa
     if inputs.dataset is None:
         raise UsageError(f"{checkpoint.path} does not say which images it was trained on: give --dataset")
     dataset = load(inputs.dataset, root, image_size=inputs.image_size, download=download, family=inputs.family)
-    if dataset.num_classes != checkpoint.model.num_classes:
-        raise UsageError(f"{checkpoint.path} knows {checkpoint.model.num_classes} classes, but {dataset.name} has "
+    if dataset.num_classes != checkpoint.network.num_classes:
+        raise UsageError(f"{checkpoint.path} knows {checkpoint.network.num_classes} classes, but {dataset.name} has "
                          f"{dataset.num_classes}")
     mean, std = inputs.statistics()
     return replace(dataset, mean=mean, std=std)

@@ -61,7 +61,7 @@ def predict_images(checkpoint: Checkpoint, paths: Iterable[str | Path], inputs: 
     inputs = inputs or inputs_of(checkpoint)
     normalise = Normalise.of(*inputs.statistics(), device)
     storage, files = Storage(inputs.stored_size, False), image_files(paths)
-    model = checkpoint.model.to(device=device, memory_format=torch.channels_last).eval()
+    model = checkpoint.network.to(device=device, memory_format=torch.channels_last).eval()
     predictions: list[Prediction] = []
     for start in range(0, len(files), BATCH):
         part, decoded = [], []

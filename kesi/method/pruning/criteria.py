@@ -24,9 +24,12 @@ IMAGES = 1024  # that a criterion looks at
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a criterion may look at besides the weights: training images, and the run's seed."""
+    """What a criterion may look at besides the weights: training images, the run's seed, the round.
 
-    dataset: Dataset | None = None
+    ``dataset``: the images, or a function that loads them when they are asked for.
+    """
+
+    dataset: Dataset | Callable[[], Dataset] | None = None
     seed: int = 0
     round: int = 1
     device: str = "cpu"
@@ -34,8 +37,9 @@ class Evidence:
     def images(self) -> Dataset:
         """Raises UsageError where there are no images to look at."""
         if self.dataset is None:
-            raise UsageError("this criterion looks at training images, and there are none: name them with --dataset")
-        return self.dataset
+            raise UsageError("this criterion looks at training images, and there are none: name them "
+                             "with --dataset")
+        return self.dataset() if callable(self.dataset) else self.dataset
 
 
 def l1(network: nn.Module, layers: Sequence[str], evidence: Evidence) -> dict[str, Tensor]:
