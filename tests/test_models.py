@@ -119,3 +119,24 @@ def test_a_module_of_two_names_is_counted_and_left_alone():
     network = Twice()
     assert macs(network, 8) == 3 * 4 * 64 + 2 * 4 * 64  # the convolution and the global pool
     assert network.left.weight.device.type == network.branches[0].weight.device.type == "cpu"
+
+
+def test_every_network_says_what_the_method_has_to_know():
+    for name, network in models.ARCHITECTURES.items():
+        widths = [width for width in network.cfg if width != "M"]
+        assert len(network.rates) == len(widths), name
+        assert len(network.sparsities) == 5 and sorted(network.sparsities) == list(network.sparsities)
+        with torch.device("meta"):
+            assert network.image_size >= models.create(name, 10).min_image_size
+    assert {name for name, network in models.ARCHITECTURES.items() if network.in_paper} == set(SIZES)
+    assert {name for name, network in models.ARCHITECTURES.items() if network.image_size == 224} == {
+        "resnet18", "resnet34"}
+
+
+@pytest.mark.parametrize(("typed", "name"), [("wrn_16_8", "wrn-16-8"), ("WRN_28_10", "wrn-28-10"),
+                                             ("resnet56", "resnet56"), ("lenet_5", "lenet_5")])
+def test_names_of_the_released_code_are_understood(typed, name):
+    assert models.canonical(typed) == name
+    if name in models.ARCHITECTURES:
+        with torch.device("meta"):
+            assert models.create(typed, 10).arch == name

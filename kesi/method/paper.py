@@ -7,6 +7,7 @@ and on Tiny-ImageNet (filter pruning). All of it is after five rounds. Nothing h
 
 from dataclasses import dataclass
 
+import models
 from kesi.method import recipes
 
 ROUNDS = 5
@@ -125,7 +126,8 @@ def departures(used: dict, usual: bool) -> list[str]:
 
     ``usual``: whether the run retrained the usual way too, so that the settings of that matter.
     """
-    if not used or used["arch"] not in recipes.SPARSITIES:  # the paper has no recipe for a network of one's own
+    network = models.ARCHITECTURES.get(used["arch"]) if used else None
+    if network is None or network.graph:  # the paper has no recipe for a network of one's own
         return []
     standard = recipes.recipe(used["arch"], used["dataset"], used["method"], used["family"]).to_dict()
     phrases = []

@@ -10,7 +10,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import models
 from kesi.method.pruning import Masks
 from kesi.method.pruning.weights import conv_weights
-from kesi.own.graphs import GRAPHS
 from models import Network
 
 aten = torch.ops.aten
@@ -95,8 +94,9 @@ def layers_of(model: Network, masks: Masks | None, method: str | None) -> list[l
 
 def _names(arch: str, num_classes: int) -> dict[int, str]:
     """A convolution of each width, by its place among them."""
-    if arch in GRAPHS:
-        return {place: convs[0] for place, convs in enumerate(GRAPHS[arch].convs)}
+    graph = models.ARCHITECTURES[arch].graph
+    if graph:
+        return {place: convs[0] for place, convs in enumerate(graph.convs)}
     with torch.device("meta"):
         return {layer.width: layer.conv for layer in reversed(models.create(arch, num_classes).prunable())}
 

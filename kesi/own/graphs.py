@@ -146,10 +146,6 @@ class Graph:
                        axes=tuple(axis for axis in axes if bool((axis.width >= 0).any())))
 
 
-# The networks of one's own, by name; kesi.own registers them here and in models.ARCHITECTURES.
-GRAPHS: dict[str, Graph] = {}
-
-
 def analyse(network: nn.Module, image_size: int) -> Graph:
     """Find the widths of a network for images (N, 3, S, S); ``network`` stays as it is.
 

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 import torch
 
 import models
-from kesi.own.graphs import GRAPHS
 from models import Network
 
 
@@ -67,8 +66,9 @@ def prune_filters(model: Network, rates: float | Sequence[float]) -> Network:
     ``rates``: the share to remove, one for all layers or one for each width of ``model.cfg`` (pools not
     counted). Raises ValueError for rates that do not fit; warns where a rate would leave no filter at all.
     """
-    if model.arch in GRAPHS:
-        return GRAPHS[model.arch].prune(model, pruned_widths(model.cfg, rates))
+    graph = models.ARCHITECTURES[model.arch].graph
+    if graph is not None:
+        return graph.prune(model, pruned_widths(model.cfg, rates))
     kept = kept_filters(model, rates)
     state = {name: value.detach() for name, value in model.state_dict().items()}
     for layer in model.prunable():
