@@ -15,14 +15,13 @@ from typing import Any
 
 import torch
 
-import models
-from kesi import checkpoints
+from kesi import checkpoints, models
 from kesi.checkpoints import fields, safety
 from kesi.checkpoints.released import classes_of, published_info, recognise, skeleton, widths_of
 from kesi.method.pruning.weights import Masks, masks_from_zeros
+from kesi.models import Network
 from kesi.system.errors import KesiError, UsageError, first_line
 from kesi.system.files import write_atomic
-from models import Network
 
 FORMAT = "kesi-checkpoint"
 

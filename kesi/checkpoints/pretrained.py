@@ -5,9 +5,9 @@ from pathlib import Path
 import torch
 import torchvision
 
-import models
+from kesi import models
+from kesi.models import Network
 from kesi.system.errors import KesiError, UsageError
-from models import Network
 
 DOWNLOAD = "torchvision"  # instead of a path: torchvision's own download
 

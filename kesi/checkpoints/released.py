@@ -5,9 +5,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-import models
+from kesi import models
+from kesi.models import Network
 from kesi.system.errors import KesiError
-from models import Network
 
 
 def skeleton(arch: str, num_classes: int = 2, cfg: list | None = None) -> Network:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-import models
+from kesi import models
 from kesi.checkpoints import pretrained
 from kesi.data import DATASETS, INFO, Dataset, load
 from kesi.data.sources.imagefolder import class_names

@@ -11,8 +11,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from kesi.data import Dataset, Split
 from kesi.method.training import predict
+from kesi.models import Network
 from kesi.system.errors import UsageError
-from models import Network
 
 
 def frozen(model: nn.Module) -> nn.Module:

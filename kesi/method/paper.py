@@ -7,7 +7,7 @@ and on Tiny-ImageNet (filter pruning). All of it is after five rounds. Nothing h
 
 from dataclasses import dataclass
 
-import models
+from kesi import models
 from kesi.method import recipes
 
 ROUNDS = 5

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-import models
+from kesi import models
 from kesi.method import plan
 from kesi.method.pruning.filters import pruned_widths
 from kesi.method.pruning.weights import conv_weights, pruned_count

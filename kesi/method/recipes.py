@@ -7,7 +7,7 @@ Tiny-ImageNet.
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
-import models
+from kesi import models
 from kesi.data.datasets import FAMILIES
 from kesi.method.schedules import Training
 from kesi.system.errors import UsageError

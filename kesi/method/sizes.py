@@ -7,10 +7,10 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-import models
+from kesi import models
 from kesi.method.pruning import Masks
 from kesi.method.pruning.weights import conv_weights
-from models import Network
+from kesi.models import Network
 
 aten = torch.ops.aten
 

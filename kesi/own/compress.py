@@ -18,8 +18,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-import models
-from kesi import checkpoints
+from kesi import checkpoints, models
 from kesi.checkpoints import fields
 from kesi.data import Dataset
 from kesi.data.arrays import Pairs, from_arrays

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-import models
+from kesi import models
 from kesi.method.sizes import macs
 from kesi.own.graphs import Graph, analyse
 from kesi.system.errors import UsageError, first_line

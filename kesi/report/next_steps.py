@@ -3,7 +3,7 @@
 import re
 import shlex
 
-import models
+from kesi import models
 from kesi.data import DATASETS
 from kesi.runs.results import Run
 

@@ -27,9 +27,9 @@ from kesi.method.pruning import Masks
 from kesi.method.recipes import METHODS, STAGES, Recipe
 from kesi.method.schedules import Training
 from kesi.method.sizes import layers_of, macs, parameters
+from kesi.models import Network
 from kesi.system.errors import KesiError, UsageError
 from kesi.system.files import read_json, read_text
-from models import Network
 
 
 def layer(value: object) -> bool:

@@ -20,6 +20,7 @@ from kesi.method.objectives import Objective, cross_entropy
 from kesi.method.pruning import Masks
 from kesi.method.schedules import Training
 from kesi.method.training import Options, Progress, evaluate, fit
+from kesi.models import Network
 from kesi.runs import states
 from kesi.runs.folder import dependent, finished, lost, refuse_changes, start_over
 from kesi.runs.layout import CHECKPOINT, METRICS, OTHER, RESULT
@@ -31,7 +32,6 @@ from kesi.system.files import write_json, write_json_lines
 from kesi.system.locks import held
 from kesi.system.provenance import provenance, recipe_hash
 from kesi.system.seeds import derive
-from models import Network
 
 
 class Watch(Protocol):

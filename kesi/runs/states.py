@@ -15,9 +15,9 @@ from kesi import checkpoints
 from kesi.checkpoints.checkpoint import Checkpoint
 from kesi.method.pruning import Masks
 from kesi.method.training import Progress
+from kesi.models import Network
 from kesi.system import distributed
 from kesi.system.errors import KesiError, UsageError
-from models import Network
 
 STATE, PREVIOUS, DAMAGED = "state.pth.tar", "state.previous.pth.tar", "state.damaged.pth.tar"
 

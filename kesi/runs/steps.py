@@ -10,8 +10,7 @@ from pathlib import Path
 
 import torch
 
-import models
-from kesi import checkpoints
+from kesi import checkpoints, models
 from kesi.checkpoints import fields
 from kesi.checkpoints.checkpoint import Checkpoint
 from kesi.checkpoints.pretrained import load_pretrained
@@ -21,6 +20,7 @@ from kesi.method.pruning import prune_filters, prune_weights
 from kesi.method.schedules import Training
 from kesi.method.sizes import parameters
 from kesi.method.training import evaluate
+from kesi.models import Network
 from kesi.runs import record
 from kesi.runs.folder import finished, read_fields
 from kesi.runs.layout import CHECKPOINT, RESULT
@@ -32,7 +32,6 @@ from kesi.system.files import write_json
 from kesi.system.locks import held
 from kesi.system.provenance import provenance, recipe_hash
 from kesi.system.seeds import derive
-from models import Network
 
 NEEDED = ("stage", "members", "members_digests", "accuracy", "growing_accuracy", "test_accuracy", "disagreement")
 

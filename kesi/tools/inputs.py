@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-import models
+from kesi import models
 from kesi.checkpoints import fields
 from kesi.checkpoints.checkpoint import Checkpoint
 from kesi.checkpoints.fields import LARGEST

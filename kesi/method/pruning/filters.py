@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import torch
 
-import models
-from models import Network
+from kesi import models
+from kesi.models import Network
 
 
 def widths_of(cfg: Sequence) -> list[int]:
