@@ -14,8 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import models
-from kesi import checkpoints
+from kesi import checkpoints, models
 from kesi.data import INFO
 from kesi.method import paper, plan, recipes
 from kesi.method.recipes import Recipe

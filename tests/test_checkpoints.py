@@ -12,7 +12,6 @@ import kesi
 import models
 from kesi import checkpoints
 from kesi.method.pruning import prune_filters, prune_weights
-from kesi.method.recipes import filter_rates
 from kesi.system.errors import KesiError, UsageError
 
 FIXTURES = Path(os.environ.get("KESI_FIXTURES", Path(__file__).parents[2] / "shared" / "fixtures"))
@@ -45,7 +44,8 @@ def test_checkpoints_of_the_released_code_give_their_logits(name):
 @needs_fixtures
 def test_our_vgg_round_is_the_released_codes():
     before = kesi.load_model(FIXTURES / "filter-vgg16-c10.pth.tar")
-    assert same(prune_filters(before, filter_rates("vgg16")), kesi.load_model(FIXTURES / "pruned-vgg16-c10.pth.tar"))
+    pruned = prune_filters(before, models.ARCHITECTURES["vgg16"].rates)
+    assert same(pruned, kesi.load_model(FIXTURES / "pruned-vgg16-c10.pth.tar"))
 
 
 def released(network, kind):

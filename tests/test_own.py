@@ -20,11 +20,12 @@ from kesi import checkpoints
 from kesi.checkpoints.checkpoint import load
 from kesi.data.arrays import from_arrays
 from kesi.data.sources.digits import load_digits
-from kesi.method import recipes
 from kesi.method.pruning import prune_filters
 from kesi.method.training import Options
 from kesi.own import compress, graphs
-from kesi.own.graphs import GRAPHS, analyse
+from kesi.own.compress import Compressed
+from kesi.own.graphs import analyse
+from kesi.own.registry import SPARSITIES
 from kesi.report.next_steps import next_steps
 from kesi.report.page import page
 from kesi.runs.folder import read_fields
@@ -110,13 +111,12 @@ def digits(size: int, count: int):
 
 
 @pytest.fixture
-def registry(monkeypatch):
+def registry():
     """Networks registered by a test are gone after it."""
-    monkeypatch.setattr(models, "ARCHITECTURES", dict(models.ARCHITECTURES))
-    before = dict(GRAPHS)
+    before = dict(models.ARCHITECTURES)
     yield
-    GRAPHS.clear()
-    GRAPHS.update(before)
+    models.ARCHITECTURES.clear()
+    models.ARCHITECTURES.update(before)
 
 
 def seeded(build):
@@ -267,7 +267,7 @@ def test_the_concatenating_network_goes_through_the_whole_method(method, tmp_pat
     network = seeded(Concatenating)
     given = copy.deepcopy(network.state_dict())
 
-    def compress(model: nn.Module) -> compress.Compressed:
+    def compress(model: nn.Module) -> Compressed:
         return kesi.compress(model, *digits(16, 64), method, rounds=2, epochs=(2, 1, 1), batch_size=32, flip=False,
                              compare=True, folder=tmp_path / "run", options=CPU)
 
@@ -301,14 +301,14 @@ def test_the_concatenating_network_goes_through_the_whole_method(method, tmp_pat
     assert "depthwise" in text or "left" in text
 
 
-def _smaller_or_masked(result: compress.Compressed, method: str) -> None:
+def _smaller_or_masked(result: Compressed, method: str) -> None:
     """The widths of the plan; or the shares of zeros of the recipe, where the masks say."""
     if method == "filter":
         assert result.network.cfg == [int(int(width * 0.8) * 0.8) for width in (12, 10, 6, 8)]
         assert result.network.down.weight.shape == (result.network.cfg[3], result.network.cfg[0], 3, 3)
         assert result.masks is None
         return
-    share = recipes.OWN_SPARSITIES[1]
+    share = SPARSITIES[1]
     assert result.masks.sparsity() == pytest.approx(share, abs=1e-3)
     for name, mask in result.masks.state_dict().items():
         assert not result.network.get_parameter(name)[~mask].any()
@@ -351,7 +351,7 @@ def test_torchvisions_networks(build, tmp_path, registry):
 def test_a_trained_network_is_the_baseline(tmp_path, registry):
     network = seeded(Concatenating)
 
-    def compress(model: nn.Module) -> compress.Compressed:
+    def compress(model: nn.Module) -> Compressed:
         return kesi.compress(model, *digits(16, 40), rounds=1, rates={"left": 0.5}, epochs=(9, 1, 1), batch_size=20,
                              folder=tmp_path / "run", options=CPU, trained=True)
 
@@ -384,7 +384,6 @@ def saved(tmp_path_factory):
     checkpoints.save(folder / "net.pth.tar", network, {"stage": "pruned-1"})
     models.ARCHITECTURES.clear()
     models.ARCHITECTURES.update(before)
-    del GRAPHS["elsewhere"]
     (folder / "my_networks.py").write_text(
         "import kesi\nfrom test_own import Concatenating\n"
         "kesi.register('elsewhere', Concatenating, image_size=16)\n")

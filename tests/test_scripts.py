@@ -276,7 +276,7 @@ def test_dry_run_touches_nothing_and_asks_nothing_of_the_data(tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     out = works("cifar/pipeline.py", "--arch", "resnet56", "--dataset", "cifar10", "--compare", "--seeds", 0, 1, 2,
                 "--dry-run")
-    assert "283,816" in out and "52,707,722" in out and "58.71 %" in out
+    assert "283,816" in out and "51,094,144" in out and "59.28 %" in out
     assert "111,000,000 images to process" in out  # 3 seeds x (300 + 10 x 40 + 40) epochs x 50,000
     assert os.listdir(tmp_path) == []
     assert "?" in works("cifar/pipeline.py", "--dataset", "imagefolder", "--num-classes", 3, "--dry-run")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-import models
+from kesi import models
 from kesi.checkpoints import pretrained
 from kesi.data import DATASETS, INFO, Dataset, load
 from kesi.data.sources.imagefolder import class_names
@@ -53,6 +53,7 @@ DEFAULT_CLASSES = 10  # of a folder of images that nobody has looked into
 def add_network(group: argparse.ArgumentParser, default: str = "resnet56") -> None:
     """--arch and --method."""
     group.add_argument("--arch", choices=list(models.ARCHITECTURES), default=default, metavar="NAME",
+                       type=models.canonical,
                        help=f"the network: {', '.join(models.ARCHITECTURES)} (default: %(default)s)")
     group.add_argument("--method", choices=list(recipes.METHODS), default="filter",
                        help="prune whole filters or single weights (default: %(default)s)")

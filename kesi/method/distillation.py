@@ -13,9 +13,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from kesi.data import Dataset, Split
 from kesi.method.snapshot import Snapshot
 from kesi.method.training import predict
+from kesi.models import Network
 from kesi.system.describe import describe
 from kesi.system.errors import UsageError
-from models import Network
 
 
 def frozen(model: nn.Module) -> nn.Module:

@@ -18,8 +18,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-import models
-from kesi import checkpoints
+from kesi import checkpoints, models
 from kesi.checkpoints import fields
 from kesi.checkpoints.records import Info
 from kesi.data import Dataset
@@ -31,8 +30,8 @@ from kesi.method.pruning.weights import conv_weights
 from kesi.method.recipes import Recipe
 from kesi.method.snapshot import BASELINE, Snapshot
 from kesi.method.training import Options
-from kesi.own.graphs import GRAPHS, Graph
-from kesi.own.registry import Factory, register
+from kesi.own.graphs import Graph
+from kesi.own.registry import RATE, SPARSITIES, Factory, register, reserved
 from kesi.report.report import Report, report
 from kesi.runs import pipeline
 from kesi.runs.folder import move_aside
@@ -147,7 +146,7 @@ def _name(model: nn.Module | Factory) -> str:
     """A network's name by its class, or by the function that builds it."""
     said = type(model).__name__ if isinstance(model, nn.Module) else getattr(model, "__name__", "network")
     name = re.sub(r"[^\w.-]+", "", said).lower()
-    return f"own-{name}" if name in models.ARCHITECTURES and name not in GRAPHS else name
+    return f"own-{name}" if reserved(name) else name
 
 
 def _dataset(train: Pairs | Dataset, test: Pairs | None, flip: bool) -> Dataset:
@@ -166,10 +165,10 @@ def _amounts(graph: Graph, method: str, rounds: int | None, rates: float | dict[
     if method == "filter":
         if sparsities is not None:
             raise UsageError('sparsities are for method="weight"; filter pruning takes rates')
-        return (graph.rates(recipes.OWN_RATE if rates is None else rates),) * (rounds or recipes.ROUNDS)
+        return (graph.rates(RATE if rates is None else rates),) * (rounds or recipes.ROUNDS)
     if rates is not None:
         raise UsageError('rates are for method="filter"; weight pruning takes sparsities')
-    shares = tuple(sparsities or recipes.OWN_SPARSITIES)
+    shares = tuple(sparsities or SPARSITIES)
     if rounds is not None and (rounds > len(shares) or sparsities is not None):
         raise UsageError(f"there are {len(shares)} sparsities, one a round: give as many as there are to be rounds")
     return shares[:rounds]

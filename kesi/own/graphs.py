@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
+from kesi.method.pruning.criteria import Criterion, Evidence, l1
 from kesi.system.errors import UsageError, first_line
 
 TOLERANCE = 1e-4  # of the largest output, in the trial of a width
@@ -63,29 +64,33 @@ class Graph:
         self._remove(network, self.cfg, [torch.arange(keep, width)
                                          for keep, width in zip(cfg, self.cfg, strict=True)])
 
-    def prune(self, model: nn.Module, cfg: Sequence[int]) -> nn.Module:
-        """A copy of ``model`` with the widths ``cfg``: without the channels of smallest L1 norm."""
+    def prune(self, model: nn.Module, cfg: Sequence[int], criterion: Criterion = l1,
+              evidence: Evidence = Evidence()) -> nn.Module:
+        """A copy of ``model`` with the widths ``cfg``: without the channels of lowest score."""
         smaller = copy.deepcopy(model)
-        self._remove(smaller, model.cfg, self.weakest(model, cfg))
+        self._remove(smaller, model.cfg, self.weakest(model, cfg, criterion, evidence))
         smaller.cfg = list(cfg)
         return smaller
 
-    def weakest(self, model: nn.Module, cfg: Sequence[int]) -> list[torch.Tensor]:
+    def weakest(self, model: nn.Module, cfg: Sequence[int], criterion: Criterion = l1,
+                evidence: Evidence = Evidence()) -> list[torch.Tensor]:
         """For each width the channels of ``model`` that go when ``cfg`` is to be left, in order.
 
-        The norm of a channel is the sum of the absolute weights of all filters that make it: of one filter,
-        as in Li et al. (2017), where the width is that of one convolution. Of equal norms the earlier stays.
+        The score of a channel is the sum of those of all filters that make it: of one filter, as in
+        Li et al. (2017), where the width is that of one convolution. Of equal scores the earlier
+        stays.
         """
-        norms = [torch.zeros(width) for width in model.cfg]
         modules = dict(model.named_modules())
-        for axis in self.axes:
-            if axis.output and isinstance(modules[axis.module], nn.Conv2d):
-                axis, weight = axis.of(model.cfg), modules[axis.module].weight.detach()
-                filters = weight.abs().flatten(1).sum(1).cpu()
-                for place in axis.width[axis.width >= 0].unique().tolist():
-                    mine = axis.width == place
-                    norms[place].index_add_(0, axis.channel[mine], filters[mine])
-        order = [torch.sort(norm, descending=True, stable=True).indices for norm in norms]
+        makers = [axis for axis in self.axes
+                  if axis.output and isinstance(modules[axis.module], nn.Conv2d)]
+        found = criterion(model, [axis.module for axis in makers], evidence)
+        scores = [torch.zeros(width) for width in model.cfg]
+        for maker in makers:
+            axis, filters = maker.of(model.cfg), found[maker.module].cpu()  # (filters,)
+            for place in axis.width[axis.width >= 0].unique().tolist():
+                mine = axis.width == place
+                scores[place].index_add_(0, axis.channel[mine], filters[mine])
+        order = [torch.sort(score, descending=True, stable=True).indices for score in scores]
         return [ranked[keep:].sort().values for ranked, keep in zip(order, cfg, strict=True)]
 
     def zero(self, network: nn.Module, cfg: Sequence[int], channels: Sequence[torch.Tensor]) -> None:
@@ -144,10 +149,6 @@ class Graph:
         return replace(self, cfg=tuple(self.cfg[place] for place in places),
                        convs=tuple(self.convs[place] for place in places),
                        axes=tuple(axis for axis in axes if bool((axis.width >= 0).any())))
-
-
-# The networks of one's own, by name; kesi.own registers them here and in models.ARCHITECTURES.
-GRAPHS: dict[str, Graph] = {}
 
 
 def analyse(network: nn.Module, image_size: int) -> Graph:

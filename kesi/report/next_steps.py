@@ -3,9 +3,8 @@
 import re
 import shlex
 
-import models
+from kesi import models
 from kesi.data import DATASETS
-from kesi.own.graphs import GRAPHS
 from kesi.runs.results import Run
 
 OURS = re.compile(r"kesi |python (cifar/|tinyimagenet/)")  # else it is a program of somebody's with compress()
@@ -27,7 +26,8 @@ def next_steps(run: Run) -> list[tuple[str, str]]:
     folder = shlex.quote(str(run.folder))
     seed = min(run.seeds, default=0)
     last, kesi, note = f"{folder}/seed{seed}/kesi", "kesi", ""
-    if run.info["arch"] in GRAPHS or run.info["arch"] not in models.ARCHITECTURES:
+    network = models.ARCHITECTURES.get(run.info["arch"])
+    if network is None or network.graph:
         added = re.search(r" (--with \S+)", command)
         kesi = f"kesi {added[1] if added else '--with FILE'}"
         note = "" if added else "; FILE is the Python file that registers the network"

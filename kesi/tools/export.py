@@ -28,13 +28,13 @@ from kesi.checkpoints.checkpoint import Checkpoint
 from kesi.data import DATASETS, eval_batches
 from kesi.data.augment import Normalise
 from kesi.data.sources.digits import load_digits
+from kesi.models import Network
 from kesi.runs.lineage import snapshots_of
 from kesi.system.errors import KesiError, UsageError, first_line
 from kesi.system.files import write_atomic
 from kesi.tools import latency
 from kesi.tools.formats import Normalised, Runner, encode, runner
 from kesi.tools.inputs import Inputs, dataset_of, first_images
-from models import Network
 
 IMAGES = 100  # to hold the file against the checkpoint
 

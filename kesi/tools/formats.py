@@ -12,13 +12,12 @@ import numpy as np
 import torch
 from torch import nn
 
-import models
-from kesi import checkpoints
+from kesi import checkpoints, models
 from kesi.method.pruning.weights import conv_weights
+from kesi.models import Network
 from kesi.system.errors import KesiError, UsageError, first_line
 from kesi.tools import latency
 from kesi.tools.inputs import Inputs
-from models import Network
 
 FORMATS = ("onnx", "pt2", "safetensors")
 

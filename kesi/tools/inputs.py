@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from kesi import models
 from kesi.checkpoints import fields
 from kesi.checkpoints.checkpoint import Checkpoint
 from kesi.checkpoints.fields import LARGEST
@@ -77,7 +78,7 @@ def inputs_of(checkpoint: Checkpoint, dataset: str | None = None, image_size: in
     """
     said = checkpoint.info.data
     model = checkpoint.network
-    large = model.min_image_size == 32  # the networks for photographs
+    large = models.ARCHITECTURES[model.arch].image_size > 64  # the networks for photographs
     if said:
         found = _as_said(checkpoint, said)
         found = replace(found, dataset=dataset or found.dataset)
