@@ -243,7 +243,7 @@ def test_what_is_wrong_with_a_folder_is_named(folder, spoil, names, says):
     with pytest.raises(KesiError) as error:
         load("imagefolder", folder)
     assert str(folder / names) in one_line(error) and says in one_line(error)
-    assert not list(folder.glob(".kesi-cache/*.part"))
+    assert not list(folder.glob(".kesi-cache/.*.tmp"))
 
 
 def test_what_is_left_out_of_a_folder_is_said(folder):
@@ -350,7 +350,7 @@ def test_images_are_decoded_once(folder, monkeypatch):
     assert arrays(folder) == names and len(names) == 2
     assert torch.equal(first.train.images, second.train.images) and first.mean == second.mean
     assert isinstance(np.load(next(folder.glob(".kesi-cache/*.npy")), mmap_mode="r"), np.memmap)
-    with pytest.raises(TypeError):  # another size is another array, which needs the decoder
+    with pytest.raises(KesiError, match="NoneType"):  # another size is another array, which needs the decoder
         load("imagefolder", folder, image_size=16)
 
 
@@ -404,7 +404,7 @@ def test_an_unreadable_image_leaves_no_cache(folder):
     (folder / "train/cat/zzz.png").write_bytes(b"not an image")
     with pytest.raises(KesiError):
         load("imagefolder", folder)
-    assert [path.name for path in (folder / ".kesi-cache").iterdir()] == ["lock"]
+    assert [path.name for path in (folder / ".kesi-cache").iterdir()] == []
 
 
 BUILD = """
@@ -432,14 +432,14 @@ def build_in_process(folder: Path, seconds_per_image: float) -> subprocess.Popen
 def test_a_killed_build_leaves_nothing_that_looks_finished(folder):
     process = build_in_process(folder, 0.5)
     deadline = time.monotonic() + 60
-    while not list(folder.glob(".kesi-cache/train*.part")):
+    while not list(folder.glob(".kesi-cache/.train*.tmp")):
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    assert list(folder.glob(".kesi-cache/*.part")) and not arrays(folder)
+    assert list(folder.glob(".kesi-cache/.*.tmp")) and not arrays(folder)
     assert len(load("imagefolder", folder).train) == 27
-    assert not list(folder.glob(".kesi-cache/*.part")) and len(arrays(folder)) == 2
+    assert not list(folder.glob(".kesi-cache/.*.tmp")) and len(arrays(folder)) == 2
 
 
 def test_builders_at_the_same_time_share_the_work(folder):
@@ -449,7 +449,7 @@ def test_builders_at_the_same_time_share_the_work(folder):
     sums, decoded = zip(*(map(int, output.split()) for output, _ in results), strict=True)
     assert set(sums) == {load("imagefolder", folder).train.images.long().sum().item()}
     assert sum(decoded) == 27 + 12  # each image once, by either of them
-    assert not list(folder.glob(".kesi-cache/*.part")) and len(arrays(folder)) == 2
+    assert not list(folder.glob(".kesi-cache/.*.tmp")) and len(arrays(folder)) == 2
 
 
 def test_a_folder_that_cannot_be_written_to_is_cached_elsewhere(folder, tmp_path, monkeypatch, capsys):

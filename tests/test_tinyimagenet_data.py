@@ -12,6 +12,7 @@ from PIL import Image
 
 import datagen
 from kesi.data import INFO, TrainBatches, download, eval_batches, load
+from kesi.data.decode import Storage
 from kesi.data.download import Archive, fetch
 from kesi.data.sources import tinyimagenet
 from kesi.system.errors import KesiError
@@ -194,12 +195,12 @@ def test_the_real_archive_is_known():
 def test_a_missing_data_set_is_downloaded_and_unpacked(server, tmp_path, inside):
     target = tmp_path / "data" / "here"
     root = target / "tiny-imagenet-200" if inside else target
-    train, test, classes = tinyimagenet.load_tinyimagenet(root, 64, True, archive(server))
-    assert (len(train), len(test), len(classes)) == (48, 16, 4)
+    found = tinyimagenet.load_tinyimagenet(root, Storage(64, False), True, archive(server))
+    assert (len(found.train), len(found.test), len(found.classes)) == (48, 16, 4)
     assert [path.name for path in target.iterdir()] == [
         "tiny-imagenet-200"
     ]  # neither archive nor temporary files
-    tinyimagenet.load_tinyimagenet(target, 64, True, archive(server))
+    tinyimagenet.load_tinyimagenet(target, Storage(64, False), True, archive(server))
     assert len(server.ranges) == 1
 
 

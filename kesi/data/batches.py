@@ -71,7 +71,7 @@ class TrainBatches:
         return len(range(self.rank, whole, self.world)) * self.world / whole
 
     def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches on the device: x float32 (B, 3, S, S), channels_last and normalised, and y int64 (B,)."""
+        """Batches on the device: x float32 (B, C, H, W), normalised, and y int64 (B,)."""
         order, draws = self._drawn(number)
         rows = self.split.indices()[order]
         labels = self._labels[order.to(self.device)]
@@ -120,7 +120,7 @@ class TrainBatches:
 def eval_batches(
     dataset: Dataset, split: Split, device: torch.device | str = "cpu", batch_size: int = 512
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """A split in order, without augmentation: x float32 (B, 3, S, S), channels_last, and y int64 (B,)."""
+    """A split in order, not augmented: x float32 (B, C, H, W), channels_last, and y int64 (B,)."""
     normalise = Normalise.of(dataset.mean, dataset.std, device)
     for first in range(0, len(split), batch_size):
         last = min(first + batch_size, len(split))

@@ -1,8 +1,8 @@
-"""Image files of any size and mode as squares of uint8 RGB.
+"""Image files of any size and mode as uint8 of one size, RGB or grey.
 
 How a photograph is stored decides what can be cropped from it later. Two ways:
 
-- `crop`: the shorter side is resized to `size` and the centre square is kept. Exactly what test time looks
+- `crop`: resized until it just covers `size`, and the centre is kept. Exactly what test time looks
   at, and all there is at 32 px.
 - `squeeze`: the whole photograph is resized to size x size, whatever its shape, and its true height and width
   are kept beside it. RandomResizedCrop draws its boxes in the true shape and stretches them back, so it
@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from kesi.data.split import Size, height_width
 from kesi.system.errors import KesiError
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -30,15 +31,21 @@ SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".t
 class Storage:
     """The form in which images are stored."""
 
-    size: int  # pixels of the square
-    squeeze: bool  # the whole photograph squeezed to the square, instead of its centre
+    size: Size  # pixels
+    squeeze: bool  # the whole photograph squeezed to this size, instead of its centre
+    channels: int = 3  # 3: RGB, 1: grey
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of a stored image."""
+        return (*height_width(self.size), self.channels)
 
 
 @dataclass(frozen=True)
 class Decoded:
-    pixels: np.ndarray  # uint8 (size, size, 3)
+    pixels: np.ndarray  # uint8 (H, W, C)
     true_size: tuple[int, int]  # height and width in the file, upright
-    histogram: list[int]  # 3 x 256 counts of `pixels`
+    histogram: list[int]  # C x 256 counts of `pixels`
 
 
 def is_image(name: str) -> bool:
@@ -56,18 +63,20 @@ def decode(path: Path, storage: Storage) -> Decoded:
                     f"{path} has {image.width}x{image.height} pixels, more than {limit}: make it smaller"
                 )
             true_size = _upright_size(image)
-            # JPEG decodes at 1/2, 1/4 or 1/8 for far less work; twice the size needed is detail enough.
-            image.draft(None, (2 * storage.size, 2 * storage.size))
+            height, width, channels = storage.shape
+            # JPEG decodes at 1/2, 1/4 or 1/8 for far less work; twice the size needed is enough.
+            image.draft(None, (2 * width, 2 * height))
             image = _rgb(ImageOps.exif_transpose(image))
-            image = image.resize(
-                (storage.size, storage.size), Image.Resampling.BILINEAR, _box(image, storage)
-            )
+            if channels == 1:
+                image = image.convert("L")
+            box = _box(image, storage)
+            image = image.resize((width, height), Image.Resampling.BILINEAR, box)
     except KesiError:
         raise
     except Exception as error:  # damaged files make Pillow raise nearly anything, SyntaxError included
         reason = " ".join(str(error).split()) or type(error).__name__
         raise KesiError(f"{path} is not a readable image ({reason}): repair or remove it") from error
-    return Decoded(np.asarray(image), true_size, image.histogram())
+    return Decoded(np.asarray(image).reshape(storage.shape), true_size, image.histogram())
 
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:
@@ -76,17 +85,20 @@ def _upright_size(image: Image.Image) -> tuple[int, int]:
 
 
 def _box(image: Image.Image, storage: Storage) -> tuple[float, float, float, float]:
-    """The part of the image that becomes the square: the whole, or what Resize and CenterCrop of torchvision
-    keep."""
-    width, height = image.size
+    """The part of the image that is stored: the whole, or its centre in the shape of the storage.
+
+    The centre is what Resize and CenterCrop of torchvision keep.
+    """
+    extents = image.size  # width, height
     if storage.squeeze:
-        return 0, 0, width, height
-    short = min(width, height)
+        return 0, 0, *extents
+    sides = height_width(storage.size)[::-1]
+    tight = 0 if sides[0] * extents[1] >= sides[1] * extents[0] else 1  # cropped the other way
     box = []
-    for extent in (width, height):
-        resized = storage.size * extent // short
-        start = round((resized - storage.size) / 2)
-        box.append((start * extent / resized, (start + storage.size) * extent / resized))
+    for extent, side in zip(extents, sides, strict=True):
+        whole = sides[tight] * extent // extents[tight]  # pixels of the resized image
+        start = round((whole - side) / 2)
+        box.append((start * extent / whole, (start + side) * extent / whole))
     (left, right), (top, bottom) = box
     return left, top, right, bottom
 
