@@ -88,7 +88,7 @@ def add_run(group: argparse.ArgumentParser) -> None:
     group.add_argument("--device", default="auto", metavar="NAME", help="cpu, cuda, cuda:1 ... (default: a GPU if any)")
     group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
     group.add_argument("--eval-every", type=int, metavar="N",
-                       help="test accuracy every N epochs, 0: after the last only (default: the data set's, 1 for most)")
+                       help="test accuracy every N epochs, 0: after the last only (default: 1, digits 0)")
     group.add_argument("--precision", choices=execution.PRECISIONS, default="auto",
                        help="auto: bf16 on a GPU that has it, else fp32 (accuracies are always taken in fp32)")
     group.add_argument("--compile", choices=execution.COMPILE, default="auto",
