@@ -88,18 +88,20 @@ INFO = {
                                 IMAGENET_STATISTICS, family="tinyimagenet", in_paper=True),
 }
 DATASETS = INFO.keys()  # the names, those that are registered later included
+BUILT_IN = tuple(INFO)
 SHIPPED = "digits"  # what is there without a download
 
 
 def register_dataset(name: str, info: DatasetInfo) -> None:
     """Make a data set known by name to `load` and to all commands (see the head of this file).
 
-    Raises UsageError for a name that is taken or could not be part of a path.
+    A name that was registered before is replaced. Raises UsageError for one of ours, and for one
+    that could not be part of a path.
     """
     if not isinstance(name, str) or not name.replace("-", "").replace("_", "").isalnum():
         raise UsageError(f"a data set's name consists of letters, digits, '-' and '_', "
                          f"unlike {name!r:.60}")
-    if INFO.get(name, info) != info:
+    if name in BUILT_IN:
         raise UsageError(f"there is a data set {name} already: choose another name")
     if not isinstance(info, DatasetInfo) or info.family not in FAMILIES:
         raise UsageError(f"data set {name}: give kesi.data.DatasetInfo(load, ...), "
