@@ -169,7 +169,8 @@ class RandomResizedCrop:
             out = torch.empty((len(rows), self.size, self.size, prepared.shape[3]))
             for part in range(0, len(rows), 32):  # few at a time: memory, and the processor's cache
                 here = slice(part, part + 32)
-                crops = resample.crop_each(prepared, rows[here], boxes[here], flips[here], self.size)
+                crops = resample.crop_each(prepared, rows[here], boxes[here], flips[here],
+                                           self.size)
                 normalise(crops, out=out[here])
             return out.permute(0, 3, 1, 2)
         return normalise(resample.crop_batch(prepared, rows, boxes, flips, self.size))

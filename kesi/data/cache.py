@@ -4,10 +4,11 @@ Beside `NAME.npy` (N, H, W, C) lies `NAME.json`, written last: without it an arr
 NAME holds a fingerprint of what the array was made from (names, sizes, times and inodes of all
 files, form of storage, version of this format), so anything that changed makes another NAME, and
 the old files are removed. A build holds a lock: a second process waits and finds the work done. The
-cache is in `.kesi-cache` in the data folder or, where that is read-only, in the user's cache folder.
+cache is in `.kesi-cache` in the data folder or, where that is read-only, in the user's cache
+folder.
 
-The manifest keeps the array's SHA-256, and what the system says of its file (size, times, inode). An
-array of up to CHECKED bytes is held against the digest whenever it is opened; a larger one only
+The manifest keeps the array's SHA-256, and what the system says of its file (size, times, inode).
+An array of up to CHECKED bytes is held against the digest whenever it is opened; a larger one only
 where the system says something else of the file than before: somebody wrote to it, or moved it.
 """
 
@@ -149,7 +150,8 @@ def _open(path: Path) -> Cached | None:
 def _build(path: Path, root: Path, files: Sequence[str], storage: Storage) -> None:
     """Writes path.npy and then path.json."""
     shape = (len(files), *storage.shape)
-    counts, sizes, digest = np.zeros(256 * storage.channels, dtype=np.int64), [], digest_begun(shape)
+    counts, sizes = np.zeros(256 * storage.channels, dtype=np.int64), []
+    digest = digest_begun(shape)
 
     def write(file) -> None:
         nonlocal counts

@@ -4,15 +4,15 @@ How a photograph is stored decides what can be cropped from it later. Two ways:
 
 - `crop`: resized until it just covers `size`, and the centre is kept. Exactly what test time looks
   at, and all there is at 32 px.
-- `squeeze`: the whole photograph is resized to size x size, whatever its shape, and its true height and width
-  are kept beside it. RandomResizedCrop draws its boxes in the true shape and stretches them back, so it
-  reaches every part of the photograph as it would in the file, and every image takes the same space. The
-  price is resolution along the longer side: 256 px where 4:3 would have 341. The boxes are enlarged to 224 px
-  anyway for most draws.
+- `squeeze`: the whole photograph is resized to a square, whatever its shape, and its true height
+  and width are kept beside it. RandomResizedCrop draws its boxes in the true shape and stretches
+  them back, so it reaches every part of the photograph as it would in the file, and every image
+  takes the same space. The price is resolution along the longer side: 256 px where 4:3 would have
+  341. The boxes are enlarged to 224 px anyway for most draws.
 
-Resizing is Pillow's BILINEAR, which is antialiased, in one step with the crop. Transparent parts become
-white, CMYK, palette and the like are converted to RGB, 16-bit grey keeps its upper 8 bits, EXIF orientation
-is applied, of an animation the first frame counts.
+Resizing is Pillow's BILINEAR, which is antialiased, in one step with the crop. Transparent parts
+become white, CMYK, palette and the like are converted to RGB, 16-bit grey keeps its upper 8 bits,
+EXIF orientation is applied, of an animation the first frame counts.
 """
 
 from dataclasses import dataclass
@@ -54,14 +54,13 @@ def is_image(name: str) -> bool:
 
 
 def decode(path: Path, storage: Storage) -> Decoded:
-    """Reads an image file. Raises KesiError that names the file if it is unreadable or far too large."""
+    """Reads an image file. Raises KesiError that names it if it is unreadable or far too large."""
     try:
         with Image.open(path) as image:
             limit = Image.MAX_IMAGE_PIXELS
             if limit is not None and image.width * image.height > limit:
-                raise KesiError(
-                    f"{path} has {image.width}x{image.height} pixels, more than {limit}: make it smaller"
-                )
+                raise KesiError(f"{path} has {image.width}x{image.height} pixels, more than "
+                                f"{limit}: make it smaller")
             true_size = _upright_size(image)
             height, width, channels = storage.shape
             # JPEG decodes at 1/2, 1/4 or 1/8 for far less work; twice the size needed is enough.
@@ -73,15 +72,17 @@ def decode(path: Path, storage: Storage) -> Decoded:
             image = image.resize((width, height), Image.Resampling.BILINEAR, box)
     except KesiError:
         raise
-    except Exception as error:  # damaged files make Pillow raise nearly anything, SyntaxError included
+    except Exception as error:  # damaged files make Pillow raise nearly anything
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise KesiError(f"{path} is not a readable image ({reason}): repair or remove it") from error
+        raise KesiError(
+            f"{path} is not a readable image ({reason}): repair or remove it") from error
     return Decoded(np.asarray(image).reshape(storage.shape), true_size, image.histogram())
 
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:
     orientation = image.getexif().get(0x0112, 1)
-    return (image.width, image.height) if orientation in (5, 6, 7, 8) else (image.height, image.width)
+    turned = orientation in (5, 6, 7, 8)
+    return (image.width, image.height) if turned else (image.height, image.width)
 
 
 def _box(image: Image.Image, storage: Storage) -> tuple[float, float, float, float]:

@@ -1,7 +1,7 @@
 """Crop and resize of batches, antialiased, as torchvision does it for one image.
 
-The filter is the triangle of Pillow's BILINEAR and of torchvision's `antialias=True`: output pixel i
-takes the input pixels j around its centre c with weight max(0, 1 - |j + 0.5 - c| / s), where s is
+The filter is the triangle of Pillow's BILINEAR and of torchvision's `antialias=True`: output pixel
+i takes the input pixels j around its centre c with weight max(0, 1 - |j + 0.5 - c| / s), where s is
 the scale in input pixels, but at least 1; the weights of an output pixel add up to 1, and pixels
 outside of the crop do not count.
 
@@ -97,7 +97,7 @@ def crop_batch(store: Tensor, rows: Tensor, boxes: Tensor, flips: Tensor, size: 
 
 
 def center_crop(images: Tensor, sizes: Tensor, resize: int, size: int) -> Tensor:
-    """Resizes the shorter side to `resize` and crops the centre, as torchvision's Resize and CenterCrop.
+    """Resizes the shorter side to `resize` and crops the centre, as torchvision does.
 
     images: uint8 (B, H, H, C), stored as squares. sizes: (B, 2) or (1, 2), their true height and
     width, which the result has again. Returns float32 (B, size, size, C).
@@ -112,7 +112,8 @@ def center_crop(images: Tensor, sizes: Tensor, resize: int, size: int) -> Tensor
     return resampled(images, down, across)
 
 
-def _weights(start: Tensor, step: Tensor, low: Tensor, high: Tensor, size: int, side: int) -> Tensor:
+def _weights(start: Tensor, step: Tensor, low: Tensor, high: Tensor, size: int,
+             side: int) -> Tensor:
     """The weights of `side` input pixels in `size` output pixels: float32 (B, size, side).
 
     For each of B images: output pixel i lies at start + (i + 0.5) * step; input pixels outside

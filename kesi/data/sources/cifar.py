@@ -26,8 +26,8 @@ def _load(name: str, root: Path, storage: Storage, download: bool) -> Images:
     except Exception as error:  # whatever urllib, tarfile, pickle or the disk raise
         reason = " ".join(str(error).split()) or type(error).__name__
         missing = "could not be downloaded or is damaged" if download else "is missing or damaged"
-        raise KesiError(f"{name} {missing} ({reason}): put {source.filename} from {source.url} (MD5 "
-                        f"{source.tgz_md5}) into {root}/ or unpack it there") from error
+        raise KesiError(f"{name} {missing} ({reason}): put {source.filename} from {source.url} "
+                        f"(MD5 {source.tgz_md5}) into {root}/ or unpack it there") from error
     train, test = (Split(torch.from_numpy(part.data), torch.tensor(part.targets)) for part in parts)
     return Images(train, test, tuple(parts[0].classes))
 
