@@ -92,7 +92,7 @@ def jobs(chosen: Sequence[tuple[str, str, str]], seeds: Sequence[int], save: Pat
     words += ["--epochs-scale", str(epochs_scale)] if epochs_scale is not None else []
     found = []
     for arch, dataset, method in chosen:
-        family = "tinyimagenet" if dataset == "tinyimagenet" else "cifar"
+        family = INFO[dataset].family
         recipe = recipes.recipe(arch, dataset, method, family).changed(rounds=rounds, scale=epochs_scale)
         found += [Job(recipe, seed, save / f"{dataset}-{arch}-{method}-seed{seed}", tuple(words))
                   for seed in dict.fromkeys(seeds)]

@@ -92,7 +92,7 @@ def add_run(group: argparse.ArgumentParser) -> None:
     group.add_argument("--device", default="auto", metavar="NAME", help="cpu, cuda, cuda:1 ... (default: a GPU if any)")
     group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
     group.add_argument("--eval-every", type=int, metavar="N",
-                       help="test accuracy every N epochs, 0: after the last only (default: 1, digits 0)")
+                       help="test accuracy every N epochs, 0: after the last only (default: 1; digits: 0)")
     group.add_argument("--precision", choices=execution.PRECISIONS, default="auto",
                        help="auto: bf16 on a GPU that has it, else fp32 (accuracies are always taken in fp32)")
     group.add_argument("--compile", choices=execution.COMPILE, default="auto",
@@ -155,14 +155,14 @@ RENAMED = {"epochs_scale": "scale", "percent": "amounts"}  # flags that a recipe
 
 def classes_and_size(args: argparse.Namespace, family: str, folder: str | None = None) -> tuple[int, int]:
     """(classes, image size) of a data set without reading it; of an imagefolder the classes in ``folder`` count."""
-    if args.dataset in INFO:
-        info = INFO[args.dataset]
+    info = INFO[args.dataset]
+    size = args.image_size or info.default_size(family)
+    if info.num_classes is not None:
         if args.num_classes not in (None, info.num_classes):
             raise UsageError(f"{args.dataset} has {info.num_classes} classes, not {args.num_classes}")
-        return info.num_classes, args.image_size or info.image_size
-    size = 224 if family == "tinyimagenet" else 32
+        return info.num_classes, size
     found = len(class_names(Path(folder, "train"))) if folder else 0
-    return args.num_classes or (found if found > 1 else DEFAULT_CLASSES), args.image_size or size
+    return args.num_classes or (found if found > 1 else DEFAULT_CLASSES), size
 
 
 def options_for(args: argparse.Namespace) -> Options:
@@ -172,7 +172,8 @@ def options_for(args: argparse.Namespace) -> Options:
             raise UsageError(f"--threads must be at least 1, not {args.threads}")
         torch.set_num_threads(args.threads)
     name = device_for(args.device)
-    eval_every = args.eval_every if args.eval_every is not None else (0 if args.dataset == "digits" else 1)
+    eval_every = args.eval_every if args.eval_every is not None else (
+        INFO[args.dataset].eval_every if args.dataset in INFO else 1)
     if eval_every < 0 or args.save_every < 1:
         raise UsageError("--eval-every must be at least 0 and --save-every at least 1")
     execution.set_up(name, args.precision, args.deterministic)

@@ -138,7 +138,7 @@ def departures(used: dict, data: dict, precisions: Collection[str] = (),
     if network is None or network.graph is not None:  # the paper has no recipe for one of one's own
         return []
     phrases = []
-    if dataset in INFO and dataset != "digits" and not published(arch, dataset, used["method"]):
+    if standard_of_paper(dataset) and not published(arch, dataset, used["method"]):
         phrases.append(f"{arch} with {used['method']} pruning is not in its table")
     standard = recipes.recipe(arch, dataset, used["method"], used["family"]).describe()
     for kind, training in used["trainings"].items():
@@ -169,5 +169,9 @@ NAMES = {"onecycle": "one-cycle retraining", "usual": "usual retraining", "kesi"
 
 def standard(dataset: str) -> str:
     """Whose settings departures() compares with: the paper knows nothing of other data sets than its own."""
-    known = ("cifar10", "cifar100", "tinyimagenet")
-    return "the paper's settings" if dataset in known else "KESI's own settings"
+    return "the paper's settings" if standard_of_paper(dataset) else "KESI's own settings"
+
+
+def standard_of_paper(dataset: str) -> bool:
+    """Whether the paper reports on a data set."""
+    return dataset in INFO and INFO[dataset].in_paper

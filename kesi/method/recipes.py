@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from kesi import models
-from kesi.data.datasets import FAMILIES
+from kesi.data.datasets import FAMILIES, INFO
 from kesi.method.distillation import KullbackLeibler, Loss, loss_of
 from kesi.method.pruning.criteria import criterion_of
 from kesi.method.schedules import SCHEDULES, Training
@@ -187,6 +187,7 @@ DIGITS_BASELINE = Training(epochs=80, batch_size=64, lr=0.1, schedule="multistep
 
 DIGITS_EPOCHS, DIGITS_BATCH, DIGITS_RATE = 25, 64, 0.25
 
+
 def recipe(arch: str, dataset: str, method: str, family: str = "cifar") -> Recipe:
     """The paper's settings for a network, a data set and a method ("filter" or "weight").
 
@@ -199,8 +200,9 @@ def recipe(arch: str, dataset: str, method: str, family: str = "cifar") -> Recip
             raise UsageError(f"unknown {what} {value!r}; choose one of: {', '.join(choices)}")
     network = models.ARCHITECTURES[arch]
     baseline, rates = BASELINES[network.baseline], network.rates
+    made_for = INFO[dataset].recipe if dataset in INFO else None
     shorter: dict = {}
-    if dataset == "digits":
+    if made_for == "digits":
         baseline, shorter = DIGITS_BASELINE, {"epochs": DIGITS_EPOCHS, "batch_size": DIGITS_BATCH}
         rates = (DIGITS_RATE,) * len(rates)
     elif family == "tinyimagenet":

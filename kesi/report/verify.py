@@ -8,8 +8,8 @@ of the images, but two images at least. Exit code 1 if anything does not hold.
 import csv
 from pathlib import Path
 
-from kesi.data import DATASETS, Dataset, load
-from kesi.data.datasets import family_of
+from kesi.data import DATASETS, Dataset
+from kesi.data.datasets import load_described
 from kesi.report.audit import Verifier
 from kesi.report.report import texts
 from kesi.runs import layout, results
@@ -26,7 +26,7 @@ def images_of(run: Path, data: str, download: bool = False) -> Dataset:
     if said["name"] not in DATASETS:
         raise UsageError(f"the images of {run} were handed over in Python ({said['name']!r:.60}) and cannot be loaded "
                          f"anew: use --no-accuracy, or kesi.report.verify.verify(run, dataset) in Python")
-    return load(said["name"], data, image_size=said.get("image_size"), family=family_of(said), download=download)
+    return load_described(said, data, download)
 
 
 def _refuse_other_images(run: Path, said: dict, dataset: Dataset) -> None:

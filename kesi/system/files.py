@@ -35,15 +35,20 @@ def make_folder(folder: Path) -> Path:
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], None], durable: bool = True,
                  previous: Path | None = None) -> None:
+    """write_whole(), of several processes that train together by the first only."""
+    if distributed.is_main():
+        write_whole(path, write, durable, previous)
+
+
+def write_whole(path: Path, write: Callable[[BinaryIO], None], durable: bool = True,
+                previous: Path | None = None) -> None:
     """Let ``write`` fill a file that appears under ``path`` as a whole or not at all.
 
-    ``durable``: also survive a power cut right after the return (fsync). ``previous``: keep the file that was
-    there under this name; it is renamed only once the new one is complete on the disk, so that at every
-    moment one of the two is whole. Raises KesiError when the disk is full, the folder read-only or the like;
-    the file that was there before stays. Of several processes that train together only the first writes.
+    ``durable``: also survive a power cut right after the return (fsync). ``previous``: keep the
+    file that was there under this name; it is renamed only once the new one is complete on the
+    disk, so that at every moment one of the two is whole. Raises KesiError when the disk is full,
+    the folder read-only or the like; the file that was there before stays.
     """
-    if not distributed.is_main():
-        return
     path = Path(path)
     make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")

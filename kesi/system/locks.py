@@ -12,10 +12,10 @@ keeps two processes apart; held() warns of that and goes on.
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import socket
+import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -53,6 +53,19 @@ def held(folder: Path) -> Iterator[Path]:
         yield folder
 
 
+@contextlib.contextmanager
+def held_by_one(folder: Path) -> Iterator[None]:
+    """Hold a folder that all processes may write to, after whoever has it; otherwise like held().
+
+    Also each of several processes that train together gets its turn. Raises KesiError where the
+    folder cannot be made or written.
+    """
+    with _lock(make_folder(Path(folder)), wait=True) as locked:
+        if locked:  # else what is half-written may be another's who is at it
+            remove_leftovers(folder)
+        yield
+
+
 def in_use(folder: Path) -> str | None:
     """Who holds a folder, in words; None where nobody does, or where the system has no locks."""
     if fcntl is None:
@@ -81,13 +94,14 @@ def _run_around(folder: Path) -> Path | None:
 
 
 @contextlib.contextmanager
-def _lock(folder: Path, shared: bool = False) -> Iterator[None]:
-    descriptor = _acquire(folder, shared)
+def _lock(folder: Path, shared: bool = False, wait: bool = False) -> Iterator[bool]:
+    """Holds the folder's lock; gives whether there are locks here at all."""
+    descriptor = _acquire(folder, shared, wait)
     here = folder.resolve()
     try:
         if not shared:
             _held.add(here)
-        yield
+        yield descriptor is not None
     finally:
         if not shared:
             _held.discard(here)
@@ -109,7 +123,7 @@ def holder(folder: Path) -> str:
         return "another process"  # which has just made the file, or is about to remove it
 
 
-def _acquire(folder: Path, shared: bool = False) -> int | None:
+def _acquire(folder: Path, shared: bool, wait: bool) -> int | None:
     path = folder / LOCK
     while True:
         try:
@@ -117,7 +131,7 @@ def _acquire(folder: Path, shared: bool = False) -> int | None:
         except OSError as error:
             raise KesiError(f"cannot write {path}: {error.strerror or error}") from error
         try:
-            if not _flock(descriptor, folder, shared):
+            if not _flock(descriptor, folder, shared, wait):
                 os.close(descriptor)
                 return None
             if _is_at(descriptor, path):
@@ -129,15 +143,21 @@ def _acquire(folder: Path, shared: bool = False) -> int | None:
         os.close(descriptor)  # its holder removed it, or moved the folder, between open and flock
 
 
-def _flock(descriptor: int, folder: Path, shared: bool) -> bool:
-    """Whether there are locks here at all. Raises KesiError where another process holds this one."""
+def _flock(descriptor: int, folder: Path, shared: bool, wait: bool) -> bool:
+    """Whether there are locks here at all. Raises KesiError where another process holds this one,
+    unless it is to be waited for."""
     if fcntl is None:
         warnings.warn(f"this system has no flock: nothing keeps a second process out of {folder}", stacklevel=2)
         return False
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     try:
-        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise KesiError(f"{folder} is in use by {holder(folder)}: wait for it, or use another --save") from error
+        if not wait:
+            raise KesiError(f"{folder} is in use by {holder(folder)}: wait for it, or use another "
+                            f"--save") from error
+        print(f"{folder} is in use by {holder(folder)}: waiting for it", file=sys.stderr)
+        fcntl.flock(descriptor, kind)
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise KesiError(f"cannot lock {folder}: {error.strerror or error}") from error

@@ -25,9 +25,9 @@ from torch import nn
 
 from kesi import checkpoints
 from kesi.checkpoints.checkpoint import Checkpoint
-from kesi.data import DATASETS, eval_batches
+from kesi.data import DATASETS, eval_batches, load
 from kesi.data.augment import Normalise
-from kesi.data.sources.digits import load_digits
+from kesi.data.datasets import SHIPPED
 from kesi.models import Network
 from kesi.runs.lineage import snapshots_of
 from kesi.system.errors import KesiError, UsageError, first_line
@@ -110,11 +110,11 @@ def example_images(checkpoint: Checkpoint, inputs: Inputs, root: str | Path,
     try:
         dataset = replace(dataset_of(checkpoint, inputs, root), mean=mean, std=std)
     except KesiError as error:
-        digits = first_images(load_digits(inputs.image_size)[1], IMAGES)
-        images = Normalise.of(mean, std)(digits.take(0, len(digits)))
+        shipped = first_images(load(SHIPPED, image_size=inputs.image_size).test, IMAGES)
+        images = Normalise.of(mean, std)(shipped.take(0, len(shipped)))
         known = inputs.dataset is None or inputs.dataset in DATASETS
         why = f"for want of its own (--data): {first_line(error)}" if known else "its own were handed over in Python"
-        return images.contiguous(), f"images of digits at {inputs.image_size} px, {why}"
+        return images.contiguous(), f"images of {SHIPPED} at {inputs.image_size} px, {why}"
     split = first_images(dataset.test, IMAGES)
     images = torch.cat([images for images, _ in eval_batches(dataset, split)])
     return images.contiguous(), f"test images of {dataset.name}"

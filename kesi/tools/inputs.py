@@ -14,11 +14,8 @@ from kesi.checkpoints.checkpoint import Checkpoint
 from kesi.checkpoints.fields import LARGEST
 from kesi.data import INFO, Dataset, Split, load
 from kesi.data.augment import Augmentation, PadCrop, RandomResizedCrop
-from kesi.data.datasets import CIFAR_STATISTICS, IMAGENET_STATISTICS, family_of
-from kesi.data.sources.tinyimagenet import SIDE
+from kesi.data.datasets import family_of
 from kesi.system.errors import KesiError, UsageError
-
-KNOWN = {"cifar10": CIFAR_STATISTICS, "cifar100": CIFAR_STATISTICS, "tinyimagenet": IMAGENET_STATISTICS}
 
 
 def _colours(value: object) -> bool:
@@ -54,11 +51,9 @@ class Inputs:
     @property
     def stored_size(self) -> int:
         """The pixels at which kesi.data stores a test image, before test() takes its part of it."""
-        if self.family == "cifar":
-            return self.image_size
-        if self.dataset == "imagefolder" or self.dataset is None:
-            return self.augmentation.test_size
-        return SIDE if self.dataset == "tinyimagenet" else INFO[self.dataset].image_size
+        if self.dataset in INFO:
+            return INFO[self.dataset].stored_size(self.family, self.image_size)
+        return self.image_size if self.family == "cifar" else self.augmentation.test_size
 
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """(mean, std). Raises UsageError where they are not known."""
@@ -109,13 +104,14 @@ def _as_said(checkpoint: Checkpoint, said: dict) -> Inputs:
 
 def _of_dataset(name: str, family: str, root: str | Path) -> Inputs:
     """Without the images where the data set is one whose statistics are fixed; else from the images."""
-    if name in KNOWN:
-        size = 224 if family == "tinyimagenet" else SIDE if name == "tinyimagenet" else INFO[name].image_size
+    info = INFO[name]
+    if info.statistics and info.num_classes:
+        size = info.default_size(family)
         try:
             classes = load(name, root, download=False, family=family).classes
         except KesiError:
-            classes = ("",) * INFO[name].num_classes
-        return Inputs(size, *KNOWN[name], classes, name, family)
+            classes = ("",) * info.num_classes
+        return Inputs(size, *info.statistics, classes, name, family)
     images = load(name, root, download=False, family=family)
     return Inputs(images.image_size, images.mean, images.std, images.classes, name, family)
 
