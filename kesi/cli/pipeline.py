@@ -9,7 +9,7 @@ from kesi.data import INFO
 from kesi.method import plan, recipes
 from kesi.report import report
 from kesi.runs import pipeline
-from kesi.system import distributed
+from kesi.system import distributed, seeds
 from kesi.system.errors import UsageError
 from kesi.tools import tensorboard
 
@@ -30,7 +30,7 @@ def run_pipeline(doc: str, family: str, argv: Sequence[str] | None = None, prog:
     flags.add_network(parser, "resnet18" if tiny else "resnet56")
     flags.add_data(parser, "tinyimagenet" if tiny else "cifar10", family)
     flags.add_pretrained(parser)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N", help="default: 0")
+    parser.add_argument("--seeds", type=seeds.seed, nargs="+", default=[0], metavar="N", help="default: 0")
     parser.add_argument("--compare", action="store_true",
                         help="also retrain the usual way, for all rows of the paper's table")
     parser.add_argument("--save", type=Path, metavar="DIR", help="default: runs/<dataset>-<arch>-<method>")
@@ -54,8 +54,6 @@ def run_pipeline(doc: str, family: str, argv: Sequence[str] | None = None, prog:
     args = parser.parse_args(argv)
     if args.model and args.pretrained:
         raise UsageError("--model is a trained baseline, --pretrained what to train one from: give one of them")
-    if min(args.seeds) < 0:
-        raise UsageError(f"--seeds takes numbers of at least 0, not {min(args.seeds)}")
     recipe = _pipeline_recipe(args, family)
     folder = args.save or Path("runs", f"{args.dataset}-{args.arch}-{args.method}")
     if args.dry_run:

@@ -13,6 +13,7 @@ from kesi.data.sources import cifar, digits, imagefolder, tinyimagenet
 from kesi.data.split import Split, histogram, hold_out, mean_and_std
 from kesi.system.errors import UsageError
 
+LARGEST = 4096  # pixels of an image's side; kesi.checkpoints.fields holds files to the same
 FAMILIES = ("cifar", "tinyimagenet")
 DATASETS = ("cifar10", "cifar100", "digits", "imagefolder", "tinyimagenet")
 
@@ -125,10 +126,18 @@ def _check(name: str, image_size: int | None, val_fraction: float, family: str) 
         raise UsageError(f"unknown data set {name!r}: choose from {', '.join(DATASETS)}")
     if family not in FAMILIES:
         raise UsageError(f"unknown family {family!r}: choose from {', '.join(FAMILIES)}")
-    if image_size is not None and image_size < 8:
-        raise UsageError(f"image size {image_size} is too small: use 8 or more pixels")
+    if image_size is not None:
+        check_size(image_size)
     if not 0 <= val_fraction < 1:
         raise UsageError(f"val fraction {val_fraction:g} is not a share: use 0 or more, and less than 1")
+
+
+def check_size(image_size: int) -> None:
+    """Raises UsageError for a size in pixels that no image has."""
+    if image_size < 8:
+        raise UsageError(f"image size {image_size} is too small: use 8 or more pixels")
+    if image_size > LARGEST:
+        raise UsageError(f"image size {image_size} is too large: use {LARGEST} pixels at most")
 
 
 def _default_size(name: str, family: str) -> int:

@@ -9,6 +9,10 @@ from torch.optim import lr_scheduler
 
 from kesi.system.errors import UsageError
 
+MOST = 10**5  # epochs, and images of a batch: more is a slip, or asks for the memory
+
+DIVERGED = 1e18  # a loss from here on is that of a training that diverges, and no file of a run holds it
+
 
 @dataclass(frozen=True)
 class Training:
@@ -34,8 +38,14 @@ class Training:
 
     def __post_init__(self):
         for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name.replace('_', ' ')} must be at least 1, not {getattr(self, name)}")
+            value = getattr(self, name)
+            if not 1 <= value <= MOST:
+                limit = "at least 1" if value < 1 else f"at most {MOST:,}"
+                raise UsageError(f"{name.replace('_', ' ')} must be {limit}, not {value:,}")
+        rates = (self.lr, self.weight_decay, self.momentum, self.gamma)
+        if not all(math.isfinite(value) and abs(value) < DIVERGED for value in rates):
+            raise UsageError(f"the learning rate ({self.lr}), weight decay ({self.weight_decay}), momentum "
+                             f"({self.momentum}) and gamma ({self.gamma}) must be finite, below {DIVERGED:g}")
         if not self.lr > 0:
             raise UsageError(f"the learning rate must be above 0, not {self.lr}")
         if self.weight_decay < 0 or not 0 <= self.momentum < 1:

@@ -20,12 +20,12 @@ from kesi.runs import steps
 from kesi.runs.folder import move_aside, refuse_changes
 from kesi.runs.layout import PRUNED
 from kesi.runs.record import read_run
-from kesi.runs.stage import Context, Watch
+from kesi.runs.stage import Context, Watch, warn_of_another_device
 from kesi.system import distributed
 from kesi.system.errors import KesiError
 from kesi.system.files import remove_leftovers, write_json
 from kesi.system.locks import held
-from kesi.system.provenance import provenance, recipe_hash
+from kesi.system.provenance import device_name, provenance, recipe_hash
 
 RUN = "run.json"
 
@@ -138,6 +138,7 @@ def _open(settings: Settings) -> None:
         refuse_changes(folder, before.get("recipe"), recipe)
         refuse_changes(folder, before, {"baseline": settings.baseline, "pretrained": settings.pretrained})
         refuse_changes(folder, before.get("data"), data)
+        warn_of_another_device(before.get("device"), device_name(settings.options.device))
     write_json(folder / RUN, {
         "format": 1, "arch": recipe["arch"], "dataset": settings.dataset.name, "method": recipe["method"],
         "compare": settings.compare or before.get("compare", False), "rounds": len(recipe["rounds"]),

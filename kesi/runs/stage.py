@@ -100,6 +100,8 @@ def train(context: Context, folder: Path, stage: Training, start, describe: dict
             refuse_changes(folder, saved.info.get("settings"), settings)
             model, masks, resume = saved.model, saved.masks, saved.training
             before, earlier = saved.info.get("pruned_accuracy"), _earlier(saved, origin)
+            if not context.where:  # a pipeline has said so of the whole run
+                warn_of_another_device(saved.info.get("device"), origin["device"])
             context.say(f"{describe['stage']} continues after epoch {resume['epoch']} of {stage.epochs}")
         elif describe["kind"] in ("onecycle", "usual"):
             before = evaluate(model, context.dataset, context.dataset.test, context.options.device)[1]
@@ -132,6 +134,13 @@ def _earlier(saved: Checkpoint, now: dict) -> list[dict]:
     before = {key: saved.info.get(key) for key in now}
     known = list(saved.info.get("earlier", []))
     return known if before == now else [*known, {"until_epoch": saved.training["epoch"], **before}]
+
+
+def warn_of_another_device(before: object, now: str) -> None:
+    """Say that what was begun on one machine, or with so many threads, goes on with another."""
+    if before is not None and before != now:
+        warnings.warn(f"begun on {before}, and goes on with {now}: the result is not bit for bit that of one or the "
+                      f"other", stacklevel=2)
 
 
 def _fit(context: Context, folder: Path, stage: Training, model: Network, masks: Masks | None, info: dict,

@@ -3,7 +3,6 @@
 A finished stage is not run again, and an interrupted one continues from its last saved epoch (kesi.runs.stage).
 """
 
-import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from kesi.checkpoints.pretrained import load_pretrained
 from kesi.method import sizes
 from kesi.method.distillation import Distillation, SnapshotEnsemble, agreement
 from kesi.method.pruning import prune_filters, prune_weights
-from kesi.method.schedules import Training
+from kesi.method.schedules import DIVERGED, Training
 from kesi.method.sizes import parameters
 from kesi.method.training import evaluate
 from kesi.runs import record
@@ -86,7 +85,7 @@ def _adopt(context: Context, parent: Checkpoint, folder: Path) -> None:
 
 def _refuse_nonsense(loss: float, what: str) -> None:
     """Raises KesiError where networks answer with numbers that are none."""
-    if not math.isfinite(loss):
+    if not abs(loss) < DIVERGED:
         raise KesiError(f"the test loss of {what} is {loss}: this network gives no finite answers, train it anew at a "
                         f"lower learning rate")
 
