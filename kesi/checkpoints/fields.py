@@ -7,13 +7,13 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from kesi.data.datasets import LARGEST
+from kesi.method.schedules import DIVERGED
 from kesi.system.errors import KesiError, controls
 
 Check = Callable[[object], bool]
 
-MOST = 1e18  # of any number; beyond it sums and formats overflow
-
-LARGEST = 4096  # pixels of an image; more is a slip, or a file that asks for the memory
+MOST = DIVERGED  # of any number: what a run may write can be read
 
 
 def number(value: object) -> bool:
