@@ -2,11 +2,11 @@
 
     python -m tests.tampering --tamperings 100 --seed 0
 
-A run on a small folder of images stands half-finished, or finished. In a copy of it something is changed: bytes of any
-file, an image, a label, a link, a time, a name. Then the same command goes on, and `kesi verify` looks at what is there.
-Either one of the two says something (an error of one line, a warning, a check that fails), or every
-file of the run is
-that of the run left alone. The second part of `make chaos`; the first is tests/chaos.py.
+A run on a small folder of images stands half-finished, or finished. In a copy of it something is
+changed: bytes of any file, an image, a label, a link, a time, a name. Then the same command goes
+on, and `kesi verify` looks at what is there. Either one of the two says something (an error of
+one line, a warning, a check that fails), or every file of the run is that of the run left alone.
+The second part of `make chaos`; the first is tests/chaos.py.
 """
 
 import argparse
