@@ -34,6 +34,8 @@ COMMAND = ["cifar/pipeline.py", "--arch", "resnet20", "--dataset", "imagefolder"
            "16", "--rounds", "1", "--epochs", "2", "2", "2", "--batch-size", "16", "--device", "cpu", "--save", "run"]
 VERIFY = ["kesi/__main__.py", "verify", "run", "--data", "images"]
 
+SAID = re.compile("error: |warning: |FAILED ")
+
 NOTICED, SAME, UNNOTICED = "noticed", "changed nothing", "unnoticed"
 
 
@@ -163,15 +165,18 @@ def run_half(folder: Path) -> None:
     os.waitpid(process, 0)
 
 
-def outcome(here: Path, whole: Path) -> tuple[str, str]:
-    """What the same command and verify make of a copy: noticed or not, and what was said or differs."""
+def outcome(here: Path, whole: Path, usual: set[str]) -> tuple[str, str]:
+    """What the same command and verify make of a copy: noticed or not, and what was said or differs.
+
+    ``usual``: the warnings of a run that nobody touched.
+    """
     log = here / "log.txt"
     log.unlink(missing_ok=True)
     codes = [os.waitstatus_to_exitcode(os.waitpid(start(here, words), 0)[1]) for words in (COMMAND, VERIFY)]
     lines = log.read_text(errors="replace").splitlines()
     if any(line.startswith("Traceback") for line in lines) or not set(codes) <= {0, 1, 2}:
         return UNNOTICED, f"a traceback, exit codes {codes}: {lines[-1]}"
-    said = [line for line in lines if line.startswith(("error: ", "warning: ", "FAILED "))]
+    said = [line for line in lines if SAID.match(line) and line not in usual]
     if said:
         return NOTICED, said[0]
     try:
@@ -189,7 +194,9 @@ def campaign(folder: Path, number: int, seed: int) -> dict[str, collections.Coun
     shutil.copytree(folder / "whole", folder / "half")
     run_whole(folder / "whole", COMMAND)
     run_half(folder / "half")
-    if (left := outcome(shutil.copytree(folder / "half", folder / "copy"), folder / "whole"))[0] != SAME:
+    usual = set(filter(SAID.match, (folder / "whole" / "log.txt").read_text().splitlines()))
+    copy = shutil.copytree(folder / "half", folder / "copy")
+    if (left := outcome(copy, folder / "whole", usual))[0] != SAME:
         raise KesiError(f"a run that nobody touched is another: {left}")
     shutil.rmtree(folder / "copy")
     counts = {name: collections.Counter() for name in KINDS}
@@ -198,7 +205,7 @@ def campaign(folder: Path, number: int, seed: int) -> dict[str, collections.Coun
         name, state = list(KINDS)[place % len(KINDS)], ("half", "whole")[place // len(KINDS) % 2]
         here = shutil.copytree(folder / state, folder / "copy", symlinks=True)
         what = KINDS[name](rng, here)
-        ended, said = outcome(here, folder / "whole")
+        ended, said = outcome(here, folder / "whole", usual)
         counts[name][ended] += 1
         print(f"{place:>4} {state:<5} {name:<7} {ended}: {what}{': ' * bool(said)}{said[:200]}", flush=True)
         shutil.rmtree(here)
