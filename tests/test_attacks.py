@@ -61,7 +61,7 @@ def test_a_file_of_zeros_is_refused_by_its_first_bytes(tmp_path):
     path = tmp_path / "x.pth.tar"
     with open(path, "wb") as file:
         file.truncate(2**36)  # to look through it would take hours
-    fails("kesi", "predict", path, "x.png", code=1, says="is not a checkpoint: it begins with")
+    fails("kesi", "predict", path, "x.png", code=1, says="not a checkpoint: it begins with")
 
 
 # -- words of a command

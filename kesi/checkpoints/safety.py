@@ -67,7 +67,7 @@ def check_file(path: Path) -> None:
                 # of torch before 0.1.10, which unpacked it to the disk
                 raise KesiError(f"{path} is a tar archive, which is not read")
             elif head[:1] != PROTOCOL:  # before anything looks for a structure in what may be long
-                raise KesiError(f"{path} is not a checkpoint: it begins with {head[:4]!r}")
+                raise KesiError(f"{path} is damaged or not a checkpoint: it begins with {head[:4]!r}")
             else:
                 for _ in range(5):  # magic number, protocol, system, content, names of the storages that follow
                     _check_pickle(path, file, size)
