@@ -33,7 +33,7 @@ def _explained(path: Path) -> Iterator[None]:
 def refuse_lost(path: Path) -> None:
     """Raises KesiError where a folder around ``path`` that this process holds is not the one it took any more."""
     here = Path(path).resolve()
-    for folder, signed in held_folders.items():
+    for folder, signed in list(held_folders.items()):  # threads take some, too
         if signed is None or not here.is_relative_to(folder):
             continue
         try:

@@ -94,8 +94,7 @@ def _lock(folder: Path, shared: bool = False) -> Iterator[None]:
             with contextlib.suppress(OSError):  # unlinked before it is released: the next one makes its own
                 if shared:  # by the last that shares it
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                ours = shared or signed is None or (folder / LOCK).read_bytes() == signed
-                if ours and _is_at(descriptor, folder / LOCK):
+                if _elsewhere(folder) is None and _is_at(descriptor, folder / LOCK):
                     (folder / LOCK).unlink()
             os.close(descriptor)
 
@@ -154,12 +153,17 @@ def _is_at(descriptor: int, path: Path) -> bool:
         return False
 
 
-def _warn_of_another_machine(folder: Path) -> None:
+def _elsewhere(folder: Path) -> str | None:
+    """The other machine that a folder's lock says has it; None where it says none, or this one."""
     try:
         host = json.loads((folder / LOCK).read_text(encoding="utf-8"))["host"]
     except (OSError, ValueError, KeyError, TypeError):  # empty: it is new
-        return
-    if host != socket.gethostname():
+        return None
+    return host if host != socket.gethostname() else None
+
+
+def _warn_of_another_machine(folder: Path) -> None:
+    if _elsewhere(folder) is not None:
         warnings.warn(f"{folder} was not let go of by {holder(folder)}: if that is still at work there, end one of the "
                       f"two, since locks do not reach every machine", stacklevel=2)
 
