@@ -35,9 +35,10 @@ test: $(VENV)/.ready ## Run the tests of the method, about five minutes on two c
 slow: $(VENV)/.ready ## Run the tests of notebook, documents, own networks, benchmarks and Ray, about as long again
 	$(PYTEST) -m slow
 
-chaos: $(VENV)/.ready ## Kill pipelines 100 times at random moments and compare with runs left alone
+chaos: $(VENV)/.ready ## Kill pipelines 100 times and compare with runs left alone, then tamper with runs 100 times
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos --kills 50 --seed 0 --method filter
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos --kills 50 --seed 0 --method weight
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.tampering --tamperings 100 --seed 0
 
 bench: $(VENV)/.ready ## Measure the speed of this machine against the classic way, about a quarter of an hour
 	$(BIN)/python -m benchmarks.throughput --json benchmarks/throughput.json

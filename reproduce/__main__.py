@@ -23,7 +23,7 @@ from kesi.report.report import main_csv, stages_csv
 from kesi.report.sources import origins_table
 from kesi.report.tables import Row, Table, main_notes, main_rows, main_table
 from kesi.runs.results import Run
-from kesi.system import files
+from kesi.system import files, seeds
 from kesi.system.errors import KesiError, UsageError
 from kesi.system.files import csv_text
 from reproduce import cluster, grid
@@ -67,7 +67,7 @@ def _parse():
                         help="the paper's cifar (18 pipelines a seed) and tinyimagenet (2), or digits (2, to try it)")
     for name in ("arch", "dataset", "method"):
         parser.add_argument(f"--{name}", nargs="+", metavar="NAME", help=f"only the pipelines of this {name}")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="default: 0 1 2")
+    parser.add_argument("--seeds", type=seeds.seed, nargs="+", default=[0, 1, 2], metavar="N", help="default: 0 1 2")
     parser.add_argument("--save", type=Path, default=Path("runs", "reproduce"), metavar="DIR",
                         help="where the runs go, a folder each (default: %(default)s)")
     parser.add_argument("--data", default="data", metavar="DIR", help="where the images are (default: %(default)s)")
@@ -90,8 +90,6 @@ def _parse():
         raise UsageError(f"a pipeline uses one GPU at most: --gpus takes 0 to 1, not {args.gpus:g}")
     if args.cpus < 1:
         raise UsageError(f"--cpus must be at least 1, not {args.cpus}")
-    if min(args.seeds) < 0:
-        raise UsageError(f"--seeds takes numbers of at least 0, not {min(args.seeds)}")
     args.flags = [word for name in ("device", "threads", "eval_every", "precision", "compile", "save_every")
                   if (value := getattr(args, name)) != parser.get_default(name)
                   for word in (f"--{name.replace('_', '-')}", str(value))]

@@ -457,7 +457,7 @@ def test_every_result_and_every_row_of_the_report_says_where_it_comes_from(filte
 
 
 def test_a_test_loss_that_is_not_finite_ends_the_stage_before_it_is_saved(tmp_path):
-    words = ("--arch", "resnet20", "--dataset", "digits", "--epochs", 1, "--batch-size", 300, "--lr", 1e30)
+    words = ("--arch", "resnet20", "--dataset", "digits", "--epochs", 1, "--batch-size", 300, "--lr", 1e17)
     fails("cifar/train.py", *words, "--save", tmp_path, code=1, says="the test loss is nan")
     assert not list(tmp_path.glob("*.tar")) and not (tmp_path / "metrics.jsonl").exists()
 

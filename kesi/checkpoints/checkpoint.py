@@ -124,6 +124,7 @@ def load(path: str | Path, arch: str | None = None, num_classes: int | None = No
     if arch is not None and arch not in models.ARCHITECTURES:
         raise UsageError(f"unknown architecture {arch!r}; choose one of: {', '.join(models.ARCHITECTURES)}")
     state = _state_dict(path, content)
+    safety.check_weights(path, state)
     ours = content.get("format") == FORMAT
     if arch is None:
         arch = content["arch"] if ours else recognise(path, state)

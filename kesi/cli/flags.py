@@ -8,13 +8,14 @@ import torch
 from kesi import models
 from kesi.checkpoints import pretrained
 from kesi.data import DATASETS, INFO, Dataset, load
+from kesi.data.datasets import check_size
 from kesi.data.sources.imagefolder import class_names
 from kesi.method import recipes
 from kesi.method.pruning.criteria import CRITERIA
 from kesi.method.recipes import Recipe
 from kesi.method.schedules import Training
 from kesi.method.training import Options
-from kesi.system import distributed, execution
+from kesi.system import distributed, execution, seeds
 from kesi.system.errors import UsageError
 from kesi.system.execution import device_for
 
@@ -38,8 +39,8 @@ def add_inputs(parser: argparse.ArgumentParser, device: bool = True) -> None:
 def chosen_device(args: argparse.Namespace) -> str:
     """The device that add_flags() asked for, after setting --threads. Raises UsageError if it is not there."""
     if args.threads is not None:
-        if args.threads < 1:
-            raise UsageError(f"--threads must be at least 1, not {args.threads}")
+        if not 1 <= args.threads <= 1024:
+            raise UsageError(f"--threads must be at least 1 and at most 1024, not {args.threads}")
         torch.set_num_threads(args.threads)
     try:
         torch.empty(1, device=args.device)
@@ -128,7 +129,7 @@ def add_pretrained(group: argparse.ArgumentParser) -> None:
 
 def add_seed_and_save(group: argparse.ArgumentParser, default: str) -> None:
     """--seed, --save, --fresh, --resume of one stage."""
-    group.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    group.add_argument("--seed", type=seeds.seed, default=0, help="default: %(default)s")
     group.add_argument("--save", type=Path, metavar="DIR", help=f"where the stage goes (default: {default})")
     group.add_argument("--fresh", action="store_true", help="start over; what is there is moved aside")
     group.add_argument("--resume", type=Path, metavar="FILE",
@@ -155,6 +156,8 @@ RENAMED = {"epochs_scale": "scale", "percent": "amounts"}  # flags that a recipe
 
 def classes_and_size(args: argparse.Namespace, family: str, folder: str | None = None) -> tuple[int, int]:
     """(classes, image size) of a data set without reading it; of an imagefolder the classes in ``folder`` count."""
+    if args.image_size is not None:
+        check_size(args.image_size)
     info = INFO[args.dataset]
     size = args.image_size or info.default_size(family)
     if info.num_classes is not None:
@@ -168,8 +171,8 @@ def classes_and_size(args: argparse.Namespace, family: str, folder: str | None =
 def options_for(args: argparse.Namespace) -> Options:
     """The machine's side of a run. Raises UsageError for a device that is not there."""
     if args.threads is not None:
-        if args.threads < 1:
-            raise UsageError(f"--threads must be at least 1, not {args.threads}")
+        if not 1 <= args.threads <= 1024:
+            raise UsageError(f"--threads must be at least 1 and at most 1024, not {args.threads}")
         torch.set_num_threads(args.threads)
     name = device_for(args.device)
     eval_every = args.eval_every if args.eval_every is not None else (

@@ -9,7 +9,7 @@ from kesi.method import plan, recipes
 from kesi.method.distillation import LOSSES
 from kesi.report import report
 from kesi.runs import pipeline
-from kesi.system import distributed
+from kesi.system import distributed, seeds
 from kesi.system.errors import UsageError
 from kesi.tools import tensorboard
 
@@ -30,7 +30,7 @@ def run_pipeline(doc: str, family: str, argv: Sequence[str] | None = None, prog:
     flags.add_network(parser, "resnet18" if tiny else "resnet56")
     flags.add_data(parser, "tinyimagenet" if tiny else "cifar10", family)
     flags.add_pretrained(parser)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N", help="default: 0")
+    parser.add_argument("--seeds", type=seeds.seed, nargs="+", default=[0], metavar="N", help="default: 0")
     parser.add_argument("--compare", nargs="*", metavar="NAME", default=False,
                         help="also retrain in these other ways, for all rows of the paper's table (without a "
                              f"NAME: in all: {', '.join(list(recipes.RETRAININGS)[1:])})")
@@ -57,8 +57,6 @@ def run_pipeline(doc: str, family: str, argv: Sequence[str] | None = None, prog:
     args = parser.parse_args(argv)
     if args.model and args.pretrained:
         raise UsageError("--model is a trained baseline, --pretrained what to train one from: give one of them")
-    if min(args.seeds) < 0:
-        raise UsageError(f"--seeds takes numbers of at least 0, not {min(args.seeds)}")
     if args.compare == []:
         args.compare = True
     recipe = flags.recipe_for(args, family)

@@ -232,11 +232,7 @@ def _check(name: str, image_size: Size | None, val_fraction: float, family: str,
     if family not in FAMILIES:
         raise UsageError(f"unknown family {family!r}: choose from {', '.join(FAMILIES)}")
     if image_size is not None:
-        sides = height_width(image_size)
-        if min(sides) < SMALLEST:
-            raise UsageError(f"image size {min(sides)} is too small: use {SMALLEST} or more pixels")
-        if max(sides) > LARGEST:
-            raise UsageError(f"image size {max(sides)} is too large: use at most {LARGEST} pixels")
+        check_size(image_size)
     if family == "tinyimagenet" and not all(
             isinstance(size, int) for size in (image_size or 0, INFO[name].side or 0)):
         raise UsageError(f"{name}: images that are not square are for family cifar; "
@@ -246,6 +242,15 @@ def _check(name: str, image_size: Size | None, val_fraction: float, family: str,
                          f"than 1")
     if channels is not None and channels < 1:
         raise UsageError(f"images of {channels} channels: use 1 for grey, 3 for RGB")
+
+
+def check_size(image_size: Size) -> None:
+    """Raises UsageError for a size in pixels that no image has."""
+    sides = height_width(image_size)
+    if min(sides) < SMALLEST:
+        raise UsageError(f"image size {min(sides)} is too small: use {SMALLEST} or more pixels")
+    if max(sides) > LARGEST:
+        raise UsageError(f"image size {max(sides)} is too large: use at most {LARGEST} pixels")
 
 
 def _check_found(name: str, found: Images, channels: int | None) -> None:

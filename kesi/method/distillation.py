@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from kesi.data import Dataset, Split
+from kesi.method.schedules import DIVERGED
 from kesi.method.snapshot import Snapshot
 from kesi.method.training import predict
 from kesi.models import Network
@@ -130,8 +131,8 @@ class KullbackLeibler:
 
     def __post_init__(self):
         """Raises UsageError for a temperature that is not above 0."""
-        if not 0 < self.temperature < float("inf"):
-            raise UsageError(f"the temperature must be above 0, not {self.temperature}")
+        if not 0 < self.temperature < DIVERGED:
+            raise UsageError(f"--temperature must be above 0 and below {DIVERGED:g}, not {self.temperature}")
 
     def __call__(self, logits: torch.Tensor, teachers: torch.Tensor,
                  labels: torch.Tensor) -> torch.Tensor:

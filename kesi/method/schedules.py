@@ -10,7 +10,9 @@ from torch.optim import Optimizer, lr_scheduler
 
 from kesi.system.errors import UsageError
 
-LARGEST_BATCH, MOST_EPOCHS = 2**20, 10**6  # beyond these a number is a slip
+MOST = 10**5  # epochs, and images of a batch: more is a slip, or asks for the memory
+
+DIVERGED = 1e18  # a loss from here on is that of a training that diverges; no file of a run holds it
 
 
 @dataclass(frozen=True)
@@ -38,17 +40,21 @@ class Training:
 
     def __post_init__(self):
         """Raises UsageError for numbers that will not do."""
-        for name, most in (("epochs", MOST_EPOCHS), ("batch_size", LARGEST_BATCH)):
-            if not 1 <= getattr(self, name) <= most:
-                raise UsageError(f"{name.replace('_', ' ')} must be at least 1 and at most {most:,}, "
-                                 f"not {getattr(self, name)}")
-        if not 0 < self.lr < math.inf:
-            raise UsageError(f"the learning rate must be above 0 and finite, not {self.lr}")
-        if not 0 <= self.weight_decay < math.inf or not 0 <= self.momentum < 1:
+        for name in ("epochs", "batch_size"):
+            value = getattr(self, name)
+            if not 1 <= value <= MOST:
+                limit = "at least 1" if value < 1 else f"at most {MOST:,}"
+                raise UsageError(f"{name.replace('_', ' ')} must be {limit}, not {value:,}")
+        rates = (self.lr, self.weight_decay, self.momentum, self.gamma)
+        if not all(math.isfinite(value) and abs(value) < DIVERGED for value in rates):
+            raise UsageError(f"the learning rate ({self.lr}), weight decay ({self.weight_decay}), "
+                             f"momentum ({self.momentum}) and gamma ({self.gamma}) must be finite, "
+                             f"below {DIVERGED:g}")
+        if not self.lr > 0:
+            raise UsageError(f"the learning rate must be above 0, not {self.lr}")
+        if self.weight_decay < 0 or not 0 <= self.momentum < 1:
             raise UsageError(f"weight decay must not be negative (is {self.weight_decay}) and momentum "
                              f"must lie in [0, 1) (is {self.momentum})")
-        if not -math.inf < self.gamma < math.inf:
-            raise UsageError(f"gamma must be a finite number, not {self.gamma}")
         if self.schedule not in SCHEDULES or self.optimizer not in ("sgd", "adam"):
             raise UsageError(f"unknown schedule {self.schedule!r} or optimizer {self.optimizer!r}; "
                              f"schedules: {', '.join(SCHEDULES)}; optimizers: sgd, adam")

@@ -1,6 +1,5 @@
 """fit(): the only training loop. What it minimises is the objective's choice, everything else the stage's."""
 
-import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from time import perf_counter
@@ -14,7 +13,7 @@ from tqdm import tqdm
 from kesi.data import Dataset, Split, TrainBatches, eval_batches
 from kesi.method.objectives import CrossEntropy, Objective
 from kesi.method.pruning.masks import Masks
-from kesi.method.schedules import Training, optimizer_for, schedule_for
+from kesi.method.schedules import DIVERGED, Training, optimizer_for, schedule_for
 from kesi.system import distributed
 from kesi.system.errors import KesiError
 from kesi.system.execution import Step, full_precision, make_step, set_up
@@ -135,10 +134,11 @@ def _train_epoch(model: nn.Module, batches: TrainBatches, epoch: int, step: Step
     sums = distributed.total(torch.stack(losses).double() * shares.to(losses[0].device)).cpu()
     shares, hits = distributed.total(shares.to(losses[0].device)).cpu(), distributed.total(torch.stack(correct).sum())
     values = sums / shares
-    if not bool(torch.isfinite(values).all()):
-        first = int((~torch.isfinite(values)).nonzero()[0])
-        raise KesiError(f"the loss is {float(values[first])} in epoch {epoch}, step {first + 1} of {len(values)}, "
-                        f"at learning rate {rates[first]:.3g}: try a lower --lr, or check the images")
+    if not bool((fine := values.abs() < DIVERGED).all()):  # NaN is not, either
+        first = int((~fine).nonzero()[0])
+        raise KesiError(f"the training diverges: the loss is {float(values[first]):.3g} in epoch {epoch}, step "
+                        f"{first + 1} of {len(values)}, at learning rate {rates[first]:.3g}: try a lower --lr, "
+                        f"or check the images")
     images_seen = int(shares.sum())
     return {"train_loss": float(sums.sum()) / images_seen, "train_accuracy": 100 * int(hits) / images_seen,
             "lr": rates[-1]}
@@ -148,8 +148,9 @@ def _evaluate_epoch(model: nn.Module, dataset: Dataset, device: str, due: bool) 
     row = {"test_loss": None, "test_accuracy": None, "val_accuracy": None}
     if due:
         row["test_loss"], row["test_accuracy"] = evaluate(model, dataset, dataset.test, device)
-        if not math.isfinite(row["test_loss"]):
-            raise KesiError(f"the test loss is {row['test_loss']}: try a lower --lr, or check the images")
+        if not abs(row["test_loss"]) < DIVERGED:
+            raise KesiError(f"the training diverges: the test loss is {row['test_loss']:.3g}: try a lower "
+                            f"--lr, or check the images")
         if dataset.val is not None:
             row["val_accuracy"] = evaluate(model, dataset, dataset.val, device)[1]
     return row

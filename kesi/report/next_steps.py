@@ -6,13 +6,14 @@ import shlex
 from kesi import models
 from kesi.data import DATASETS
 from kesi.runs.results import Run
+from kesi.system.provenance import requoted
 
 OURS = re.compile(r"kesi |python (cifar/|tinyimagenet/)")  # else it is a program of somebody's with compress()
 
 
 def next_steps(run: Run) -> list[tuple[str, str]]:
     """What can be done and the command lines for it; of a network of one's own with the module that registers it."""
-    command = run.info.get("command") or "python cifar/pipeline.py"
+    command = requoted(run.info.get("command") or "python cifar/pipeline.py")
     command = re.sub(r" --fresh\b", "", command)
     commit = run.info.get("commit")
     checkout = f"git checkout {commit}\n" if commit else ""
@@ -28,8 +29,8 @@ def next_steps(run: Run) -> list[tuple[str, str]]:
     last, kesi, note = f"{folder}/seed{seed}/kesi", "kesi", ""
     network = models.ARCHITECTURES.get(run.info["arch"])
     if network is None or network.graph:
-        added = re.search(r" (--with \S+)", command)
-        kesi = f"kesi {added[1] if added else '--with FILE'}"
+        added = _given(command, "--with")
+        kesi = f"kesi{added or ' --with FILE'}"
         note = "" if added else "; FILE is the Python file that registers the network"
     lines = [f"{kesi} export {last} --format onnx --normalise --out kesi.onnx{_data(command)}",
              f"{kesi} predict {last} image.png"]
@@ -46,8 +47,12 @@ def next_steps(run: Run) -> list[tuple[str, str]]:
 
 def _data(command: str) -> str:
     """Where the images are, if the run's command says so."""
-    try:
-        words = shlex.split(command)
-    except ValueError:
+    return _given(command, "--data")
+
+
+def _given(command: str, flag: str) -> str:
+    """A flag of a command with its value, as it is typed; "" where there is none."""
+    words = shlex.split(command)
+    if flag not in words[:-1]:
         return ""
-    return f" --data {shlex.quote(words[words.index('--data') + 1])}" if "--data" in words[:-1] else ""
+    return f" {flag} {shlex.quote(words[words.index(flag) + 1])}"

@@ -10,10 +10,11 @@ from pathlib import Path
 
 from kesi.report.sources import origins_table, parents_of, provenance, row_origin, versions_of
 from kesi.report.summary import deviation, mean, missing
-from kesi.report.tables import Row, Table, main_rows, main_table, rounds_table
+from kesi.report.tables import Row, Table, main_rows, main_table, plain, rounds_table
 from kesi.runs.results import Run, common_folder, load_runs
 from kesi.system import files
 from kesi.system.files import csv_text
+from kesi.system.provenance import requoted
 
 STAGE_FIELDS = ("run", "stage", "kind", "round", "method", "arch", "dataset", "num_classes", "seed",
                 "params", "nonzero_params", "macs", "image_size", "sparsity", "test_accuracy", "test_loss",
@@ -41,7 +42,7 @@ class Report:
         first, *others = [table.markdown() for table in self.tables]
         parts = [first.replace("## ", "# ", 1), *others]  # the title of the main table is that of the page
         if self.missing:
-            parts.append("## Not finished\n\n" + "\n".join(f"- {line}" for line in self.missing))
+            parts.append("## Not finished\n\n" + "\n".join(f"- {plain(line)}" for line in self.missing))
         if self.plots:
             parts.append("## Plots\n\n" + "\n\n".join(f"![{path.stem}]({path.name})" for path in self.plots))
         origins = self.origins.markdown().replace("## ", "### ", 1)
@@ -84,7 +85,8 @@ def stages_csv(runs: Sequence[Run]) -> list[dict]:
             for stage, result in sorted(results.items(), key=lambda item: (
                     run.stages().index(item[0]) if item[0] in run.stages() else len(run.stages()), item[0])):
                 values = {"run": run.folder.resolve().name, **result, "seed": seed, "stage": stage,
-                          "versions": versions_of(result), "parent": parents_of(result)}
+                          "versions": versions_of(result), "parent": parents_of(result),
+                          "command": result.get("command") and requoted(result["command"])}
                 lines.append({name: " ".join(map(str, values[name])) if isinstance(values.get(name), list)
                               else values.get(name) for name in STAGE_FIELDS})
     return lines

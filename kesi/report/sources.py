@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Sequence
 
-from kesi.report.tables import NONE, Row, Table
+from kesi.report.tables import NONE, Row, Table, code, plain
 from kesi.runs.results import Run
+from kesi.system.provenance import requoted
 
 MOST = 6  # digests in a cell
 
@@ -50,11 +51,11 @@ def provenance(run: Run) -> str:
               ("baseline", "retrain", *["usual"] * ("usual" in run.retrainings()), "distill") if name in used]
     seconds = sum(result.get("seconds") or 0 for result in stages)
     return "\n".join([
-        f"**{run.label}**", "",
-        f"- command: `{run.info.get('command', 'unknown')}`",
+        f"**{plain(run.label)}**", "",
+        f"- command: {code(requoted(run.info.get('command') or 'unknown'))}",
         f"- commit: {origins(commit_of)}",
-        f"- versions: {origins(versions_of)}",
-        f"- device: {origins(lambda one: one.get('device'))}",
+        f"- versions: {plain(origins(versions_of))}",
+        f"- device: {plain(origins(lambda one: one.get('device')))}",
         f"- seeds: {', '.join(map(str, sorted(run.seeds)))}",
         f"- recipe: {run.info.get('recipe_hash') or 'unknown'}",
         f"- epochs: {'; '.join(epochs) or 'unknown'}; rounds: {run.rounds}",
@@ -69,7 +70,7 @@ def row_origin(row: Row) -> dict:
             "recipe_hash": distinct(results, lambda one: one.get("recipe_hash") or row.run.info.get("recipe_hash")),
             "commit": distinct(starts(results), commit_of), "versions": distinct(starts(results), versions_of),
             "device": distinct(starts(results), lambda one: one.get("device")),
-            "command": distinct(starts(results), lambda one: one.get("command")),
+            "command": distinct(starts(results), lambda one: one.get("command") and requoted(one["command"])),
             "parent": distinct(results, lambda one: " ".join(parents_of(one))),
             "network_digest": distinct(results, lambda one: one.get("network_digest"))}
 

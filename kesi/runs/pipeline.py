@@ -25,11 +25,11 @@ from kesi.runs import steps
 from kesi.runs.folder import move_aside, refuse_changes
 from kesi.runs.layout import RUN
 from kesi.runs.record import RunRecord, read_run
-from kesi.runs.stage import Context, Watch
+from kesi.runs.stage import Context, Watch, warn_of_another_device
 from kesi.system import distributed
 from kesi.system.files import remove_leftovers, write_json
 from kesi.system.locks import held
-from kesi.system.provenance import provenance, recipe_hash
+from kesi.system.provenance import device_name, provenance, recipe_hash
 
 
 @dataclass(frozen=True)
@@ -138,6 +138,7 @@ def _open(settings: Settings) -> None:
         refuse_changes(folder, asdict(before),
                        {"baseline": settings.baseline, "pretrained": settings.pretrained})
         refuse_changes(folder, before.data, data)
+        warn_of_another_device(before.device, device_name(settings.options.device))
         last = new.pop(KESI)
         recipe["trainings"] = {**new, **{name: old[name] for name in old if name not in (*new, KESI)},
                                KESI: last}
