@@ -30,6 +30,18 @@ def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
     setattr(model.get_submodule(parent), child, module)
 
 
+def in_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy whose convolutions and linear layers hold their weights in ``dtype``, for use under autocast.
+
+    Autocast would cast the very same weights anew in every step; what it leaves in fp32 stays that.
+    """
+    copied = copy.deepcopy(model)
+    for module in copied.modules():
+        if type(module) in (nn.Conv2d, nn.Linear):
+            module.to(dtype)
+    return copied
+
+
 class SnapshotEnsemble:
     """Several networks that predict together: the mean of their softmax.
 
@@ -50,6 +62,12 @@ class SnapshotEnsemble:
 
     def __len__(self) -> int:
         return len(self.members)
+
+    def held_in(self, dtype: torch.dtype) -> "SnapshotEnsemble":
+        """The same ensemble, with members as in_dtype() makes them."""
+        held = copy.copy(self)
+        held.members = [in_dtype(member, dtype) for member in self.members]
+        return held
 
     @torch.no_grad()
     def probabilities(self, images: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
@@ -115,7 +133,12 @@ class Distillation:
         if not 0 < temperature < float("inf"):
             raise UsageError(f"the temperature must be above 0, not {temperature}")
         self.ensemble, self.temperature = ensemble, temperature
+        self._teachers = ensemble
+
+    def hold_in(self, dtype: torch.dtype) -> None:
+        """Have the teachers' weights in this type from now on; their probabilities stay in fp32."""
+        self._teachers = self.ensemble.held_in(dtype)
 
     def __call__(self, logits: torch.Tensor, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return distillation_loss(logits, self.ensemble.probabilities(images, self.temperature),
+        return distillation_loss(logits, self._teachers.probabilities(images, self.temperature),
                                  self.temperature)
