@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import json
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 import models
-from doors import fails
+from doors import fails, works
+from kesi import checkpoints
 from kesi.data import load
 from kesi.data.batches import eval_batch_size, eval_batches
 from kesi.method.distillation import Distillation, SnapshotEnsemble
@@ -291,6 +293,15 @@ def test_auto_has_a_name_on_every_device(monkeypatch):
     assert execution.resolved("cuda:1", "tf32") == "tf32"
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
     assert execution.resolved("cuda", "auto") == "fp32"
+
+
+@pytest.mark.parametrize("precision", ["auto", "bf16"])
+def test_precision_is_recorded_as_what_it_became(tmp_path, precision):
+    works("cifar/train.py", "--arch", "resnet20", "--dataset", "digits", "--epochs", 1, "--device", "cpu",
+          "--precision", precision, "--save", tmp_path)
+    became = {"auto": "fp32"}.get(precision, precision)
+    assert json.loads((tmp_path / "result.json").read_text())["precision"] == became
+    assert checkpoints.load(tmp_path / "checkpoint.pth.tar").info["precision"] == became
 
 
 # What follows needs a GPU.

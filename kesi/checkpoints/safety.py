@@ -39,7 +39,7 @@ INFO = {**dict.fromkeys(("stage", "kind", "source"), fields.text), "round": opti
         "seed": fields.integer, "parent": optional(fields.dictionary), "teachers": _LIST,
         **dict.fromkeys(("dataset", "settings", "metrics", "versions"), fields.dictionary),
         "recipe": lambda value: fields.dictionary(value) and all(map(fields.text, value)),
-        **dict.fromkeys(("method", "recipe_hash", "command", "commit"), optional(fields.text)),
+        **dict.fromkeys(("method", "recipe_hash", "command", "commit", "precision"), optional(fields.text)),
         **dict.fromkeys(("pruned_accuracy", "temperature"), optional(fields.number))}
 
 KIND = "is not a checkpoint"

@@ -52,7 +52,8 @@ RESULT: dict[str, Check] = {
     "layers": optional(several(layer)),
     "accuracy": several(number), "growing_accuracy": several(number), "disagreement": several(several(number)),
     "members": several(file_name), "members_digests": several(text), "started": optional(text),
-    "earlier": several(origin), "digest": optional(text), "network_digest": optional(text), **ORIGIN}
+    "precision": optional(text), "earlier": several(origin), "digest": optional(text),
+    "network_digest": optional(text), **ORIGIN}
 
 EPOCH: dict[str, Check] = {
     "epoch": whole(1), **dict.fromkeys(("train_loss", "train_accuracy", "test_loss", "test_accuracy", "val_accuracy",
@@ -118,7 +119,7 @@ def read_epochs(path: Path) -> list[dict]:
 
 # What a result says in the words of the checkpoint, and which figures the checkpoint knows, too.
 KEPT = ("stage", "kind", "round", "method", "seed", "settings", "pruned_accuracy", "parent", "commit", "dirty",
-        "versions", "device", "command", "earlier", "recipe_hash", "temperature", "teachers")
+        "versions", "device", "command", "earlier", "recipe_hash", "temperature", "teachers", "precision")
 
 METRICS_KEPT = ("test_accuracy", "test_loss", "val_accuracy")
 

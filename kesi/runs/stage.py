@@ -27,6 +27,7 @@ from kesi.runs.lineage import check_images, reference
 from kesi.runs.record import KEPT, METRICS_KEPT, history_digest, network_of
 from kesi.system import distributed
 from kesi.system.errors import KesiError, UsageError
+from kesi.system.execution import resolved
 from kesi.system.files import write_json, write_json_lines
 from kesi.system.locks import held
 from kesi.system.provenance import provenance, recipe_hash
@@ -105,6 +106,7 @@ def train(context: Context, folder: Path, stage: Training, start, describe: dict
             before = evaluate(model, context.dataset, context.dataset.test, context.options.device)[1]
         info = {**describe, "dataset": context.dataset.describe(), "recipe": asdict(stage), "seed": context.seed,
                 "settings": settings, "pruned_accuracy": before,
+                "precision": resolved(context.options.device, context.options.precision),
                 "parent": reference(parent, folder) if parent else None, **origin}
         if earlier:
             info["earlier"] = earlier
