@@ -1,4 +1,5 @@
-"""What an audit of the GPU path found, each held by a test: on the CPU where that shows it, else on a GPU."""
+"""What an audit of the GPU path found, each held by a test: on the CPU where that shows it, else on
+a GPU."""
 
 import contextlib
 import copy
@@ -83,6 +84,7 @@ def test_what_fails_to_compile_in_the_backward_pass_costs_a_line_and_no_bit(monk
         def call(images, labels):
             loss, correct = function(images, labels)  # counts in the norms, draws for dropout
             return _FailsBackward.apply(loss), correct
+
         return call
 
     monkeypatch.setattr(torch, "compile", compile_)
@@ -109,6 +111,7 @@ def test_an_error_after_the_first_step_is_no_failed_compilation(monkeypatch):
             if len(calls) > 1:
                 raise ZeroDivisionError
             return function(*given)
+
         return call
 
     monkeypatch.setattr(torch, "compile", compile_)
@@ -132,8 +135,15 @@ def test_dropout_draws_the_same_numbers_compiled_and_not(capsys):
 
 def test_cudnn_searches_for_the_first_shape_only(monkeypatch):
     seen = []
-    monkeypatch.setattr(execution, "_eager", lambda model, forward: lambda images, labels, weight=1.0: seen.append(
-        (len(images), torch.backends.cudnn.benchmark)))
+    monkeypatch.setattr(
+        execution,
+        "_eager",
+        lambda model, forward: (
+            lambda images, labels, weight=1.0: seen.append(
+                (len(images), torch.backends.cudnn.benchmark)
+            )
+        ),
+    )
     step = make_step(network(), cross_entropy, "cuda", "fp32", "off", 1)
     for size in (8, 3, 8):
         step(*batch(size))
@@ -153,13 +163,31 @@ def test_deterministic_compiles_nothing_and_fills_no_memory(monkeypatch):
 
 
 def test_deterministic_and_compiled_is_one_line(tmp_path):
-    fails("cifar/train.py", "--arch", "resnet20", "--dataset", "digits", "--epochs", 1, "--device", "cpu",
-          "--deterministic", "--compile", "on", "--save", tmp_path / "a", code=2, says="--deterministic")
+    fails(
+        "cifar/train.py",
+        "--arch",
+        "resnet20",
+        "--dataset",
+        "digits",
+        "--epochs",
+        1,
+        "--device",
+        "cpu",
+        "--deterministic",
+        "--compile",
+        "on",
+        "--save",
+        tmp_path / "a",
+        code=2,
+        says="--deterministic",
+    )
 
 
 def test_capture_without_compiling_is_a_choice(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda function, **_: pytest.fail("compiled"))
-    assert isinstance(make_step(network(), cross_entropy, "cuda", "fp32", "capture", 10**6), CapturedStep)
+    assert isinstance(
+        make_step(network(), cross_entropy, "cuda", "fp32", "capture", 10**6), CapturedStep
+    )
     make_step(network(), cross_entropy, "cpu", "fp32", "capture", 10**6)(*batch())
 
 
@@ -194,7 +222,9 @@ def test_after_a_failed_capture_no_other_is_tried_and_nothing_of_it_stays(no_cud
     CapturedForward(captured.eval())(batch()[0])
     assert len(no_cuda) == 1
     said = capsys.readouterr().err
-    assert said.count("\n") == 1 and "capturing the step as a CUDA graph failed (operation not" in said
+    assert (
+        said.count("\n") == 1 and "capturing the step as a CUDA graph failed (operation not" in said
+    )
 
 
 def test_batches_are_counted_in_one_operation_and_as_often_as_before():
@@ -211,9 +241,16 @@ def test_batches_are_counted_in_one_operation_and_as_often_as_before():
     step = make_step(model, cross_entropy, "cpu", "fp32", "off", 1)
     for _ in range(2):
         step(*batch())
-    assert [int(norm.num_batches_tracked) for norm in (model.twice, model.never, model.own)] == [4, 0, 2]
+    assert [int(norm.num_batches_tracked) for norm in (model.twice, model.never, model.own)] == [
+        4,
+        0,
+        2,
+    ]
     model = network()
-    step, before = make_step(model, cross_entropy, "cpu", "fp32", "off", 1), int(model.bn1.num_batches_tracked)
+    step, before = (
+        make_step(model, cross_entropy, "cpu", "fp32", "off", 1),
+        int(model.bn1.num_batches_tracked),
+    )
     with profile(activities=[ProfilerActivity.CPU]) as found:
         step(*batch())
     names = [event.name for event in found.events()]
@@ -237,7 +274,9 @@ def test_on_a_cpu_an_epochs_accuracy_is_the_reported_one_bit_for_bit():
     digits, model = load("digits"), network()
     assert make_forward(model, "cpu", "bf16", "auto") is None
     history = fit(model, digits, ONE_CYCLE.scaled(0.02), seed=0, options=Options(eval_every=1))
-    assert (history[-1]["test_loss"], history[-1]["test_accuracy"]) == evaluate(model, digits, digits.test)
+    assert (history[-1]["test_loss"], history[-1]["test_accuracy"]) == evaluate(
+        model, digits, digits.test
+    )
 
 
 @pytest.mark.parametrize(("precision", "tf32"), [("bf16", True), ("tf32", True), ("fp32", False)])
@@ -263,7 +302,11 @@ def test_teachers_are_held_in_bf16_and_say_the_same_bit_for_bit():
     held = objective._teachers
     kinds = {weight.dtype for member in held.members for weight in member.parameters()}
     assert kinds == {torch.bfloat16}
-    assert all(weight.dtype == torch.float32 for member in ensemble.members for weight in member.parameters())
+    assert all(
+        weight.dtype == torch.float32
+        for member in ensemble.members
+        for weight in member.parameters()
+    )
     copies = []
     for one in (ensemble, held):
         with execution.autocast("cpu", "bf16"), profile(activities=[ProfilerActivity.CPU]) as found:
@@ -289,7 +332,9 @@ def test_synchronised_norms_are_torchs_on_a_gpu(monkeypatch):
 
 def test_auto_has_a_name_on_every_device(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
-    assert execution.resolved("cpu", "auto") == "fp32" and execution.resolved("cuda", "auto") == "bf16"
+    assert (
+        execution.resolved("cpu", "auto") == "fp32" and execution.resolved("cuda", "auto") == "bf16"
+    )
     assert execution.resolved("cuda:1", "tf32") == "tf32"
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
     assert execution.resolved("cuda", "auto") == "fp32"
@@ -297,8 +342,21 @@ def test_auto_has_a_name_on_every_device(monkeypatch):
 
 @pytest.mark.parametrize("precision", ["auto", "bf16"])
 def test_precision_is_recorded_as_what_it_became(tmp_path, precision):
-    works("cifar/train.py", "--arch", "resnet20", "--dataset", "digits", "--epochs", 1, "--device", "cpu",
-          "--precision", precision, "--save", tmp_path)
+    works(
+        "cifar/train.py",
+        "--arch",
+        "resnet20",
+        "--dataset",
+        "digits",
+        "--epochs",
+        1,
+        "--device",
+        "cpu",
+        "--precision",
+        precision,
+        "--save",
+        tmp_path,
+    )
     became = {"auto": "fp32"}.get(precision, precision)
     assert json.loads((tmp_path / "result.json").read_text())["precision"] == became
     assert checkpoints.load(tmp_path / "checkpoint.pth.tar").info["precision"] == became

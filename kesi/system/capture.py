@@ -1,8 +1,8 @@
-"""A step, or a forward pass, as a CUDA graph: recorded once, then replayed without any Python or launches.
+"""A step, or a forward pass, as a CUDA graph: recorded once, then replayed without any Python or
+launches.
 
-Where recording fails, one line says so, and this process goes on without graphs: a failed capture leaves the
-allocator and the stream in a state that a second one should not rely on.
-"""
+Where recording fails, one line says so, and this process goes on without graphs: a failed capture
+leaves the allocator and the stream in a state that a second one should not rely on. """
 
 import contextlib
 import sys
@@ -21,7 +21,8 @@ Step = Callable[[torch.Tensor, torch.Tensor, float], tuple[torch.Tensor, torch.T
 
 
 def remembered(model: nn.Module, device: torch.device) -> Callable[[], None]:
-    """Note the buffers of a network and the random state; calling what is returned brings them back."""
+    """Note the buffers of a network and the random state; calling what is returned brings them
+    back."""
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     cpu = torch.get_rng_state()
     cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
@@ -49,8 +50,11 @@ class Recorder:
     stream: ClassVar["torch.cuda.Stream | None"] = None
 
     @classmethod
-    def record(cls, what: str, function: Callable, inputs: tuple[torch.Tensor, ...], model: nn.Module):
-        """(graph, what ``function`` returned) for inputs that stay where they are; None where it fails.
+    def record(
+        cls, what: str, function: Callable, inputs: tuple[torch.Tensor, ...], model: nn.Module
+    ):
+        """(graph, what ``function`` returned) for inputs that stay where they are; None where it
+        fails.
 
         Neither warming up nor recording counts: buffers and random numbers are those of before.
         """
@@ -63,7 +67,9 @@ class Recorder:
         except Exception as error:
             cls.failed = True
             torch.cuda.synchronize(device)
-            say(f"capturing {what} as a CUDA graph failed ({first_line(error)}); continuing without")
+            say(
+                f"capturing {what} as a CUDA graph failed ({first_line(error)}); continuing without"
+            )
         restore()
         return recorded
 
@@ -82,8 +88,10 @@ class Recorder:
         model.zero_grad(set_to_none=True)
         # The outer context gives the stream back where the end of a capture raises. thread_local:
         # the thread that gathers the next batch may allocate meanwhile.
-        with (torch.cuda.stream(ours),
-              torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local")):
+        with (
+            torch.cuda.stream(ours),
+            torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"),
+        ):
             found = function(*inputs)
         return graph, found
 
@@ -95,8 +103,9 @@ class CapturedStep:
         self._model, self._step = model, step
         self._graph: torch.cuda.CUDAGraph | None = None
 
-    def __call__(self, images: torch.Tensor, labels: torch.Tensor,
-                 weight: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(
+        self, images: torch.Tensor, labels: torch.Tensor, weight: float = 1.0
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         if self._graph is None and not Recorder.failed:
             self._capture(images, labels)
         if self._graph is None or images.shape != self._images.shape:
@@ -115,17 +124,21 @@ class CapturedStep:
 
     def _capture(self, images: torch.Tensor, labels: torch.Tensor) -> None:
         self._images, self._labels = images.clone(), labels.clone()
-        recorded = Recorder.record("the step", self._step, (self._images, self._labels), self._model)
+        recorded = Recorder.record(
+            "the step", self._step, (self._images, self._labels), self._model
+        )
         if recorded is not None:
             self._graph, (self._loss, self._correct) = recorded
-            self._gradients = [(parameter, parameter.grad) for parameter in self._model.parameters()]
+            self._gradients = [
+                (parameter, parameter.grad) for parameter in self._model.parameters()
+            ]
 
 
 class CapturedForward:
     """A network in eval mode as a CUDA graph, for batches of at most the size that it first gets.
 
-    A smaller batch fills the first rows: in eval mode an image's answer does not depend on its batch.
-    """
+    A smaller batch fills the first rows: in eval mode an image's answer does not depend on its
+    batch. """
 
     def __init__(self, model: nn.Module):
         self._model = model
@@ -139,8 +152,11 @@ class CapturedForward:
             if recorded is not None:
                 self._graph, self._logits = recorded
         count = len(images)
-        if (self._graph is None or count > len(self._images)
-                or images.shape[1:] != self._images.shape[1:]):
+        if (
+            self._graph is None
+            or count > len(self._images)
+            or images.shape[1:] != self._images.shape[1:]
+        ):
             return self._model(images)
         self._images[:count].copy_(images)
         self._graph.replay()

@@ -46,11 +46,10 @@ def resolved(device: str, precision: str) -> str:
 def set_up(device: str, precision: str, deterministic: bool) -> str:
     """Set torch's switches for a device and return the precision that "auto" stands for there.
 
-    fp32: full precision everywhere. tf32: matrix products of a GPU with a mantissa of 10 bits. bf16:
-    autocast, convolutions and matrix products in bfloat16, weights and sums in fp32; the default on a
-    GPU that has it. ``deterministic``: only algorithms that give the same bits in every run. Raises
-    UsageError for a precision that the device does not have.
-    """
+    fp32: full precision everywhere. tf32: matrix products of a GPU with a mantissa of 10 bits.
+    bf16: autocast, convolutions and matrix products in bfloat16, weights and sums in fp32; the
+    default on a GPU that has it. ``deterministic``: only algorithms that give the same bits in
+    every run. Raises UsageError for a precision that the device does not have. """
     cuda = torch.device(device).type == "cuda"
     precision = resolved(device, precision)
     if cuda and torch.device(device).index is not None:
@@ -92,10 +91,9 @@ def _allow_tf32(convolutions: bool, products: bool) -> None:
 def _keep_freed_memory() -> None:
     """Have the C library keep freed memory for the next tensor instead of giving it back.
 
-    glibc gives back every tensor of 32 MiB and more, whose pages are then cleared and mapped anew in
-    every step: a twelfth of the time of a step of VGG-16 (benchmarks/README.md). Other libraries do not
-    know these switches.
-    """
+    glibc gives back every tensor of 32 MiB and more, whose pages are then cleared and mapped anew
+    in every step: a twelfth of the time of a step of VGG-16 (benchmarks/README.md). Other libraries
+    do not know these switches. """
     m_trim_threshold, m_mmap_threshold = -1, -3  # from malloc.h
     with contextlib.suppress(OSError, AttributeError, TypeError):
         libc = ctypes.CDLL(None)
@@ -117,10 +115,10 @@ def make_step(model: nn.Module, objective: Callable, device: str, precision: str
     On a GPU it is captured as a CUDA graph, teachers included. ``compile_``: "on" has torch.compile
     fuse its kernels first, "auto" does so on a GPU from COMPILE_FROM_STEPS steps (on a CPU it was
     measured to gain nothing over the eager step: benchmarks/README.md), "capture" never compiles,
-    "off" neither compiles nor captures. Where the compiler or the capture fails, one line says so and
-    the step runs eagerly. With several processes the gradients are averaged by
-    DistributedDataParallel, and nothing is captured. An objective that has ``hold_in(dtype)`` is told
-    to hold its own networks in bfloat16 where the step computes in it.
+    "off" neither compiles nor captures. Where the compiler or the capture fails, one line says so
+    and the step runs eagerly. With several processes the gradients are averaged by
+    DistributedDataParallel, and nothing is captured. An objective that has ``hold_in(dtype)`` is
+    told to hold its own networks in bfloat16 where the step computes in it.
 
     Raises UsageError where a deterministic step should be compiled: the compiler picks kernels by
     timing them, so two runs may pick others.
@@ -128,8 +126,8 @@ def make_step(model: nn.Module, objective: Callable, device: str, precision: str
     cuda = torch.device(device).type == "cuda"
     deterministic = torch.are_deterministic_algorithms_enabled()
     if deterministic and compile_ == "on":
-        raise UsageError("--compile on picks kernels by timing them, which --deterministic rules out: "
-                         "leave one of them away")
+        raise UsageError("--compile on picks kernels by timing them, which --deterministic rules "
+                         "out: leave one of them away")
     if precision == "bf16" and hasattr(objective, "hold_in"):
         objective.hold_in(torch.bfloat16)
     called: nn.Module = DistributedDataParallel(model) if distributed.world() > 1 else model
@@ -162,8 +160,8 @@ def make_forward(model: nn.Module, device: str, precision: str,
                  compile_: str) -> Callable[[torch.Tensor], torch.Tensor] | None:
     """How a network that is being trained is evaluated meanwhile; None: as for what is reported.
 
-    On a GPU captured, and in TF32 unless the training is in fp32: accuracies on the way decide nothing.
-    """
+    On a GPU captured, and in TF32 unless the training is in fp32: accuracies on the way decide
+    nothing. """
     if torch.device(device).type != "cuda":
         return None
     captured = compile_ != "off" and distributed.world() == 1

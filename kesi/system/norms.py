@@ -1,11 +1,11 @@
-"""Batch norms of pruned networks on a CPU, several times as fast as torch's; and their counting in one.
+"""Batch norms of pruned networks on a CPU, several times as fast as torch's; and their counting in
+one.
 
 torch gives every thread its own row of sums, one number a channel, and puts the rows side by side.
-With 16 channels a row fills a cache line; with the 14 that pruning leaves, two threads write to the same
-line all the time, and two take longer than one. Here k neighbouring positions count as channels of their
-own, so that rows end where cache lines do (and vector instructions are filled); the k sums of a channel
-are then added.
-"""
+With 16 channels a row fills a cache line; with the 14 that pruning leaves, two threads write to the
+same line all the time, and two take longer than one. Here k neighbouring positions count as
+channels of their own, so that rows end where cache lines do (and vector instructions are filled);
+the k sums of a channel are then added. """
 
 import contextlib
 import math
@@ -20,7 +20,8 @@ LINE = 16  # floats in a cache line of 64 bytes, and in the widest vector regist
 
 
 def slow_norms(model: nn.Module) -> list[nn.BatchNorm2d]:
-    """The batch norms of a network that grouped() speeds up: those whose channels do not fill cache lines."""
+    """The batch norms of a network that grouped() speeds up: those whose channels do not fill cache
+    lines."""
     return [module for module in model.modules()
             if type(module) is nn.BatchNorm2d and module.num_features % LINE and module.affine
             and module.track_running_stats and module.momentum is not None
@@ -29,8 +30,10 @@ def slow_norms(model: nn.Module) -> list[nn.BatchNorm2d]:
 
 @contextlib.contextmanager
 def grouped(norms: Sequence[nn.BatchNorm2d]) -> Iterator[None]:
-    """Within, these batch norms compute what they always do in another order, where that is faster."""
-    norms = [norm for norm in norms if type(norm) is nn.BatchNorm2d]  # not those that have become synchronised
+    """Within, these batch norms compute what they always do in another order, where that is
+    faster."""
+    # not those that have become synchronised
+    norms = [norm for norm in norms if type(norm) is nn.BatchNorm2d]
     for norm in norms:
         norm.forward = MethodType(_forward, norm)
     try:
@@ -62,7 +65,8 @@ def counting_norms(model: nn.Module) -> list[nn.Module]:
 
 @contextlib.contextmanager
 def counted(norms: Sequence[nn.Module]) -> Iterator[None]:
-    """Within, these batch norms only note their batches; afterwards all are counted in one operation.
+    """Within, these batch norms only note their batches; afterwards all are counted in one
+    operation.
 
     Each would otherwise add 1 to a number of its own: as many kernels of a GPU as there are norms.
     """
@@ -87,8 +91,8 @@ def _forward(norm: nn.BatchNorm2d, x: torch.Tensor) -> torch.Tensor:
     if not suits:
         return nn.BatchNorm2d.forward(norm, x)
     norm.num_batches_tracked.add_(1)
-    return _BatchNorm.apply(x, norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.momentum,
-                            norm.eps)
+    return _BatchNorm.apply(x, norm.weight, norm.bias, norm.running_mean, norm.running_var,
+                            norm.momentum, norm.eps)
 
 
 def _group(channels: int) -> int:
@@ -120,10 +124,12 @@ class _BatchNorm(torch.autograd.Function):
         var = variances.mean(0) + (means - mean).square_().mean(0)  # the law of total variance
         running_mean.lerp_(mean, momentum)
         running_var.lerp_(var * (count / (count - 1)), momentum)
-        out = torch.empty_like(x)  # written to through a view: what is returned must not be one, for relu_
+        # written to through a view: what is returned must not be one, for relu_
+        out = torch.empty_like(x)
         unused = means.new_empty(0)
-        torch.native_batch_norm(rows, *torch.stack((weight, bias, mean, var)).repeat(1, k), False, 0.0,
-                                eps, out=(_rows(out, k * c), unused, unused))
+        values = torch.stack((weight, bias, mean, var)).repeat(1, k)
+        torch.native_batch_norm(rows, *values, False, 0.0, eps,
+                                out=(_rows(out, k * c), unused, unused))
         ctx.save_for_backward(x, weight, mean, torch.rsqrt(var + eps))
         return out
 
@@ -141,7 +147,8 @@ class _BatchNorm(torch.autograd.Function):
             [False, True, True])
         grad_weight, grad_bias = torch.stack(sums).view(2, k, c).sum(1)
         # dx = scale * (grad - grad_bias / count - normalised x * grad_weight / count), as
-        # a grad + b x + d, an image a row: rows of a few numbers would leave vector registers unfilled
+        # a grad + b x + d, an image a row: rows of a few numbers would leave vector registers
+        # unfilled
         a = weight * rstd
         b = -a * rstd * grad_weight / count
         d = -a * grad_bias / count - b * mean
