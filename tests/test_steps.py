@@ -20,6 +20,7 @@ from kesi.method.recipes import DISTILLATION, OWN, RETRAININGS
 from kesi.method.schedules import optimizer_for, schedule_for
 from kesi.method.snapshot import Snapshot
 from kesi.system import execution
+from kesi.system.capture import CapturedStep
 from kesi.system.errors import UsageError
 from kesi.system.execution import make_step, set_up
 
@@ -158,7 +159,7 @@ def test_a_compiled_step_is_the_eager_one(capsys):
 
 @pytest.mark.parametrize("error", [RuntimeError("no compiler\nsecond line"), ValueError()])
 def test_where_compiling_fails_one_line_says_so_and_the_step_runs(monkeypatch, capsys, error):
-    def compile_(function):
+    def compile_(function, **_):
         def call(*_):
             raise error
         return call
@@ -172,7 +173,7 @@ def test_where_compiling_fails_one_line_says_so_and_the_step_runs(monkeypatch, c
 
 
 def test_auto_does_not_compile_on_a_cpu(monkeypatch):
-    monkeypatch.setattr(torch, "compile", lambda function: pytest.fail("compiled"))
+    monkeypatch.setattr(torch, "compile", lambda function, **_: pytest.fail("compiled"))
     for steps_ in (1, 10**6):
         step = make_step(network(), cross_entropy, "cpu", "fp32", "auto", steps_)
         step(*batches(2)[0])
@@ -180,13 +181,13 @@ def test_auto_does_not_compile_on_a_cpu(monkeypatch):
 
 def test_auto_compiles_long_stages_on_a_gpu_and_captures_every_one(monkeypatch):
     compiled = []
-    monkeypatch.setattr(torch, "compile", lambda function: compiled.append(function) or function)
+    monkeypatch.setattr(torch, "compile", lambda function, **_: compiled.append(function) or function)
     for steps_, times in ((execution.COMPILE_FROM_STEPS - 1, 0), (execution.COMPILE_FROM_STEPS, 1)):
         compiled.clear()
-        assert isinstance(make_step(network(), cross_entropy, "cuda", "fp32", "auto", steps_), execution._Captured)
+        assert isinstance(make_step(network(), cross_entropy, "cuda", "fp32", "auto", steps_), CapturedStep)
         assert len(compiled) == times
     compiled.clear()
-    assert not isinstance(make_step(network(), cross_entropy, "cuda", "fp32", "off", 10**6), execution._Captured)
+    assert not isinstance(make_step(network(), cross_entropy, "cuda", "fp32", "off", 10**6), CapturedStep)
     assert not compiled
 
 
@@ -281,7 +282,7 @@ def test_full_precision_is_for_a_while(monkeypatch):
 def test_only_batches_of_the_first_shape_are_compiled(monkeypatch):
     """The last batch of an epoch is smaller: compiling it anew would take longer than it."""
     compiled = []
-    monkeypatch.setattr(torch, "compile", lambda function: lambda x, y: compiled.append(len(x)) or function(x, y))
+    monkeypatch.setattr(torch, "compile", lambda function, **_: lambda x, y: compiled.append(len(x)) or function(x, y))
     model, given = network(), batches(6, 6, 3, 6)
     expected = train(copy.deepcopy(model), cross_entropy, "off", given)
     found = train(model, cross_entropy, "on", given)
@@ -379,7 +380,7 @@ def test_the_fused_optimiser_with_a_captured_step_follows_the_schedule(stage):
 
 @needs_bf16
 def test_bf16_is_the_default_on_a_gpu_and_close_to_fp32():
-    assert set_up("cuda", "auto", False) == "bf16" and torch.backends.cudnn.benchmark
+    assert set_up("cuda", "auto", False) == "bf16"
     given = batches(*ODD, device="cuda")
     exact = train(network(device="cuda"), cross_entropy, "off", given, "cuda")[0]
     half = train(network(device="cuda"), cross_entropy, "auto", given, "cuda", "bf16")[0]

@@ -97,10 +97,11 @@ def add_run(group: argparse.ArgumentParser) -> None:
     group.add_argument("--precision", choices=execution.PRECISIONS, default="auto",
                        help="auto: bf16 on a GPU that has it, else fp32 (accuracies are always taken in fp32)")
     group.add_argument("--compile", choices=execution.COMPILE, default="auto",
-                       help="on: fuse kernels with torch.compile; auto: on a GPU, where it earns its minute back; off: "
-                            "no CUDA graphs either")
+                       help="on: fuse kernels with torch.compile; auto: on a GPU, where it earns its minute back; "
+                            "capture: CUDA graphs alone; off: not even those")
     group.add_argument("--deterministic", action="store_true",
-                       help="only algorithms that give the same bits in every run, also on a GPU (slower)")
+                       help="only algorithms that give the same bits in every run, also on a GPU (slower, "
+                            "and never compiled)")
     group.add_argument("--sync-bn", action="store_true",
                        help="under torchrun: batch norm over the batch of all processes")
     group.add_argument("--save-every", type=int, default=1, metavar="N",

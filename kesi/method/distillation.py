@@ -34,6 +34,18 @@ def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
     setattr(model.get_submodule(parent), child, module)
 
 
+def in_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy whose convolutions and linear layers hold their weights in ``dtype``, for use under autocast.
+
+    Autocast would cast the very same weights anew in every step; what it leaves in fp32 stays that.
+    """
+    copied = copy.deepcopy(model)
+    for module in copied.modules():
+        if type(module) in (nn.Conv2d, nn.Linear):
+            module.to(dtype)
+    return copied
+
+
 class SnapshotEnsemble:
     """Several networks that predict together: the mean of their softmax.
 
@@ -53,6 +65,12 @@ class SnapshotEnsemble:
 
     def __len__(self) -> int:
         return len(self.members)
+
+    def held_in(self, dtype: torch.dtype) -> "SnapshotEnsemble":
+        """The same ensemble, with members as in_dtype() makes them."""
+        held = copy.copy(self)
+        held.members = [in_dtype(member, dtype) for member in self.members]
+        return held
 
     @torch.no_grad()
     def logits(self, images: torch.Tensor) -> torch.Tensor:
@@ -155,16 +173,20 @@ def loss_of(name: str, **numbers: float | None) -> Loss:
         raise UsageError(f"the loss {name!r} has no {' or '.join(given)}") from error
 
 
-@dataclass(frozen=True)
 class Distillation:
     """The objective of step 5: do what the teachers do, as a loss says; the paper's leaves the labels out."""
 
-    ensemble: SnapshotEnsemble
-    loss: Loss = KullbackLeibler()
+    def __init__(self, ensemble: SnapshotEnsemble, loss: Loss = KullbackLeibler()):
+        self.ensemble, self.loss = ensemble, loss
+        self._teachers = ensemble
+
+    def hold_in(self, dtype: torch.dtype) -> None:
+        """Have the teachers' weights in this type from now on; their logits stay in fp32."""
+        self._teachers = self.ensemble.held_in(dtype)
 
     def __call__(self, logits: torch.Tensor, images: torch.Tensor,
                  labels: torch.Tensor) -> torch.Tensor:
-        return self.loss(logits, self.ensemble.logits(images), labels)
+        return self.loss(logits, self._teachers.logits(images), labels)
 
     def describe(self) -> dict:
         """The loss with its numbers, and the teachers by their digests."""

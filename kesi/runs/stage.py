@@ -74,7 +74,7 @@ class Context:
     def settings(self, training: Training, objective: Objective, parent: Snapshot | None,
                  pretrained: str | None = None) -> dict:
         """What decides the outcome of a stage; it continues only with the same."""
-        precision = execution.precision_for(self.options.device, self.options.precision)
+        precision = execution.resolved(self.options.device, self.options.precision)
         return {"seed": self.seed, "training": described(training), "data": self.dataset.describe(),
                 "objective": describe(objective), "parent": None if parent is None else parent.digest,
                 "pretrained": pretrained, "precision": precision, "sync_bn": self.options.sync_bn}

@@ -131,7 +131,7 @@ def gather_rows(rows: torch.Tensor, count: int) -> torch.Tensor:
 
 
 class _SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """Batch norm over the batch of all processes, on any device (torch's own runs on GPUs only).
+    """Batch norm over the batch of all processes, on a CPU (torch's own runs on GPUs only).
 
     Mean and biased variance of all N x H x W values of a channel normalise; the unbiased variance goes into
     the running statistics, as in torch.nn.BatchNorm2d.
@@ -167,9 +167,11 @@ def synchronised_norms(model: nn.Module, wanted: bool) -> Iterator[None]:
     kinds = [type(module) for module in norms]
     if wanted and world() > 1:
         for module in norms:
-            module.__class__ = _SyncBatchNorm
+            module.__class__ = nn.SyncBatchNorm if module.weight.is_cuda else _SyncBatchNorm
+            module.process_group = None  # torch's looks for it: all processes
     try:
         yield
     finally:
         for module, kind in zip(norms, kinds, strict=True):
             module.__class__ = kind
+            vars(module).pop("process_group", None)
