@@ -6,7 +6,8 @@ Le, Vo and Thoai, "Paying more attention to snapshots of Iterative Pruning", BMV
 import importlib
 
 _PUBLIC = {"compress": "kesi.own.compress", "register": "kesi.own.registry", "load_model": "kesi.checkpoints",
-           "fit": "kesi.method.training"}
+           "fit": "kesi.method.training", "from_pretrained": "kesi.tools.handover.hub",
+           "push_to_hub": "kesi.tools.handover.hub"}
 __all__ = list(_PUBLIC)
 
 

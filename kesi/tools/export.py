@@ -1,42 +1,41 @@
 """A checkpoint as a file that other programs run, tried against the original before it is kept.
 
-onnx: opset 18, for onnxruntime and others. pt2: torch.export, for torch.export.load without this package.
-safetensors: the weights and what network they belong to, for kesi.export.load_safetensors. The first two take
-float32 images (batch, 3, S, S) of any number and give logits (batch, classes): RGB, scaled to 0..1 and then
-normalised as in training, or with --normalise just 0..1.
+onnx: opset 18, for onnxruntime and others. pt2: torch.export, for torch.export.load without this
+package. safetensors: the weights and what network they belong to, for
+kesi.tools.formats.load_safetensors. The first two take float32 images (batch, 3, S, S) of any
+number, RGB scaled to 0..1, and give logits (batch, classes); normalisation is inside. A raw file
+takes images that are normalised as in training.
 
-The written file is loaded again and run on test images at several batch sizes; it appears under its name only
-if it agrees with the checkpoint. Then sizes and latencies are measured, the baseline's in turn with the
-compressed network's. What to expect of them: a filter-pruned network is smaller and faster. A weight-pruned one
-is smaller once it is compressed (--sparse, or any zip), but not faster on dense hardware: a multiplication by
-zero takes as long as any other.
+The written file is loaded again and run on test images at several batch sizes; it appears under its
+name only if it agrees with the checkpoint. A file in int8 cannot agree to the last digit: it has to
+run, and its accuracy is measured beside the others'. Sizes and latencies are those of one run, the
+baseline's in turn with the compressed network's. What pruning is worth in time is what is measured
+here, and nothing that follows from MACs.
 """
 
 import copy
-import tempfile
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 from torch import nn
 
-from kesi import checkpoints
 from kesi.checkpoints.checkpoint import Checkpoint
-from kesi.data import DATASETS, eval_batches
+from kesi.data import DATASETS, Dataset, eval_batches
 from kesi.data.augment import Normalise
 from kesi.data.sources.digits import load_digits
-from kesi.runs.lineage import snapshots_of
 from kesi.system.errors import KesiError, UsageError, first_line
 from kesi.system.files import write_atomic
-from kesi.tools import latency
-from kesi.tools.formats import Normalised, Runner, encode, runner
+from kesi.system.provenance import versions
+from kesi.tools.formats import Normalised, Runner, encode, quantised, runner
 from kesi.tools.inputs import Inputs, dataset_of, first_images
 from models import Network
 
 IMAGES = 100  # to hold the file against the checkpoint
+
+CALIBRATION = 256  # training images that tell the ranges of an int8 file
 
 BATCHES = (1, 2, 7)
 
@@ -67,50 +66,107 @@ class Exported:
     check: Check
 
 
-def export(checkpoint: Checkpoint, inputs: Inputs, out: Path, kind: str, *, normalise: bool = False,
+def about_of(checkpoint: Checkpoint, inputs: Inputs, raw: bool) -> dict[str, Any]:
+    """What an exported file says of itself: plain values, the accuracy with the images that it is of."""
+    dataset = checkpoint.info.get("dataset") or {}
+    tested = (dataset.get("images") or {}).get("test")
+    right = (checkpoint.info.get("metrics") or {}).get("test_accuracy")
+    steps = " px, then to ".join(map(str, inputs.resize))
+    return {"arch": checkpoint.model.arch, "classes": list(inputs.classes), "mean": inputs.mean,
+            "std": inputs.std, "raw": raw, "image_size": inputs.image_size,
+            "resize": list(inputs.resize), "crop": inputs.image_size,
+            "preprocessing": f"RGB; the shorter side resized to {steps} px (bilinear, antialiased), the "
+                             f"middle {inputs.image_size} px cut out, scaled to 0..1"
+                             + ", then (x - mean) / std" * raw,
+            "accuracy": None if right is None or not tested else
+            {"percent": right, "images": f"{tested:,} test images of {dataset.get('name')}"},
+            "digest": checkpoint.digest, "made_with": f"KESI {versions()['kesi']}"}
+
+
+def export(checkpoint: Checkpoint, inputs: Inputs, out: Path, kind: str, *, raw: bool = False,
            sparse: bool = False, root: str | Path = "data") -> Exported:
     """Write ``out`` in the format ``kind``, verified on the test images in ``root`` if they are there.
 
-    Raises UsageError for a package that is missing or options that do not fit each other, and KesiError where
-    the file does not give what the checkpoint gives (nothing is kept then) or cannot be written.
+    Raises UsageError for a package that is missing or options that do not fit each other, and
+    KesiError where the file does not give what the checkpoint gives (nothing is kept then) or cannot
+    be written.
     """
     if sparse and kind != "safetensors":
         raise UsageError(f"--sparse goes with --format safetensors: {kind} keeps dense weights")
-    if normalise and kind == "safetensors":
-        raise UsageError("--normalise needs a format that holds a computation (onnx, pt2); a safetensors file has "
-                         "mean and std in its metadata")
-    reference = network_for(checkpoint.model, inputs, normalise)
-    images, source = example_images(checkpoint, inputs, root, normalise)
-    content = encode(reference, inputs, kind, {"normalised": normalise}, sparse)
+    if raw and kind == "safetensors":
+        raise UsageError("--raw goes with onnx and pt2: a safetensors file holds weights, not a "
+                         "computation, and has mean and std in its metadata")
+    raw = raw or kind == "safetensors"
+    reference = network_for(checkpoint.model, inputs, raw)
+    content = encode(reference, inputs, kind, about_of(checkpoint, inputs, raw), sparse)
+    return _written(content, out, kind, reference, *example_images(checkpoint, inputs, root, raw))
+
+
+def export_int8(checkpoint: Checkpoint, inputs: Inputs, whole: Path, out: Path, *, raw: bool = False,
+                root: str | Path = "data") -> Exported:
+    """Write ``out``: the ONNX file ``whole`` of this checkpoint in int8, see formats.quantised().
+
+    Its ranges are those of training images from ``root``. It has to run at every batch size; how far
+    it agrees is in the check. Raises KesiError where it does not run, or without such images.
+    """
+    try:
+        dataset = scaled(dataset_of(checkpoint, inputs, root), inputs, raw)
+    except KesiError as error:
+        raise KesiError(f"--int8 needs training images for calibration (--data): {error}") from error
+    calibration = first_images(dataset.train, CALIBRATION)
+    images = torch.cat([images for images, _ in eval_batches(dataset, calibration)]).contiguous()
+    content = quantised(whole.read_bytes(), images)
+    reference = network_for(checkpoint.model, inputs, raw)
+    shown, source = example_images(checkpoint, inputs, root, raw)
+    return _written(content, out, "onnx", reference, shown, source, tolerance=float("inf"))
+
+
+def _written(content: bytes, out: Path, kind: str, reference: nn.Module, images: torch.Tensor,
+             source: str, tolerance: float = TOLERANCE) -> Exported:
+    """Write a file, load it as its users will, and keep it if it passes verify()."""
     checks = []
 
     def write_and_check(file: BinaryIO) -> None:
         file.write(content)
         file.flush()
-        checks.append(verify(reference, runner(Path(file.name), kind), images, source))
+        checks.append(verify(reference, runner(Path(file.name), kind), images, source, tolerance))
 
     write_atomic(out, write_and_check)
     return Exported(out, len(content), len(zlib.compress(content, 6)), checks[0])
 
 
-def network_for(model: Network, inputs: Inputs, normalise: bool) -> nn.Module:
-    """A copy of the network in eval mode, behind its normalisation if that is asked for."""
+def network_for(model: Network, inputs: Inputs, raw: bool) -> nn.Module:
+    """A copy of the network in eval mode, behind its normalisation unless it takes ``raw`` images.
+
+    Raises UsageError where nobody knows how images are normalised.
+    """
     model = copy.deepcopy(model).cpu().eval().requires_grad_(False)
-    return Normalised(model, *inputs.statistics()).eval() if normalise else model
+    if raw:
+        return model
+    if inputs.mean is None or inputs.std is None:
+        raise UsageError("the checkpoint does not say how its images were scaled: give --dataset, or "
+                         "--raw for a file that takes normalised images")
+    return Normalised(model, *inputs.statistics()).eval()
+
+
+def scaled(dataset: Dataset, inputs: Inputs, raw: bool) -> Dataset:
+    """The data set, its images as a file takes them: normalised for ``raw`` if it is known how, else 0..1."""
+    mean, std = inputs.statistics() if raw and inputs.mean is not None else ((0.0,) * 3, (1.0,) * 3)
+    return replace(dataset, mean=mean, std=std)
 
 
 def example_images(checkpoint: Checkpoint, inputs: Inputs, root: str | Path,
-                   normalise: bool) -> tuple[torch.Tensor, str]:
-    """Up to IMAGES test images (N, 3, S, S), 0..1 for ``normalise``, else normalised; and what they are.
+                   raw: bool) -> tuple[torch.Tensor, str]:
+    """Up to IMAGES test images (N, 3, S, S), as scaled() gives them; and what they are.
 
-    Of the checkpoint's data set, or of digits at its size where that is not there; nothing is downloaded.
+    Of the checkpoint's data set, or of digits at its size where that is not there; nothing is
+    downloaded.
     """
-    only_scaled = normalise or inputs.mean is None
-    mean, std = ((0.0,) * 3, (1.0,) * 3) if only_scaled else inputs.statistics()
     try:
-        dataset = replace(dataset_of(checkpoint, inputs, root), mean=mean, std=std)
+        dataset = scaled(dataset_of(checkpoint, inputs, root), inputs, raw)
     except KesiError as error:
         digits = first_images(load_digits(inputs.image_size)[1], IMAGES)
+        mean, std = inputs.statistics() if raw and inputs.mean is not None else ((0.0,) * 3, (1.0,) * 3)
         images = Normalise.of(mean, std)(digits.take(0, len(digits)))
         known = inputs.dataset is None or inputs.dataset in DATASETS
         why = f"for want of its own (--data): {first_line(error)}" if known else "its own were handed over in Python"
@@ -120,12 +176,13 @@ def example_images(checkpoint: Checkpoint, inputs: Inputs, root: str | Path,
     return images.contiguous(), f"test images of {dataset.name}"
 
 
-def verify(reference: nn.Module, run: Runner, images: torch.Tensor, source: str) -> Check:
+def verify(reference: nn.Module, run: Runner, images: torch.Tensor, source: str,
+           tolerance: float = TOLERANCE) -> Check:
     """Hold an exported network against the original, whole and in batches. Raises KesiError where they differ."""
     with torch.inference_mode():
         expected = reference(images)
     largest = float(expected.abs().max())
-    limit = TOLERANCE * largest
+    limit = tolerance * largest
     worst = 0.0
     for batch in (len(images), *BATCHES):
         try:
@@ -140,42 +197,3 @@ def verify(reference: nn.Module, run: Runner, images: torch.Tensor, source: str)
         if batch == len(images):
             equal = int((found.argmax(1) == expected.argmax(1)).sum())
     return Check(len(images), source, worst, largest, equal)
-
-
-def baseline_of(checkpoint: Checkpoint, given: Path | None, arch: str | None) -> Checkpoint | None:
-    """The checkpoint that this one descends from, ``given`` or found; None where there is none to be found."""
-    if given is not None:
-        return checkpoints.load(given, arch)
-    try:
-        return checkpoints.load(snapshots_of(checkpoint)[0])
-    except UsageError:
-        return None
-
-
-def measured(compressed: Exported, baseline: Checkpoint, inputs: Inputs, kind: str, normalise: bool,
-             clock: bool) -> list[tuple[str, float, float]]:
-    """(what, of the baseline, of the compressed network): bytes, and with ``clock`` milliseconds.
-
-    The baseline goes through the same format, dense, and both through the same runtime in turn.
-    """
-    content = encode(network_for(baseline.model, inputs, normalise), inputs, kind, {"normalised": normalise})
-    rows = [("file (kB)", len(content) / 1e3, compressed.size / 1e3),
-            ("file, deflated (kB)", len(zlib.compress(content, 6)) / 1e3, compressed.deflated / 1e3)]
-    if not clock:
-        return rows
-    with tempfile.TemporaryDirectory() as folder:
-        whole = Path(folder) / f"baseline.{kind}"
-        whole.write_bytes(content)
-        runs = [runner(path, kind) for path in (whole, compressed.path)]
-        rows += [(what, *(1e3 * seconds for seconds in times)) for what, times in latencies(runs, inputs)]
-    return rows
-
-
-def latencies(runs: Sequence[Runner], inputs: Inputs) -> list[tuple[str, list[float]]]:
-    """(what, seconds of each), of networks in turn, for every size of batch."""
-    found = []
-    for batch in latency.BATCHES:
-        images = latency.noise(batch, inputs.image_size)
-        calls = [lambda run=run, images=images: run(images) for run in runs]
-        found.append((f"latency, batch {batch} (ms)", latency.alternated(calls)))
-    return found

@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -40,10 +41,9 @@ class Normalised(nn.Module):
         return self.network((images - self.mean) / self.std)
 
 
-def encode(network: nn.Module, inputs: Inputs, kind: str, about: dict[str, Any], sparse: bool = False) -> bytes:
-    """The content of a file of a format; ``about`` goes to its metadata with the classes and the scaling."""
-    about = {"classes": list(inputs.classes), "mean": inputs.mean, "std": inputs.std,
-             "image_size": inputs.image_size, **about}
+def encode(network: nn.Module, inputs: Inputs, kind: str, about: dict[str, Any],
+           sparse: bool = False) -> bytes:
+    """The content of a file of a format; ``about``, plain values, goes to its metadata."""
     if kind == "safetensors":
         return save_bytes(network, about, sparse)
     with warnings.catch_warnings(), torch.no_grad():
@@ -52,12 +52,13 @@ def encode(network: nn.Module, inputs: Inputs, kind: str, about: dict[str, Any],
 
 
 def _onnx(network: nn.Module, image_size: int, about: dict[str, Any]) -> bytes:
-    _need("onnx", "onnxscript", "onnxruntime")
+    need("onnx", "onnxscript", "onnxruntime")
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     batch = torch.export.Dim("batch", min=1)
-    program = torch.onnx.export(network, (latency.noise(2, image_size),), dynamo=True, opset_version=OPSET,
-                                input_names=["images"], output_names=["logits"],
-                                dynamic_shapes=({0: batch},), verbose=False)
+    program = torch.onnx.export(
+        network, (latency.noise(2, image_size),), dynamo=True, opset_version=OPSET,
+        input_names=["images"], output_names=["logits"], dynamic_shapes=({0: batch},),
+        verbose=False)
     model = program.model_proto
     for key, value in about.items():
         entry = model.metadata_props.add()
@@ -65,9 +66,41 @@ def _onnx(network: nn.Module, image_size: int, about: dict[str, Any]) -> bytes:
     return model.SerializeToString()
 
 
+def quantised(content: bytes, images: torch.Tensor) -> bytes:
+    """An ONNX file in int8: static quantisation by onnxruntime, in its QDQ form.
+
+    ``images`` (N, 3, S, S), as the network takes them, tell the range of every activation. Weights
+    get a scale for each filter; the metadata stays. Raises UsageError where a package is missing.
+    """
+    need("onnx", "onnxruntime")
+    import onnx
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Batches(CalibrationDataReader):
+        def __init__(self):
+            self.waiting = iter(images.split(32))
+
+        def get_next(self):
+            batch = next(self.waiting, None)
+            return None if batch is None else {"images": batch.numpy()}
+
+    logging.getLogger("root").setLevel(logging.ERROR)  # onnxruntime's advice about its own steps
+    with tempfile.TemporaryDirectory() as folder:
+        whole, ready, done = (str(Path(folder) / name) for name in ("a.onnx", "b.onnx", "c.onnx"))
+        Path(whole).write_bytes(content)
+        quant_pre_process(whole, ready)
+        quantize_static(ready, done, Batches(), quant_format=QuantFormat.QDQ, per_channel=True)
+        model = onnx.load(done)
+    del model.metadata_props[:]
+    model.metadata_props.extend(onnx.load_from_string(content).metadata_props)
+    return model.SerializeToString()
+
+
 def _pt2(network: nn.Module, image_size: int, about: dict[str, Any]) -> bytes:
     batch = torch.export.Dim("batch", min=1)
-    program = torch.export.export(network, (latency.noise(2, image_size),), dynamic_shapes=({0: batch},))
+    program = torch.export.export(network, (latency.noise(2, image_size),),
+                                  dynamic_shapes=({0: batch},))
     file = io.BytesIO()
     torch.export.save(program, file, extra_files={"kesi.json": json.dumps(about)})
     return file.getvalue()
@@ -76,7 +109,7 @@ def _pt2(network: nn.Module, image_size: int, about: dict[str, Any]) -> bytes:
 def runner(path: Path, kind: str) -> Runner:
     """An exported file, loaded the way its users will, as a function of images (B, 3, S, S)."""
     if kind == "onnx":
-        _need("onnxruntime")
+        need("onnxruntime")
         import onnxruntime
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
@@ -91,15 +124,18 @@ def runner(path: Path, kind: str) -> Runner:
     return lambda images: torch.inference_mode()(network)(images)
 
 
-def _need(*packages: str) -> None:
+def need(*packages: str, extra: str = "export") -> None:
     """Raises UsageError that says what to install where one of the packages is missing."""
     for package in packages:
         try:
             __import__(package)
         except ModuleNotFoundError as error:
-            raise UsageError(f'{error.name} is not installed: pip install -e ".[export]"') from error
+            raise UsageError(f'{error.name} is not installed: pip install -e ".[{extra}]"') from error
+
 
 FORMAT, VERSION = "kesi-safetensors", "1"
+
+PLAIN = ("format", "version", "arch")  # of the metadata; the rest is JSON
 
 LONG = 255  # in gaps: so many zeros, and no weight after them
 
@@ -118,7 +154,7 @@ def save_bytes(model: Network, about: dict[str, Any], sparse: bool = False) -> b
             tensors |= {f"{name}.{part}": value for part, value in pack(weight).items()}
     metadata = {"format": FORMAT, "version": VERSION, "arch": model.arch, "num_classes": model.num_classes,
                 "cfg": model.cfg, "sparse": packed, **about}
-    text = {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
+    text = {key: value if key in PLAIN else json.dumps(value) for key, value in metadata.items()}
     return _safetensors().torch.save(tensors, text)
 
 
@@ -145,8 +181,7 @@ def load_with_metadata(path: str | Path) -> tuple[Network, dict[str, Any]]:
     if text.get("format") != FORMAT or text.get("version") != VERSION:
         raise KesiError(f"{path} was not written by kesi export (version {VERSION} of its format)")
     try:
-        about = {key: value if key in ("format", "version", "arch") else json.loads(value)
-                 for key, value in text.items()}
+        about = {key: value if key in PLAIN else json.loads(value) for key, value in text.items()}
         checkpoints.require(about["arch"], path)
         model = models.create(about["arch"], about["num_classes"], about["cfg"])
         shapes = {name: value.shape for name, value in model.state_dict().items()}
@@ -194,9 +229,6 @@ def unpack(parts: dict[str, torch.Tensor], shape: Sequence[int]) -> torch.Tensor
 
 
 def _safetensors():
-    try:
-        import safetensors
-        import safetensors.torch
-    except ModuleNotFoundError as error:
-        raise UsageError(f'{error.name} is not installed: pip install -e ".[export]"') from error
+    need("safetensors", "safetensors.torch")
+    import safetensors.torch
     return safetensors

@@ -59,6 +59,16 @@ class Inputs:
             return self.augmentation.test_size
         return SIDE if self.dataset == "tinyimagenet" else INFO[self.dataset].image_size
 
+    @property
+    def resize(self) -> tuple[int, ...]:
+        """What the shorter side of a picture is resized to, in order, before image_size px are cut.
+
+        After the first step a picture is a square. There are two where images were stored smaller
+        than they are looked at.
+        """
+        last = getattr(self.augmentation, "test_size", self.image_size)
+        return (last,) if last == self.stored_size else (self.stored_size, last)
+
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """(mean, std). Raises UsageError where they are not known."""
         if self.mean is None or self.std is None:
