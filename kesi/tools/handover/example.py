@@ -18,7 +18,9 @@ about = {key.removeprefix("kesi."): json.loads(value)
 
 def prepared(path):
     """An image file as the network takes it: float32 (1, 3, S, S), RGB from 0 to 1."""
-    image = ImageOps.exif_transpose(Image.open(path)).convert("RGBA")
+    image = Image.open(path)
+    image.draft(None, (2 * about["resize"][0],) * 2)  # a large JPEG is decoded at a fraction
+    image = ImageOps.exif_transpose(image).convert("RGBA")
     image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     for size in about["resize"]:  # of the shorter side; the middle square is kept
         wide, tall = (size * side // min(image.size) for side in image.size)
