@@ -233,6 +233,8 @@ def test_int8_without_training_images(tmp_path):
     checkpoints.save(tmp_path / "c.pth.tar", network, {"stage": "baseline", "dataset": said})
     fails("kesi", "export", tmp_path / "c.pth.tar", "--out", tmp_path / "net", "--int8", "--data", tmp_path, code=1,
           says="--int8 needs training images for calibration (--data)")
+    fails("kesi", "export", tmp_path / "c.pth.tar", "--out", tmp_path / "net.onnx", "--int8", "--data", tmp_path,
+          code=1, says="--int8 needs training images")
     assert [path.name for path in tmp_path.iterdir()] == ["c.pth.tar"]
 
 

@@ -44,7 +44,7 @@ def export(argv: Sequence[str] | None = None) -> None:
     baseline.
     """
     args = _parser().parse_args(argv)
-    kind = args.format or next((suffix[1:] for suffix in EXPORTED if args.out.suffix == suffix), None)
+    kind = args.format or next((suffix[1:] for suffix in EXPORTED if args.out.suffix.lower() == suffix), None)
     _check(args, kind)
     web = runtime(args.web or None) if args.web is not None else None
     chosen_device(args)  # the CPU, with as many --threads
@@ -57,12 +57,13 @@ def export(argv: Sequence[str] | None = None) -> None:
                          sparse=args.sparse, root=args.data, clock=clock)
         made, table = done.files, done.table
     else:
+        ranges = files.calibration_images(checkpoint, inputs, args.data, args.raw) if args.int8 else None
         made = [files.export(checkpoint, inputs, args.out, kind, raw=args.raw, sparse=args.sparse,
                              root=args.data)]
         if args.int8:
             small = args.out.with_name(f"{args.out.stem}-int8{args.out.suffix}")
-            made.append(files.export_int8(checkpoint, inputs, args.out, small, raw=args.raw,
-                                          root=args.data))
+            made.append(files.export_int8(checkpoint, inputs, args.out, small, ranges,
+                                          raw=args.raw, root=args.data))
         table = compared(checkpoint, baseline, made, inputs, kind, raw=args.raw, root=args.data,
                          clock=clock)
     print(*described(checkpoint, inputs, made, kind or "onnx", args), sep="\n")

@@ -22,6 +22,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import nn
 
+from kesi.checkpoints import fields
 from kesi.checkpoints.checkpoint import Checkpoint
 from kesi.data import DATASETS, Dataset, eval_batches
 from kesi.data.augment import Normalise
@@ -71,6 +72,7 @@ def about_of(checkpoint: Checkpoint, inputs: Inputs, raw: bool) -> dict[str, Any
     dataset = checkpoint.info.get("dataset") or {}
     tested = (dataset.get("images") or {}).get("test")
     right = (checkpoint.info.get("metrics") or {}).get("test_accuracy")
+    known = tested and fields.number(right) and 0 <= right <= 100
     steps = " px, then to ".join(map(str, inputs.resize))
     return {"arch": checkpoint.model.arch, "classes": list(inputs.classes), "mean": inputs.mean,
             "std": inputs.std, "raw": raw, "image_size": inputs.image_size,
@@ -78,8 +80,8 @@ def about_of(checkpoint: Checkpoint, inputs: Inputs, raw: bool) -> dict[str, Any
             "preprocessing": f"RGB; the shorter side resized to {steps} px (bilinear, antialiased), the "
                              f"middle {inputs.image_size} px cut out, scaled to 0..1"
                              + ", then (x - mean) / std" * raw,
-            "accuracy": None if right is None or not tested else
-            {"percent": right, "images": f"{tested:,} test images of {dataset.get('name')}"},
+            "accuracy": {"percent": right, "images": f"{tested:,} test images of {dataset.get('name')}"}
+            if known else None,
             "digest": checkpoint.digest, "made_with": f"KESI {versions()['kesi']}"}
 
 
@@ -102,23 +104,29 @@ def export(checkpoint: Checkpoint, inputs: Inputs, out: Path, kind: str, *, raw:
     return _written(content, out, kind, reference, *example_images(checkpoint, inputs, root, raw))
 
 
-def export_int8(checkpoint: Checkpoint, inputs: Inputs, whole: Path, out: Path, *, raw: bool = False,
-                root: str | Path = "data") -> Exported:
-    """Write ``out``: the ONNX file ``whole`` of this checkpoint in int8, see formats.quantised().
+def calibration_images(checkpoint: Checkpoint, inputs: Inputs, root: str | Path, raw: bool) -> torch.Tensor:
+    """Up to CALIBRATION training images (N, 3, S, S), as scaled() gives them, for export_int8().
 
-    Its ranges are those of training images from ``root``. It has to run at every batch size; how far
-    it agrees is in the check. Raises KesiError where it does not run, or without such images.
+    Raises KesiError where they are not in ``root``.
     """
     try:
         dataset = scaled(dataset_of(checkpoint, inputs, root), inputs, raw)
     except KesiError as error:
         raise KesiError(f"--int8 needs training images for calibration (--data): {error}") from error
-    calibration = first_images(dataset.train, CALIBRATION)
-    images = torch.cat([images for images, _ in eval_batches(dataset, calibration)]).contiguous()
-    content = quantised(whole.read_bytes(), images)
+    split = first_images(dataset.train, CALIBRATION)
+    return torch.cat([images for images, _ in eval_batches(dataset, split)]).contiguous()
+
+
+def export_int8(checkpoint: Checkpoint, inputs: Inputs, whole: Path, out: Path, calibration: torch.Tensor,
+                *, raw: bool = False, root: str | Path = "data") -> Exported:
+    """Write ``out``: the ONNX file ``whole`` of this checkpoint in int8, see formats.quantised().
+
+    It has to run at every batch size, or KesiError is raised; how far it agrees is in the check.
+    """
+    content = quantised(whole.read_bytes(), calibration)
     reference = network_for(checkpoint.model, inputs, raw)
-    shown, source = example_images(checkpoint, inputs, root, raw)
-    return _written(content, out, "onnx", reference, shown, source, tolerance=float("inf"))
+    images, source = example_images(checkpoint, inputs, root, raw)
+    return _written(content, out, "onnx", reference, images, source, tolerance=float("inf"))
 
 
 def _written(content: bytes, out: Path, kind: str, reference: nn.Module, images: torch.Tensor,

@@ -22,8 +22,11 @@ SHOWN = 50  # names of classes; the others stand in config.json
 
 
 def card(checkpoint: Checkpoint, about: dict[str, Any], baseline: Checkpoint | None,
-         files: Sequence[Exported], table: Table) -> str:
-    """The text of the card. ``about``: see about_of(); ``files`` and ``table``: what was measured."""
+         files: Sequence[Exported], table: Table, web: bool) -> str:
+    """The text of the card. ``about``: see about_of(); ``files`` and ``table``: what was measured.
+
+    ``web``: there is a page for the browser.
+    """
     arch, classes = checkpoint.model.arch, [_line(name) for name in about["classes"]]
     named = ", ".join(name or str(label) for label, name in enumerate(classes[:SHOWN]))
     more = f" and {len(classes) - SHOWN:,} more, see config.json" if len(classes) > SHOWN else ""
@@ -54,6 +57,9 @@ def card(checkpoint: Checkpoint, about: dict[str, Any], baseline: Checkpoint | N
         f"`model.onnx` takes `images`, float32 (batch, 3, {size}, {size}), RGB from 0 to 1, and gives "
         f"`logits` (batch, {len(classes)}); normalisation is inside. Preparation of a picture: "
         f"{about['preprocessing']}.", "",
+        *["`model-int8.onnx` takes and gives the same.", ""] * (len(files) > 1),
+        *["In a browser: `python -m http.server` in this folder, then http://localhost:8000; pictures "
+          "stay on the machine.", ""] * web,
         "In torch: `network = kesi.from_pretrained(FOLDER)`, which takes images that are normalised "
         f"with mean {_numbers(about['mean'])} and standard deviation {_numbers(about['std'])}.", "",
         "## Limits", "",

@@ -18,7 +18,14 @@ from kesi.checkpoints.checkpoint import Checkpoint
 from kesi.system.errors import KesiError, UsageError
 from kesi.system.files import make_folder, write_json, write_text
 from kesi.tools.compare import Table, compared
-from kesi.tools.export import Exported, about_of, export, export_int8, network_for
+from kesi.tools.export import (
+    Exported,
+    about_of,
+    calibration_images,
+    export,
+    export_int8,
+    network_for,
+)
 from kesi.tools.handover.card import card
 from kesi.tools.inputs import Inputs
 
@@ -48,11 +55,12 @@ def hand_over(checkpoint: Checkpoint, inputs: Inputs, out: Path, *,
     give what the checkpoint gives.
     """
     network_for(checkpoint.model, inputs, False)  # what is wrong with the request is said first
+    ranges = calibration_images(checkpoint, inputs, root, False) if int8 else None
     with whole_folder(out) as folder:
         files = [export(checkpoint, inputs, folder / "model.onnx", "onnx", root=root)]
         if int8:
             files.append(export_int8(checkpoint, inputs, files[0].path, folder / "model-int8.onnx",
-                                     root=root))
+                                     ranges, root=root))
         export(checkpoint, inputs, folder / "model.safetensors", "safetensors", sparse=sparse,
                root=root)
         model, about = checkpoint.model, about_of(checkpoint, inputs, False)
@@ -66,7 +74,8 @@ def hand_over(checkpoint: Checkpoint, inputs: Inputs, out: Path, *,
                 if path.is_file():  # its package.json says version and licence
                     shutil.copy(path, folder / "ort")
         table = compared(checkpoint, baseline, files, inputs, "onnx", root=root, clock=clock)
-        write_text(folder / "README.md", card(checkpoint, about, baseline, files, table))
+        write_text(folder / "README.md", card(checkpoint, about, baseline, files, table,
+                                              web is not None))
     return HandedOver(out, files, table)
 
 
@@ -76,6 +85,8 @@ def whole_folder(out: Path) -> Iterator[Path]:
 
     Raises UsageError where ``out`` is there already, unless it is an empty folder.
     """
+    if not out.name:
+        raise UsageError(f"{out} is this folder: name a new one")
     if out.is_symlink() or (out.exists() and not (out.is_dir() and not any(out.iterdir()))):
         raise UsageError(f"{out} is there already: name a folder that is not, or remove it first")
     temporary = out.with_name(f".{out.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
