@@ -1,4 +1,6 @@
-"""Exported files: they give what the checkpoint gives, at every batch size, or they are not there."""
+"""Exported files: they give what the checkpoint gives, at every batch size, or they are not
+there.
+"""
 
 import json
 import re
@@ -28,7 +30,9 @@ def digits():
 
 
 def raw(dataset, count: int) -> torch.Tensor:
-    """Test images scaled to 0..1, (N, 3, S, S), without anything of the package's own normalisation."""
+    """Test images scaled to 0..1, (N, 3, S, S), without anything of the package's own
+    normalisation.
+    """
     return dataset.test.images[:count].permute(0, 3, 1, 2).float().div(255).contiguous()
 
 
@@ -81,7 +85,7 @@ def test_raw_pt2_takes_normalised_images(filter_run, digits, tmp_path):
 
 def test_sparse_safetensors_is_as_small_as_its_weights(weight_run, digits, tmp_path, quick_clock, capsys):
     out = tmp_path / "kesi.safetensors"
-    command([str(weight_run / "seed0/kesi"), "--format", "safetensors", "--sparse", "--out", str(out)])
+    command([str(weight_run / "seed0/kesi"), "--sparse", "--out", str(out)])
     text = capsys.readouterr().out
     assert "not the network faster on dense hardware; latency, batch 1:" in text
     original = checkpoints.load(weight_run / "seed0/kesi")
@@ -131,7 +135,8 @@ def test_released_code_checkpoint_and_missing_images(tmp_path, monkeypatch, quic
     command([*words, "safetensors", "--sparse"])
     text = capsys.readouterr().out
     assert "100 images of digits at 32 px" in text and "--baseline" in text
-    assert re.search(r"^latency, batch 128 \(ms\) +[\d.]+$", text, re.MULTILINE)  # also with nothing to compare with
+    # also with nothing to compare with
+    assert re.search(r"^latency, batch 128 \(ms\) +[\d.]+$", text, re.MULTILINE)
     live = sum(parameter.numel() for parameter in network.parameters()) - masks.pruned()
     assert (tmp_path / "a").stat().st_size < 4 * live * 1.3 + 12_000  # the running statistics are no parameters
     with pytest.raises(UsageError, match="--dataset, or --raw"):

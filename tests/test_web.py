@@ -1,7 +1,9 @@
-"""The page of kesi export --web, in Chromium without a network: a dropped picture, and what kesi predict says of it.
+"""The page of kesi export --web, in Chromium without a network: a dropped picture, and what kesi
+predict says of it.
 
-Needs chromium (apt-get install chromium, or CHROMIUM=its path) and the files of npm's onnxruntime-web (npm install
-onnxruntime-web in the project's folder, or ONNXRUNTIME_WEB=its folder).
+Needs chromium (apt-get install chromium, or CHROMIUM=its path) and the files of npm's
+onnxruntime-web (npm install onnxruntime-web in the project's folder, or ONNXRUNTIME_WEB=its
+folder).
 """
 
 import functools
@@ -30,7 +32,8 @@ pytestmark = pytest.mark.slow
 pytest.importorskip("onnxruntime")
 
 CHROMIUM = os.environ.get("CHROMIUM") or next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 
 # Drops /picture on the page, and sends what the page then shows to the test.
 HARNESS = """<iframe src="index.html"></iframe><script>
@@ -60,7 +63,9 @@ class Server(http.server.SimpleHTTPRequestHandler):
         super().__init__(*arguments, **options)
 
     def do_GET(self):
-        content = {"/harness": HARNESS.encode(), "/picture": self.picture.read_bytes()}.get(self.path)
+        content = {"/harness": HARNESS.encode(), "/picture": self.picture.read_bytes()}.get(
+            self.path
+        )
         if content is None:
             super().do_GET()
             return
@@ -87,7 +92,10 @@ def page(filter_run, tmp_path_factory) -> Path:
     try:
         web = runtime(Path(given) if given else None)
     except UsageError:
-        pytest.skip("onnxruntime-web is not there: npm install onnxruntime-web, or ONNXRUNTIME_WEB=its folder")
+        pytest.skip(
+            "onnxruntime-web is not there: npm install onnxruntime-web, or "
+            "ONNXRUNTIME_WEB=its folder"
+        )
     out = tmp_path_factory.mktemp("page") / "net"
     export([str(filter_run / "seed0/kesi"), "--out", str(out), "--no-latency", "--web", str(web)])
     return out
@@ -100,10 +108,19 @@ def shown(page: Path, image: Path, profile: Path) -> dict:
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         browser = subprocess.Popen(
-            [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run",
-             f"--user-data-dir={profile}", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
-             f"http://127.0.0.1:{server.server_address[1]}/harness"],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            [
+                CHROMIUM,
+                "--headless=new",
+                "--no-sandbox",
+                "--disable-gpu",
+                "--no-first-run",
+                f"--user-data-dir={profile}",
+                "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+                f"http://127.0.0.1:{server.server_address[1]}/harness",
+            ],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         try:
             return answers.get(timeout=120)
         finally:
@@ -112,14 +129,18 @@ def shown(page: Path, image: Path, profile: Path) -> dict:
             server.shutdown()
 
 
-@pytest.mark.parametrize(("mode", "size"), [("RGB", (230, 310)), ("RGB", (13, 12)), ("RGBA", (90, 90))])
+@pytest.mark.parametrize(
+    ("mode", "size"), [("RGB", (230, 310)), ("RGB", (13, 12)), ("RGBA", (90, 90))]
+)
 def test_a_dropped_picture_gets_what_predict_says(page, filter_run, tmp_path, mode, size):
     pixels = picture(np.random.default_rng(4), *size, 1)
     image = Image.fromarray(pixels).convert(mode)
     if mode == "RGBA":
         image.putalpha(Image.linear_gradient("L").resize(image.size))
     image.save(tmp_path / "picture.png")
-    said = predict_images(checkpoints.load(filter_run / "seed0/kesi"), [tmp_path / "picture.png"])[0]
+    said = predict_images(checkpoints.load(filter_run / "seed0/kesi"), [tmp_path / "picture.png"])[
+        0
+    ]
     found = shown(page, tmp_path / "picture.png", tmp_path / "profile")
     assert not found["trouble"] and len(found["rows"]) == 5
     for row, name, share in zip(found["rows"], said.classes, said.probabilities, strict=False):

@@ -28,23 +28,24 @@ def export(argv: Sequence[str] | None = None) -> None:
         kesi export runs/digits-resnet20-filter/seed0/kesi --out kesi.onnx
         kesi export runs/digits-resnet20-weight/seed0/kesi --out kesi.safetensors --sparse
 
-    The folder has the network for onnxruntime, its weights for kesi.from_pretrained, a model card and
-    a program of a page that classifies image files without torch; with --web also a page that does so
-    in a browser. An existing folder is never written to.
+    The folder has the network for onnxruntime, its weights for kesi.from_pretrained, a model card
+    and a program of a page that classifies image files without torch; with --web also a page that
+    does so in a browser. An existing folder is never written to.
 
     A file, by its ending or --format: onnx, opset 18; pt2 for torch.export.load; safetensors, the
-    weights and what network they belong to. onnx and pt2 take float32 images (batch, 3, S, S) of any
-    number, RGB scaled to 0..1, and give logits (batch, classes); normalisation is inside. With --raw
-    they take images that are normalised already.
+    weights and what network they belong to. onnx and pt2 take float32 images (batch, 3, S, S) of
+    any number, RGB scaled to 0..1, and give logits (batch, classes); normalisation is inside. With
+    --raw they take images that are normalised already.
 
-    What is written is loaded again and run on test images at several batch sizes, and kept only if it
-    agrees with the checkpoint. --int8 adds a quantised network (static, by onnxruntime, with training
-    images for the ranges), which cannot agree to the last digit: its accuracy stands in the table.
-    What compression is worth in bytes and milliseconds is what this table measures, beside the
-    baseline.
+    What is written is loaded again and run on test images at several batch sizes, and kept only if
+    it agrees with the checkpoint. --int8 adds a quantised network (static, by onnxruntime, with
+    training images for the ranges), which cannot agree to the last digit: its accuracy stands in
+    the table. What compression is worth in bytes and milliseconds is what this table measures,
+    beside the baseline.
     """
     args = _parser().parse_args(argv)
-    kind = args.format or next((suffix[1:] for suffix in EXPORTED if args.out.suffix.lower() == suffix), None)
+    ending = args.out.suffix.lower()
+    kind = args.format or (ending[1:] if ending in EXPORTED else None)
     _check(args, kind)
     web = runtime(args.web or None) if args.web is not None else None
     chosen_device(args)  # the CPU, with as many --threads
@@ -57,7 +58,8 @@ def export(argv: Sequence[str] | None = None) -> None:
                          sparse=args.sparse, root=args.data, clock=clock)
         made, table = done.files, done.table
     else:
-        ranges = files.calibration_images(checkpoint, inputs, args.data, args.raw) if args.int8 else None
+        ranges = (files.calibration_images(checkpoint, inputs, args.data, args.raw)
+                  if args.int8 else None)
         made = [files.export(checkpoint, inputs, args.out, kind, raw=args.raw, sparse=args.sparse,
                              root=args.data)]
         if args.int8:
@@ -69,12 +71,13 @@ def export(argv: Sequence[str] | None = None) -> None:
     print(*described(checkpoint, inputs, made, kind or "onnx", args), sep="\n")
     print(*table.text(), *remarks(table, lineage.method_of(checkpoint)), sep="\n")
     if baseline is None:
-        print("no baseline to compare with: this is one, or none was found beside the checkpoint (name it "
-              "with --baseline)")
+        print("no baseline to compare with: this is one, or none was found beside the checkpoint "
+              "(name it with --baseline)")
     others = f" and {made[1].path.name}" if kind and args.int8 else ""
     print(f"written to {args.out}{others}")
     if web is not None:
-        print(f"in a browser: python -m http.server --directory {args.out}, then http://localhost:8000")
+        print(f"in a browser: python -m http.server --directory {args.out}, then "
+              "http://localhost:8000")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -83,17 +86,20 @@ def _parser() -> argparse.ArgumentParser:
                         help="a checkpoint, or the folder of its stage")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER|FILE",
                         help="a file ends in .onnx, .pt2 or .safetensors")
-    parser.add_argument("--format", choices=FORMATS, help="a file of this format, whatever its ending")
+    parser.add_argument("--format", choices=FORMATS,
+                        help="a file of this format, whatever its ending")
     parser.add_argument("--int8", action="store_true",
                         help="also quantised, with training images for calibration (folder, onnx)")
     parser.add_argument("--web", type=Path, nargs="?", const=Path(), metavar="FOLDER",
-                        help="also a page for the browser, with onnxruntime-web from this folder (default: "
-                             "node_modules, here or above); of a folder only")
+                        help="also a page for the browser, with onnxruntime-web from this folder "
+                             "(default: node_modules, here or above); of a folder only")
     parser.add_argument("--raw", action="store_true", help="take normalised images (onnx, pt2)")
     parser.add_argument("--sparse", action="store_true",
-                        help="keep the non-zero weights of weight-pruned convolutions only (safetensors)")
+                        help="keep the non-zero weights of weight-pruned convolutions only "
+                             "(safetensors)")
     parser.add_argument("--baseline", type=Path, metavar="FILE",
-                        help="to compare with (default: the checkpoint's own, where it is still in its run)")
+                        help="to compare with (default: the checkpoint's own, where it is still in "
+                             "its run)")
     parser.add_argument("--no-latency", action="store_true", help="measure no times")
     add_inputs(parser, device=False)
     return parser
@@ -115,14 +121,15 @@ def described(checkpoint: Checkpoint, inputs: Inputs, made: Sequence[Exported], 
     """What was exported, and how it did."""
     raw = args.raw or kind == "safetensors"
     scaled = "0..1, then normalised as in training" if raw else "0..1 (normalisation is inside)"
-    form = {"onnx": f"onnx, opset {OPSET}", "pt2": f"pt2 (torch.export) of torch {torch.__version__}",
+    form = {"onnx": f"onnx, opset {OPSET}",
+            "pt2": f"pt2 (torch.export) of torch {torch.__version__}",
             "safetensors": f"safetensors, {'sparse' if args.sparse else 'dense'}"}[kind]
     check, total, size = made[0].check, parameters(checkpoint.model), inputs.image_size
     zeros = checkpoint.masks.pruned() if checkpoint.masks else 0
     lines = [f"{checkpoint.model.arch}, {checkpoint.model.num_classes} classes, {total - zeros:,} "
              f"non-zero of {total:,} parameters; {form}",
-             f"input: float32 (batch, 3, {size}, {size}), RGB scaled to {scaled}; output: logits (batch, "
-             f"{checkpoint.model.num_classes})",
+             f"input: float32 (batch, 3, {size}, {size}), RGB scaled to {scaled}; output: logits "
+             f"(batch, {checkpoint.model.num_classes})",
              f"checked on {check.images} {check.source}",
              f"max abs difference to the checkpoint {check.difference:.2g} in logits up to "
              f"{check.largest:.3g}, the same class on {check.equal} of {check.images}; batches of "
@@ -139,14 +146,16 @@ def remarks(table: Table, method: str | None) -> list[str]:
     times = [(what, values) for what, values in table.rows if "latency" in what]
     lines = []
     for place, name in enumerate(table.columns[1:], start=1):
-        slow = [what.split()[2] for what, values in times if values[place] > values[0]]  # batch sizes
+        # the batch sizes at which it is slower
+        slow = [what.split()[2] for what, values in times if values[place] > values[0]]
         if slow and not (method == "weight" and name == "compressed"):
-            lines.append(f"{name} is not faster here at batch {', '.join(slow)}: less work need not be "
-                         "less time, and times wander on a busy machine")
+            lines.append(f"{name} is not faster here at batch {', '.join(slow)}: less work need "
+                         "not be less time, and times wander on a busy machine")
     if method == "weight":
         deflated = next(values for what, values in table.rows if "deflated" in what)
-        slow = "".join(f"; {what.partition(' (')[0]}: {values[1]:.2f} ms, the baseline's {values[0]:.2f} ms"
-                       for what, values in times)
-        lines.append(f"weight pruning makes the file smaller when compressed ({deflated[1]:,.1f} kB deflated, "
-                     f"the baseline's {deflated[0]:,.1f} kB), not the network faster on dense hardware{slow}")
+        slow = "".join(f"; {what.partition(' (')[0]}: {values[1]:.2f} ms, the baseline's "
+                       f"{values[0]:.2f} ms" for what, values in times)
+        lines.append("weight pruning makes the file smaller when compressed "
+                     f"({deflated[1]:,.1f} kB deflated, the baseline's {deflated[0]:,.1f} kB), not "
+                     f"the network faster on dense hardware{slow}")
     return lines

@@ -45,7 +45,8 @@ TOLERANCE = 1e-3  # of the largest logit: float32 sums in another order differ b
 
 @dataclass(frozen=True)
 class Check:
-    """How an exported file did on ``images`` images: the largest difference of a logit, equal predictions.
+    """How an exported file did on ``images`` images: the largest difference of a logit, equal
+    predictions.
 
     ``largest``: the largest logit there is, for comparison.
     """
@@ -59,7 +60,9 @@ class Check:
 
 @dataclass(frozen=True)
 class Exported:
-    """An exported file, its size in bytes as it is and deflated (zlib, level 6), and how it was checked."""
+    """An exported file, its size in bytes as it is and deflated (zlib, level 6), and how it was
+    checked.
+    """
 
     path: Path
     size: int
@@ -68,7 +71,9 @@ class Exported:
 
 
 def about_of(checkpoint: Checkpoint, inputs: Inputs, raw: bool) -> dict[str, Any]:
-    """What an exported file says of itself: plain values, the accuracy with the images that it is of."""
+    """What an exported file says of itself: plain values, the accuracy with the images that it is
+    of.
+    """
     dataset = checkpoint.info.get("dataset") or {}
     tested = (dataset.get("images") or {}).get("test")
     right = (checkpoint.info.get("metrics") or {}).get("test_accuracy")
@@ -77,21 +82,23 @@ def about_of(checkpoint: Checkpoint, inputs: Inputs, raw: bool) -> dict[str, Any
     return {"arch": checkpoint.model.arch, "classes": list(inputs.classes), "mean": inputs.mean,
             "std": inputs.std, "raw": raw, "image_size": inputs.image_size,
             "resize": list(inputs.resize), "crop": inputs.image_size,
-            "preprocessing": f"RGB; the shorter side resized to {steps} px (bilinear, antialiased), the "
-                             f"middle {inputs.image_size} px cut out, scaled to 0..1"
+            "preprocessing": f"RGB; the shorter side resized to {steps} px (bilinear, "
+                             f"antialiased), the middle {inputs.image_size} px cut out, scaled to "
+                             "0..1"
                              + ", then (x - mean) / std" * raw,
-            "accuracy": {"percent": right, "images": f"{tested:,} test images of {dataset.get('name')}"}
+            "accuracy": {"percent": right, "images": f"{tested:,} test images of {dataset['name']}"}
             if known else None,
             "digest": checkpoint.digest, "made_with": f"KESI {versions()['kesi']}"}
 
 
 def export(checkpoint: Checkpoint, inputs: Inputs, out: Path, kind: str, *, raw: bool = False,
            sparse: bool = False, root: str | Path = "data") -> Exported:
-    """Write ``out`` in the format ``kind``, verified on the test images in ``root`` if they are there.
+    """Write ``out`` in the format ``kind``, verified on the test images in ``root`` if they are
+    there.
 
     Raises UsageError for a package that is missing or options that do not fit each other, and
-    KesiError where the file does not give what the checkpoint gives (nothing is kept then) or cannot
-    be written.
+    KesiError where the file does not give what the checkpoint gives (nothing is kept then) or
+    cannot be written.
     """
     if sparse and kind != "safetensors":
         raise UsageError(f"--sparse goes with --format safetensors: {kind} keeps dense weights")
@@ -104,7 +111,8 @@ def export(checkpoint: Checkpoint, inputs: Inputs, out: Path, kind: str, *, raw:
     return _written(content, out, kind, reference, *example_images(checkpoint, inputs, root, raw))
 
 
-def calibration_images(checkpoint: Checkpoint, inputs: Inputs, root: str | Path, raw: bool) -> torch.Tensor:
+def calibration_images(checkpoint: Checkpoint, inputs: Inputs, root: str | Path,
+                       raw: bool) -> torch.Tensor:
     """Up to CALIBRATION training images (N, 3, S, S), as scaled() gives them, for export_int8().
 
     Raises KesiError where they are not in ``root``.
@@ -112,13 +120,15 @@ def calibration_images(checkpoint: Checkpoint, inputs: Inputs, root: str | Path,
     try:
         dataset = scaled(dataset_of(checkpoint, inputs, root), inputs, raw)
     except KesiError as error:
-        raise KesiError(f"--int8 needs training images for calibration (--data): {error}") from error
+        raise KesiError("--int8 needs training images for calibration (--data): "
+                        f"{error}") from error
     split = first_images(dataset.train, CALIBRATION)
     return torch.cat([images for images, _ in eval_batches(dataset, split)]).contiguous()
 
 
-def export_int8(checkpoint: Checkpoint, inputs: Inputs, whole: Path, out: Path, calibration: torch.Tensor,
-                *, raw: bool = False, root: str | Path = "data") -> Exported:
+def export_int8(checkpoint: Checkpoint, inputs: Inputs, whole: Path, out: Path,
+                calibration: torch.Tensor, *, raw: bool = False,
+                root: str | Path = "data") -> Exported:
     """Write ``out``: the ONNX file ``whole`` of this checkpoint in int8, see formats.quantised().
 
     It has to run at every batch size, or KesiError is raised; how far it agrees is in the check.
@@ -152,14 +162,21 @@ def network_for(model: Network, inputs: Inputs, raw: bool) -> nn.Module:
     if raw:
         return model
     if inputs.mean is None or inputs.std is None:
-        raise UsageError("the checkpoint does not say how its images were scaled: give --dataset, or "
-                         "--raw for a file that takes normalised images")
+        raise UsageError("the checkpoint does not say how its images were scaled: give --dataset, "
+                         "or --raw for a file that takes normalised images")
     return Normalised(model, *inputs.statistics()).eval()
 
 
+def _scaling(inputs: Inputs, raw: bool) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """(mean, std) of the images that a file takes, from 0..1."""
+    return inputs.statistics() if raw and inputs.mean is not None else ((0.0,) * 3, (1.0,) * 3)
+
+
 def scaled(dataset: Dataset, inputs: Inputs, raw: bool) -> Dataset:
-    """The data set, its images as a file takes them: normalised for ``raw`` if it is known how, else 0..1."""
-    mean, std = inputs.statistics() if raw and inputs.mean is not None else ((0.0,) * 3, (1.0,) * 3)
+    """The data set, its images as a file takes them: normalised for ``raw`` if it is known how,
+    else 0..1.
+    """
+    mean, std = _scaling(inputs, raw)
     return replace(dataset, mean=mean, std=std)
 
 
@@ -174,10 +191,10 @@ def example_images(checkpoint: Checkpoint, inputs: Inputs, root: str | Path,
         dataset = scaled(dataset_of(checkpoint, inputs, root), inputs, raw)
     except KesiError as error:
         digits = first_images(load_digits(inputs.image_size)[1], IMAGES)
-        mean, std = inputs.statistics() if raw and inputs.mean is not None else ((0.0,) * 3, (1.0,) * 3)
-        images = Normalise.of(mean, std)(digits.take(0, len(digits)))
+        images = Normalise.of(*_scaling(inputs, raw))(digits.take(0, len(digits)))
         known = inputs.dataset is None or inputs.dataset in DATASETS
-        why = f"for want of its own (--data): {first_line(error)}" if known else "its own were handed over in Python"
+        why = (f"for want of its own (--data): {first_line(error)}" if known
+               else "its own were handed over in Python")
         return images.contiguous(), f"images of digits at {inputs.image_size} px, {why}"
     split = first_images(dataset.test, IMAGES)
     images = torch.cat([images for images, _ in eval_batches(dataset, split)])
@@ -186,7 +203,9 @@ def example_images(checkpoint: Checkpoint, inputs: Inputs, root: str | Path,
 
 def verify(reference: nn.Module, run: Runner, images: torch.Tensor, source: str,
            tolerance: float = TOLERANCE) -> Check:
-    """Hold an exported network against the original, whole and in batches. Raises KesiError where they differ."""
+    """Hold an exported network against the original, whole and in batches. Raises KesiError where
+    they differ.
+    """
     with torch.inference_mode():
         expected = reference(images)
     largest = float(expected.abs().max())
@@ -196,11 +215,13 @@ def verify(reference: nn.Module, run: Runner, images: torch.Tensor, source: str,
         try:
             found = run(images[:batch]).detach()
         except Exception as error:  # each runtime raises types of its own
-            raise KesiError(f"the exported network does not run at batch {batch}: {str(error)[:300]}") from error
+            raise KesiError(f"the exported network does not run at batch {batch}: "
+                            f"{str(error)[:300]}") from error
         difference = float((found - expected[:batch]).abs().max())
         if not difference <= limit:  # also for NaN
-            raise KesiError(f"the exported network differs from the checkpoint by {difference:.3g} at batch {batch} "
-                            f"(at most {limit:.3g} is rounding): nothing was written")
+            raise KesiError("the exported network differs from the checkpoint by "
+                            f"{difference:.3g} at batch {batch} (at most {limit:.3g} is "
+                            "rounding): nothing was written")
         worst = max(worst, difference)
         if batch == len(images):
             equal = int((found.argmax(1) == expected.argmax(1)).sum())

@@ -1,4 +1,6 @@
-"""The formats of kesi export: a network as the content of a file, and such a file as something that runs."""
+"""The formats of kesi export: a network as the content of a file, and such a file as something that
+runs.
+"""
 
 import io
 import json
@@ -94,8 +96,8 @@ def quantised(content: bytes, images: torch.Tensor) -> bytes:
         whole, ready, done = (str(Path(folder) / name) for name in ("a.onnx", "b.onnx", "c.onnx"))
         Path(whole).write_bytes(content)
         quant_pre_process(whole, ready)
-        # Unsigned activations are the fast ones on CPUs. Weights of seven bits: without VNNI, the sum
-        # of two products of eight bits each may not fit its sixteen.
+        # Unsigned activations are the fast ones on CPUs. Weights of seven bits: without VNNI, the
+        # sum of two products of eight bits each may not fit its sixteen.
         quantize_static(ready, done, Batches(), quant_format=QuantFormat.QDQ, per_channel=True,
                         activation_type=QuantType.QUInt8, reduce_range=True)
         model = onnx.load(done)
@@ -120,7 +122,8 @@ def runner(path: Path, kind: str) -> Runner:
         import onnxruntime
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(str(path), options,
+                                               providers=["CPUExecutionProvider"])
         return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
     if kind == "pt2":
         with open(path, "rb") as file, warnings.catch_warnings():
@@ -137,7 +140,8 @@ def need(*packages: str, extra: str = "export") -> None:
         try:
             __import__(package)
         except ModuleNotFoundError as error:
-            raise UsageError(f'{error.name} is not installed: pip install -e ".[{extra}]"') from error
+            raise UsageError(f'{error.name} is not installed: '
+                             f'pip install -e ".[{extra}]"') from error
 
 
 FORMAT, VERSION = "kesi-safetensors", "1"
@@ -148,19 +152,21 @@ LONG = 255  # in gaps: so many zeros, and no weight after them
 
 
 def save_bytes(model: Network, about: dict[str, Any], sparse: bool = False) -> bytes:
-    """A network as the content of a safetensors file; ``about`` goes to its metadata beside the architecture.
+    """A network as the content of a safetensors file; ``about`` goes to its metadata beside the
+    architecture.
 
     Raises UsageError where safetensors is not installed.
     """
-    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    tensors = {name: value.detach().cpu().contiguous()
+               for name, value in model.state_dict().items()}
     packed = []
     for name in conv_weights(model) if sparse else ():
         if bool((tensors[name] == 0).any()):
             weight = tensors.pop(name)
             packed.append(name)
             tensors |= {f"{name}.{part}": value for part, value in pack(weight).items()}
-    metadata = {"format": FORMAT, "version": VERSION, "arch": model.arch, "num_classes": model.num_classes,
-                "cfg": model.cfg, "sparse": packed, **about}
+    metadata = {"format": FORMAT, "version": VERSION, "arch": model.arch,
+                "num_classes": model.num_classes, "cfg": model.cfg, "sparse": packed, **about}
     text = {key: value if key in PLAIN else json.dumps(value) for key, value in metadata.items()}
     return _safetensors().torch.save(tensors, text)
 
@@ -168,8 +174,8 @@ def save_bytes(model: Network, about: dict[str, Any], sparse: bool = False) -> b
 def load_safetensors(path: str | Path) -> Network:
     """The network in a file of save_bytes(), dense or sparse, in eval mode on the CPU.
 
-    Raises UsageError for a missing file, a missing safetensors or a network of one's own that is not registered,
-    KesiError for a file that is damaged or not of this kind.
+    Raises UsageError for a missing file, a missing safetensors or a network of one's own that is
+    not registered, KesiError for a file that is damaged or not of this kind.
     """
     return load_with_metadata(path)[0]
 
@@ -182,7 +188,7 @@ def load_with_metadata(path: str | Path) -> tuple[Network, dict[str, Any]]:
     try:
         with safetensors.safe_open(str(path), framework="pt") as file:
             text = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise KesiError(f"{path} is damaged or not a safetensors file: {error}") from error
     if text.get("format") != FORMAT or text.get("version") != VERSION:
@@ -203,7 +209,9 @@ def load_with_metadata(path: str | Path) -> tuple[Network, dict[str, Any]]:
 
 
 def pack(weight: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The non-zero weights of a tensor of any shape and where they are: "values", and "bits" or "gaps"."""
+    """The non-zero weights of a tensor of any shape and where they are: "values", and "bits" or
+    "gaps".
+    """
     flat = weight.flatten().numpy()
     places = np.flatnonzero(flat)
     bits = np.packbits(flat != 0)
@@ -213,11 +221,14 @@ def pack(weight: torch.Tensor) -> dict[str, torch.Tensor]:
     gaps = np.full(len(places) + int(longs.sum()), LONG, dtype=np.uint8)
     gaps[np.cumsum(longs + 1) - 1] = zeros % LONG
     where = {"gaps": gaps} if len(gaps) < len(bits) else {"bits": bits}
-    return {name: torch.from_numpy(value) for name, value in ({"values": flat[places]} | where).items()}
+    return {name: torch.from_numpy(value)
+            for name, value in ({"values": flat[places]} | where).items()}
 
 
 def unpack(parts: dict[str, torch.Tensor], shape: Sequence[int]) -> torch.Tensor:
-    """The tensor that pack() took apart. Raises ValueError where the parts do not fit each other."""
+    """The tensor that pack() took apart. Raises ValueError where the parts do not fit each
+    other.
+    """
     values, size = parts["values"].numpy(), int(np.prod(shape))
     if "bits" in parts:
         packed = parts["bits"].numpy()

@@ -1,6 +1,8 @@
-"""What the network of a checkpoint looks at: how large its images are, how they are scaled, what they show.
+"""What the network of a checkpoint looks at: how large its images are, how they are scaled, what
+they show.
 
-Checkpoints of ours say so themselves; those of the released code do not, and take it from a data set's name.
+Checkpoints of ours say so themselves; those of the released code do not, and take it from a data
+set's name.
 """
 
 from dataclasses import dataclass, replace
@@ -32,10 +34,12 @@ SAID = {"image_size": fields.whole(1, LARGEST), "classes": fields.several(fields
 
 @dataclass(frozen=True)
 class Inputs:
-    """The images of a network: ``image_size`` px square, RGB scaled to 0..1, less ``mean``, over ``std``.
+    """The images of a network: ``image_size`` px square, RGB scaled to 0..1, less ``mean``, over
+    ``std``.
 
-    ``mean``, ``std``: three numbers each, or None where nobody knows. ``classes``: the names by label, ""
-    where there are none. ``dataset``, ``family``: the arguments of kesi.data.load, or None and "cifar".
+    ``mean``, ``std``: three numbers each, or None where nobody knows. ``classes``: the names by
+    label, "" where there are none. ``dataset``, ``family``: the arguments of kesi.data.load, or
+    None and "cifar".
     """
 
     image_size: int
@@ -78,12 +82,13 @@ class Inputs:
 
 def inputs_of(checkpoint: Checkpoint, dataset: str | None = None, image_size: int | None = None,
               root: str | Path = "data") -> Inputs:
-    """What a checkpoint says about its images; ``dataset`` and ``image_size`` name other ones to look at.
+    """What a checkpoint says about its images; ``dataset`` and ``image_size`` name other ones to
+    look at.
 
-    Scaling and classes stay those of the checkpoint. Where it does not say them they are the data set's, which
-    is loaded from ``root`` (never downloaded) if only its images tell. Raises UsageError for images that are too
-    small for the network, or a data set of another number of classes, and KesiError where the data set has to be
-    loaded and is not there.
+    Scaling and classes stay those of the checkpoint. Where it does not say them they are the data
+    set's, which is loaded from ``root`` (never downloaded) if only its images tell. Raises
+    UsageError for images that are too small for the network, or a data set of another number of
+    classes, and KesiError where the data set has to be loaded and is not there.
     """
     said = checkpoint.info.get("dataset") or {}
     model = checkpoint.model
@@ -108,7 +113,9 @@ def inputs_of(checkpoint: Checkpoint, dataset: str | None = None, image_size: in
 
 
 def _as_said(checkpoint: Checkpoint, said: dict) -> Inputs:
-    """What the checkpoint itself says. Raises KesiError where that makes no sense: anybody may have written it."""
+    """What the checkpoint itself says. Raises KesiError where that makes no sense: anybody may have
+    written it.
+    """
     for name, right in SAID.items():
         if not right(said.get(name)):
             raise KesiError(f"{checkpoint.path} is damaged: the {name} of its images is {str(said.get(name))[:60]}")
@@ -117,7 +124,9 @@ def _as_said(checkpoint: Checkpoint, said: dict) -> Inputs:
 
 
 def _of_dataset(name: str, family: str, root: str | Path) -> Inputs:
-    """Without the images where the data set is one whose statistics are fixed; else from the images."""
+    """Without the images where the data set is one whose statistics are fixed; else from the
+    images.
+    """
     if name in KNOWN:
         size = 224 if family == "tinyimagenet" else SIDE if name == "tinyimagenet" else INFO[name].image_size
         try:
@@ -132,7 +141,8 @@ def _of_dataset(name: str, family: str, root: str | Path) -> Inputs:
 def dataset_of(checkpoint: Checkpoint, inputs: Inputs, root: str | Path, download: bool = False) -> Dataset:
     """The data set that the inputs name, scaled as the network expects it.
 
-    Raises UsageError without a name or for another number of classes, KesiError where it is not there.
+    Raises UsageError without a name or for another number of classes, KesiError where it is not
+    there.
     """
     if inputs.dataset is None:
         raise UsageError(f"{checkpoint.path} does not say which images it was trained on: give --dataset")
@@ -145,7 +155,9 @@ def dataset_of(checkpoint: Checkpoint, inputs: Inputs, root: str | Path, downloa
 
 
 def first_images(split: Split, count: int | None) -> Split:
-    """``count`` images spread evenly over a split (all of it for None or where there are not so many)."""
+    """``count`` images spread evenly over a split (all of it for None or where there are not so
+    many).
+    """
     if count is None or count >= len(split):
         return split
     return split.subset((torch.arange(count) * len(split)) // count)

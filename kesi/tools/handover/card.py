@@ -30,14 +30,14 @@ def card(checkpoint: Checkpoint, about: dict[str, Any], baseline: Checkpoint | N
     arch, classes = checkpoint.model.arch, [_line(name) for name in about["classes"]]
     named = ", ".join(name or str(label) for label, name in enumerate(classes[:SHOWN]))
     more = f" and {len(classes) - SHOWN:,} more, see config.json" if len(classes) > SHOWN else ""
-    data = (checkpoint.info.get("dataset") or {})
+    data = checkpoint.info.get("dataset") or {}
     counts = data.get("images") or {}
     size = about["image_size"]
     total = parameters(checkpoint.model)
     zeros = checkpoint.masks.pruned() if checkpoint.masks else 0
     sparse = f", {total - zeros:,} of them not zero" if zeros else ""
-    origin = f"{counts['train']:,} training images of {_line(data['name'])}" if counts.get("train") else (
-        "images that its checkpoint does not name")
+    origin = (f"{counts['train']:,} training images of {_line(data['name'])}"
+              if counts.get("train") else "images that its checkpoint does not name")
     lines = [
         *_front_matter(checkpoint, about), "",
         f"# {arch} for {len(classes)} classes", "",
@@ -54,21 +54,22 @@ def card(checkpoint: Checkpoint, about: dict[str, Any], baseline: Checkpoint | N
           f"{file.check.images} {_line(file.check.source)}." for file in files], "",
         "## How to use it", "",
         "```", "pip install onnxruntime numpy pillow", "python example.py photo.jpg", "```", "",
-        f"`model.onnx` takes `images`, float32 (batch, 3, {size}, {size}), RGB from 0 to 1, and gives "
-        f"`logits` (batch, {len(classes)}); normalisation is inside. Preparation of a picture: "
-        f"{about['preprocessing']}.", "",
+        f"`model.onnx` takes `images`, float32 (batch, 3, {size}, {size}), RGB from 0 to 1, and "
+        f"gives `logits` (batch, {len(classes)}); normalisation is inside. Preparation of a "
+        f"picture: {about['preprocessing']}.", "",
         *["`model-int8.onnx` takes and gives the same.", ""] * (len(files) > 1),
-        *["In a browser: `python -m http.server` in this folder, then http://localhost:8000; pictures "
-          "stay on the machine.", ""] * web,
-        "In torch: `network = kesi.from_pretrained(FOLDER)`, which takes images that are normalised "
-        f"with mean {_numbers(about['mean'])} and standard deviation {_numbers(about['std'])}.", "",
+        *["In a browser: `python -m http.server` in this folder, then http://localhost:8000; "
+          "pictures stay on the machine.", ""] * web,
+        "In torch: `network = kesi.from_pretrained(FOLDER)`, which takes images that are "
+        f"normalised with mean {_numbers(about['mean'])} and standard deviation "
+        f"{_numbers(about['std'])}.", "",
         "## Limits", "",
         "- It answers with one of its classes whatever the picture shows.",
-        "- The accuracy is that on pictures of the same kind as those it learned from; on others it is "
-        "not known.",
+        "- The accuracy is that on pictures of the same kind as those it learned from; on others "
+        "it is not known.",
         "- Its probabilities have not been calibrated.",
-        "- No licence is stated here: that of the training images and of the network is for whoever "
-        "publishes it to say.", ""]
+        "- No licence is stated here: that of the training images and of the network is for "
+        "whoever publishes it to say.", ""]
     return "\n".join(lines)
 
 
@@ -95,25 +96,27 @@ def _made(checkpoint: Checkpoint) -> str:
     pruned = {"filter": "whole filters were removed", "weight": "single weights were set to zero"}
     if method is None:
         return f"It is an unpruned network ({_line(info.get('stage') or 'of unknown training')})."
-    many = "s" * (checkpoint.round != 1)
-    rounds = f" in {checkpoint.round} round{many} of pruning and retraining" if checkpoint.round else ""
+    count, many = checkpoint.round, "s" * (checkpoint.round != 1)
+    rounds = f" in {count} round{many} of pruning and retraining" if count else ""
     said = f"From a trained network {pruned[method]}{rounds}."
     if info.get("kind") == "kesi":
-        said += (f" Then the ensemble of its {len(info.get('teachers') or ())} snapshots was distilled "
-                 "into the last one, as in Le, Vo and Thoai, *Paying more attention to snapshots of "
-                 "Iterative Pruning*, BMVC 2020 (arXiv 2006.11487).")
+        said += (f" Then the ensemble of its {len(info.get('teachers') or ())} snapshots was "
+                 "distilled into the last one, as in Le, Vo and Thoai, *Paying more attention to "
+                 "snapshots of Iterative Pruning*, BMVC 2020 (arXiv 2006.11487).")
     return said
 
 
-def _provenance(checkpoint: Checkpoint, baseline: Checkpoint | None, about: dict[str, Any]) -> list[str]:
+def _provenance(checkpoint: Checkpoint, baseline: Checkpoint | None,
+                about: dict[str, Any]) -> list[str]:
     """What tells where the network comes from, a line each, as far as it is known."""
     info = checkpoint.info
     known = {
-        "made from": baseline and f"{baseline.model.arch}, {parameters(baseline.model):,} parameters, "
-                                  f"network {baseline.network_digest[:16]}",
+        "made from": baseline and f"{baseline.model.arch}, {parameters(baseline.model):,} "
+                                  f"parameters, network {baseline.network_digest[:16]}",
         "stage": info.get("stage"), "seed": info.get("seed"), "recipe": info.get("recipe_hash"),
-        "command": info.get("command") and f"`{_line(info['command'])}`", "commit": info.get("commit"),
-        "checkpoint": about["digest"], "exported by": about["made_with"]}
+        "command": info.get("command") and f"`{_line(info['command'])}`",
+        "commit": info.get("commit"), "checkpoint": about["digest"],
+        "exported by": about["made_with"]}
     return [f"- {name}: {_line(value)}" for name, value in known.items() if value not in (None, "")]
 
 
@@ -123,18 +126,20 @@ def _results(checkpoint: Checkpoint, about: dict[str, Any]) -> list[str]:
         return ["Its checkpoint does not say how accurate it is."]
     right, count = about["accuracy"]["percent"], checkpoint.info["dataset"]["images"]["test"]
     low, high = wilson(right / 100, count)
-    lines = [f"Accuracy {right:.2f} % on {_line(about['accuracy']['images'])}; 95 % interval for so many "
-             f"images {100 * low:.2f} to {100 * high:.2f} % (Wilson)."]
+    lines = [f"Accuracy {right:.2f} % on {_line(about['accuracy']['images'])}; 95 % interval for "
+             f"so many images {100 * low:.2f} to {100 * high:.2f} % (Wilson)."]
     values = accuracies_by_seed(checkpoint.path)
     if len(values) > 1:
-        lines += ["", f"The same with {len(values)} seeds: {statistics.fmean(values):.2f} % on average, "
-                      f"standard deviation {statistics.stdev(values):.2f}, from {min(values):.2f} to "
-                      f"{max(values):.2f} %."]
+        lines += ["", f"The same with {len(values)} seeds: {statistics.fmean(values):.2f} % on "
+                      f"average, standard deviation {statistics.stdev(values):.2f}, from "
+                      f"{min(values):.2f} to {max(values):.2f} %."]
     return lines
 
 
 def accuracies_by_seed(path: Path) -> list[float]:
-    """Test accuracies (%) of the stage of this checkpoint over the seeds of its run; none outside of a run."""
+    """Test accuracies (%) of the stage of this checkpoint over the seeds of its run; none outside
+    of a run.
+    """
     stage = path.resolve().parent
     try:
         return load_run(stage.parent.parent).values(stage.name)

@@ -65,7 +65,8 @@ def hand_over(checkpoint: Checkpoint, inputs: Inputs, out: Path, *,
                root=root)
         model, about = checkpoint.model, about_of(checkpoint, inputs, False)
         write_json(folder / "config.json", {
-            "model_type": "kesi", "num_classes": model.num_classes, "cfg": list(model.cfg), **about})
+            "model_type": "kesi", "num_classes": model.num_classes, "cfg": list(model.cfg),
+            **about})
         shutil.copy(HERE / "example.py", folder)
         if web is not None:
             shutil.copy(HERE / "index.html", folder)
@@ -97,13 +98,15 @@ def whole_folder(out: Path) -> Iterator[Path]:
             out.rmdir()
         os.rename(temporary, out)
     except OSError as error:
-        raise KesiError(f"cannot write {out}: {error.strerror or error}; nothing was written") from error
+        raise KesiError(f"cannot write {out}: {error.strerror or error}; nothing was "
+                        "written") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def runtime(given: Path | None) -> Path:
-    """The folder of onnxruntime-web's files: below ``given``, or as npm installed them here or above.
+    """The folder of onnxruntime-web's files: below ``given``, or as npm installed them here or
+    above.
 
     Raises UsageError that says how to get them where they are not there.
     """
@@ -112,5 +115,6 @@ def runtime(given: Path | None) -> Path:
         for folder in (base, base / "dist", base / "node_modules" / PACKAGE / "dist"):
             if all((folder / name).is_file() for name in RUNTIME):
                 return folder
-    where = f"in {given}" if given is not None else "here or above (or name its folder: --web FOLDER)"
+    where = (f"in {given}" if given is not None
+             else "here or above (or name its folder: --web FOLDER)")
     raise UsageError(f"--web needs {PACKAGE}, which is not {where}: npm install {PACKAGE}")
