@@ -136,7 +136,7 @@ def test_released_code_checkpoint_and_missing_images(tmp_path, monkeypatch, quic
     text = capsys.readouterr().out
     assert "100 images of digits at 32 px" in text and "--baseline" in text
     # also with nothing to compare with
-    assert re.search(r"^latency, batch 128 \(ms\) +[\d.]+$", text, re.MULTILINE)
+    assert re.search(r"^latency, batch 128 \(ms\) +[\d.,]+$", text, re.MULTILINE)
     live = sum(parameter.numel() for parameter in network.parameters()) - masks.pruned()
     assert (tmp_path / "a").stat().st_size < 4 * live * 1.3 + 12_000  # the running statistics are no parameters
     with pytest.raises(UsageError, match="--dataset, or --raw"):
