@@ -32,7 +32,7 @@ def next_steps(run: Run) -> list[tuple[str, str]]:
         added = _given(command, "--with")
         kesi = f"kesi{added or ' --with FILE'}"
         note = "" if added else "; FILE is the Python file that registers the network"
-    lines = [f"{kesi} export {last} --format onnx --normalise --out kesi.onnx{_data(command)}",
+    lines = [f"{kesi} export {last} --out kesi.onnx{_data(command)}",
              f"{kesi} predict {last} image.png"]
     if run.info["dataset"] in DATASETS:
         lines.append(f"{kesi} compare {folder}/seed{seed}/baseline {last}{_data(command)}")
