@@ -18,8 +18,9 @@ import kesi
 import models
 from kesi import checkpoints
 from kesi.checkpoints.checkpoint import load
+from kesi.data import datasets
 from kesi.data.arrays import from_arrays
-from kesi.data.sources.digits import load_digits
+from kesi.method import recipes
 from kesi.method.pruning import prune_filters
 from kesi.method.training import Options
 from kesi.own import compress, graphs
@@ -105,7 +106,8 @@ def small_densenet() -> nn.Module:
 
 def digits(size: int, count: int):
     """``count`` digits to train and 100 to test, as pairs."""
-    train, test = load_digits(size)
+    loaded = datasets.load("digits", image_size=size)
+    train, test = loaded.train, loaded.test
     return ((train.take(0, count).permute(0, 3, 1, 2), train.labels[:count]),
             (test.take(0, 100).numpy(), test.labels[:100].numpy()))
 
@@ -562,8 +564,9 @@ def test_arrays_of_either_layout_are_the_same_data_set():
 
 
 @pytest.mark.parametrize(("images", "labels", "said"), [
-    (torch.zeros(2, 3, 8, 8), [0, 1], "uint8"), (torch.zeros(2, 1, 8, 8, dtype=torch.uint8), [0, 1], "shape"),
-    (torch.zeros(2, 3, 8, 9, dtype=torch.uint8), [0, 1], "squares"),
+    (torch.full((2, 3, 8, 8), 0.3), [0, 1], "uint8"),
+    (torch.zeros(2, 1, 8, 8, dtype=torch.uint8), [0, 1], "8x8 px in 1 channels .* 8x8 px in 3 channels"),
+    (torch.zeros(2, 3, 8, 9, dtype=torch.uint8), [0, 1], "8x9 px in 3 channels .* 8x8 px in 3 channels"),
     (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), [0], "whole number for each of the 2"),
     (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), [0.0, 1.0], "whole number"),
     (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), [0, 3], "from 0 to 3; 2 classes")])
