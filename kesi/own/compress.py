@@ -233,7 +233,8 @@ def _check(graph: Graph, name: str, classes: int, method: str, recipe: Recipe) -
     if method == "weight":
         with torch.device("meta"):
             if not conv_weights(models.create(name, classes)):
-                raise UsageError(f"{name} has no convolution, and only their weights are pruned")
+                raise UsageError(f"{name} has no convolution, and no linear layer before the last "
+                                 f"one: there are no weights to prune")
         shares = list(recipe.rounds)
         if not shares or shares != sorted(shares) or not all(0 <= share < 1 for share in shares):
             raise UsageError(f"sparsities are shares from 0 to below 1 that never fall, not {shares}")
@@ -241,15 +242,16 @@ def _check(graph: Graph, name: str, classes: int, method: str, recipe: Recipe) -
     if graph.problem:
         raise UsageError(graph.problem)
     if not graph.cfg:
-        raise UsageError(f"{name} has no convolution that can lose single filters; prune its weights instead")
+        raise UsageError(f"{name} has no convolution that can lose single filters, and no linear layer "
+                         f"before the last one that can lose outputs; prune its weights instead")
     try:
         for rates in recipe.rounds:
             pruned_widths(graph.cfg, rates)
     except ValueError as error:
         raise UsageError(str(error)) from error
     if graph.left_alone:
-        print(f"{name}: {len(graph.left_alone)} convolutions keep all filters, since their channels are split, "
-              f"grouped, shuffled or normalised together: {', '.join(graph.left_alone)}")
+        print(f"{name}: {len(graph.left_alone)} layers keep all channels, since these are split, grouped, "
+              f"shuffled, scaled or normalised together: {', '.join(graph.left_alone)}")
 
 
 def _start(name: str, given: nn.Module, dataset: Dataset, folder: Path, trained: bool) -> Path:

@@ -14,7 +14,7 @@ from torch import nn
 from kesi import models
 from kesi.method.sizes import macs
 from kesi.own import checks
-from kesi.own.graphs import Graph, analyse
+from kesi.own.graphs import Graph, analyse, by_linear_layers
 from kesi.system.errors import UsageError, first_line
 
 Factory = Callable[[], nn.Module]
@@ -75,6 +75,7 @@ def _build(factory: Factory) -> nn.Module:
     checks.check_weights(network)
     if not hasattr(network, "min_image_size"):
         network.min_image_size = 1
+    network.prune_linear = by_linear_layers(network)
     return network.cpu()
 
 
