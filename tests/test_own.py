@@ -20,7 +20,6 @@ from kesi import checkpoints
 from kesi.checkpoints.checkpoint import load
 from kesi.data import datasets
 from kesi.data.arrays import from_arrays
-from kesi.method import recipes
 from kesi.method.pruning import prune_filters
 from kesi.method.training import Options
 from kesi.own import compress, graphs
@@ -356,7 +355,8 @@ def test_a_trained_network_is_the_baseline(tmp_path, registry):
 
     def compress(model: nn.Module) -> Compressed:
         return kesi.compress(model, *digits(16, 40), rounds=1, rates={"left": 0.5}, epochs=(9, 1, 1), batch_size=20,
-                             folder=tmp_path / "run", options=CPU, trained=True)
+                             folder=tmp_path / "run", options=CPU, trained=True,
+                             accuracy=10)  # of an untrained network
 
     result = compress(network)
     assert_same(weights_of(tmp_path / "run" / "seed0" / "baseline"), network.state_dict())

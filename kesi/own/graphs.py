@@ -49,6 +49,7 @@ class Axis:
 class Graph:
     """The widths of a network. ``convs``: for each width the names of the convolutions that make its channels.
 
+    A network none of whose convolutions can lose filters has those of its linear layers instead.
     ``left_alone``: the convolutions whose filters cannot be removed, the classifier not among them.
     ``problem``: why nothing is known of the widths, in words; then there are none.
     """
@@ -81,8 +82,8 @@ class Graph:
         stays.
         """
         modules = dict(model.named_modules())
-        makers = [axis for axis in self.axes
-                  if axis.output and isinstance(modules[axis.module], nn.Conv2d)]
+        names = {name for convs in self.convs for name in convs}
+        makers = [axis for axis in self.axes if axis.output and axis.module in names]
         found = criterion(model, [axis.module for axis in makers], evidence)
         scores = [torch.zeros(width) for width in model.cfg]
         for maker in makers:
@@ -169,10 +170,17 @@ def analyse(network: nn.Module, image_size: int) -> Graph:
             warnings.simplefilter("ignore")
             dependencies = torch_pruning.DependencyGraph().build_dependency(
                 network, torch.zeros(1, 3, image_size, image_size), verbose=False)
-            widths = _widths(dependencies, network)
+            found = _tried(_widths(dependencies, network, nn.Conv2d), network, image_size)
+            if not found.cfg:
+                found = _tried(_widths(dependencies, network, nn.Linear), network, image_size)
+            return found
     except Exception as error:  # of any type: whatever its assumptions run into
         return Graph(problem=f"torch-pruning cannot trace this network ({first_line(error)}); prune its weights "
                              f"instead")
+
+
+def _tried(widths: Sequence["_Width"], network: nn.Module, image_size: int) -> Graph:
+    """The graph of those widths that pass the trial."""
     graph = _graph(widths, dict(network.named_modules()))
     kept = _sound(graph, network, image_size, [], [place for place, width in enumerate(widths) if width.simple])
     left = [conv for place, width in enumerate(widths) if place not in kept for conv in width.convs]
@@ -189,24 +197,25 @@ class _Width:
     simple: bool  # nothing in it that cannot lose single channels
 
 
-def _widths(dependencies, network: nn.Module) -> list[_Width]:
+def _widths(dependencies, network: nn.Module, kind: type[nn.Module]) -> list[_Width]:
     """The widths by their first convolutions, in the order of the modules, without the classifier.
 
+    ``kind``: nn.Conv2d, or nn.Linear for those that linear layers make, as in a transformer's MLP.
     A convolution that is read beside another one (a concatenation) and then meets it again, in a depthwise
     convolution or an addition with their joint output, is a width of its own: the joint output is not.
     """
     names = {module: name for name, module in network.named_modules()}
     filters = {name: module for module, name in names.items()
-               if isinstance(module, nn.Conv2d) and not _depthwise(module) and module in dependencies.module2node}
+               if isinstance(module, kind) and not _depthwise(module) and module in dependencies.module2node}
     found, joint, seen = [], [], set()
     for name, conv in filters.items():
         if name in seen:
             continue
         cut = dependencies.get_pruner_of_module(conv).prune_out_channels
-        group = dependencies.get_pruning_group(conv, cut, list(range(conv.out_channels)))
-        width = _members(group, names)
+        group = dependencies.get_pruning_group(conv, cut, list(range(_length(cut, conv))))
+        width = _members(group, names, kind)
         producers = [len(set(channels)) for part, cut, _, channels in width.parts if part in filters and _output(cut)]
-        if min(producers) < conv.out_channels:
+        if min(producers) < _length(cut, conv):
             joint.append(width)
             continue
         seen.update(width.convs)
@@ -216,7 +225,7 @@ def _widths(dependencies, network: nn.Module) -> list[_Width]:
     return found
 
 
-def _members(group, names: dict[nn.Module, str]) -> _Width:
+def _members(group, names: dict[nn.Module, str], kind: type[nn.Module]) -> _Width:
     """A group of torch-pruning's by the names of its layers."""
     parts, simple = [], True
     for item in group.items:
@@ -229,7 +238,7 @@ def _members(group, names: dict[nn.Module, str]) -> _Width:
             simple &= max(item.idxs) < _length(item.dep.handler, module)  # beside what it knows, it guesses
             parts.append((names[module], item.dep.handler, list(item.idxs), list(item.root_idxs)))
     makers = {name for name, cut, _, _ in parts if _output(cut)}
-    convs = [name for module, name in names.items() if name in makers and isinstance(module, nn.Conv2d)]
+    convs = [name for module, name in names.items() if name in makers and isinstance(module, kind)]
     return _Width(tuple(convs), len(group[0].idxs), tuple(parts), simple)
 
 
@@ -243,8 +252,17 @@ def _length(cut: Callable, module: nn.Module) -> int:
     return (cut.__self__.get_out_channels if _output(cut) else cut.__self__.get_in_channels)(module)
 
 
-def _depthwise(conv: nn.Conv2d) -> bool:
-    return 1 < conv.groups == conv.in_channels == conv.out_channels
+def _depthwise(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.Conv2d) and 1 < layer.groups == layer.in_channels == layer.out_channels
+
+
+def by_linear_layers(network: nn.Module) -> bool:
+    """Whether linear layers do the work of a network, as in a ViT or ConvNeXt.
+
+    Then each convolution, if there is any, is depthwise or cuts the image into patches.
+    """
+    return all(_depthwise(conv) or conv.kernel_size == conv.stride != (1, 1)
+               for conv in network.modules() if isinstance(conv, nn.Conv2d))
 
 
 def _graph(widths: Sequence[_Width], modules: dict[str, nn.Module]) -> Graph:

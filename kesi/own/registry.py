@@ -13,7 +13,8 @@ from torch import nn
 
 from kesi import models
 from kesi.method.sizes import macs
-from kesi.own.graphs import Graph, analyse
+from kesi.own import checks
+from kesi.own.graphs import Graph, analyse, by_linear_layers
 from kesi.system.errors import UsageError, first_line
 
 Factory = Callable[[], nn.Module]
@@ -36,11 +37,12 @@ def register(name: str, factory: Factory, num_classes: int | None = None, image_
     if reserved(name):
         raise UsageError(f"{name} is a network of KESI's: choose another name")
     with torch.random.fork_rng(devices=[]):
-        network = _build(factory)
-        if _build(factory) is network:
+        network, second = _build(factory), _build(factory)
+        if second is network:
             raise UsageError("the factory gives the same network at every call: it has to build a new one, "
                              "for example by copy.deepcopy")
         outputs = _outputs(network, image_size)
+        checks.check_rebuilt(copy.deepcopy(network), second, image_size)
         if num_classes not in (None, outputs):
             raise UsageError(f"{name} has {outputs} outputs, not one for each of {num_classes} classes (labels count "
                              f"from 0)")
@@ -70,8 +72,10 @@ def _build(factory: Factory) -> nn.Module:
     network = factory()
     if not isinstance(network, nn.Module):
         raise UsageError(f"a network has to be a torch.nn.Module, not a {type(network).__name__}")
+    checks.check_weights(network)
     if not hasattr(network, "min_image_size"):
         network.min_image_size = 1
+    network.prune_linear = by_linear_layers(network)
     return network.cpu()
 
 
@@ -83,10 +87,13 @@ def _outputs(network: nn.Module, image_size: int) -> int:
         raise UsageError(f"the network has an attribute {taken[0]!r}, a name under which KESI keeps its own: rename it")
     trial = copy.deepcopy(network).train().to(memory_format=torch.channels_last)
     images = torch.randn(2, 3, image_size, image_size).to(memory_format=torch.channels_last)
+    before = images.clone()
     try:
         logits = trial(images)
         if isinstance(logits, torch.Tensor):
             logits.float().sum().backward()
+            answer = copy.deepcopy(network).eval()(before.clone())
+            logits = logits if isinstance(answer, torch.Tensor) else answer
         macs(network, image_size)
     except Exception as error:  # somebody else's code: anything
         hint = "; write x.flatten(1) instead of x.view(...): images are in channels_last layout" if (
@@ -95,7 +102,14 @@ def _outputs(network: nn.Module, image_size: int) -> int:
             "to have 1 channels, but got 3" in str(error))
         raise UsageError(f"the network does not take a batch of {image_size} px images: "
                          f"{first_line(error)}{hint}") from error
-    if not isinstance(logits, torch.Tensor) or logits.dim() != 2 or len(logits) != 2:
-        what = f"shape {tuple(logits.shape)}" if isinstance(logits, torch.Tensor) else f"a {type(logits).__name__}"
-        raise UsageError(f"a network has to give logits (N, classes) for N images; this one gives {what}")
+    if not torch.equal(images, before):
+        raise UsageError("the network changes the images that it is given: begin with x = x.clone(), "
+                         "or with a layer that is not in place")
+    if not isinstance(logits, torch.Tensor):
+        raise UsageError(f"a network has to give logits (N, classes) for N images; this one gives a "
+                         f"{type(logits).__name__}: let it return the logits alone (torchvision: "
+                         f"aux_logits=False)")
+    if logits.dim() != 2 or len(logits) != 2:
+        raise UsageError(f"a network has to give logits (N, classes) for N images; this one gives "
+                         f"shape {tuple(logits.shape)}")
     return logits.shape[1]

@@ -44,12 +44,12 @@ class Evidence:
 
 def l1(network: nn.Module, layers: Sequence[str], evidence: Evidence) -> dict[str, Tensor]:
     """The sum of the absolute weights of a filter (Li et al. 2017, section 3.1): the paper's."""
-    return {layer: weight(network, layer).abs().sum(dim=(1, 2, 3)) for layer in layers}
+    return {layer: _sums(weight(network, layer).abs()) for layer in layers}
 
 
 def l2(network: nn.Module, layers: Sequence[str], evidence: Evidence) -> dict[str, Tensor]:
     """The Euclidean norm of a filter's weights (He et al. 2018, "Soft Filter Pruning", section 3.2)."""
-    return {layer: weight(network, layer).square().sum(dim=(1, 2, 3)).sqrt() for layer in layers}
+    return {layer: _sums(weight(network, layer).square()).sqrt() for layer in layers}
 
 
 def batch_norm(network: nn.Module, layers: Sequence[str], evidence: Evidence) -> dict[str, Tensor]:
@@ -81,7 +81,7 @@ def taylor(network: nn.Module, layers: Sequence[str], evidence: Evidence) -> dic
     mean gradient g of the cross-entropy over the first training images.
     """
     gradients = _gradients(network, layers, evidence)
-    return {layer: (gradients[layer] * weight(network, layer)).sum(dim=(1, 2, 3)).square()
+    return {layer: _sums(gradients[layer] * weight(network, layer)).square()
             for layer in layers}
 
 
@@ -121,6 +121,11 @@ def criterion_of(method: str, name: str) -> Criterion:
 def weight(network: nn.Module, layer: str) -> Tensor:
     """The weights of a convolution, (out_channels, in_channels / groups, kh, kw), without gradients."""
     return network.get_submodule(layer).weight.detach()
+
+
+def _sums(values: Tensor) -> Tensor:
+    """The sum over all weights of each filter, or of each neuron of a linear layer: (filters,)."""
+    return values.sum(dim=tuple(range(1, values.dim())))
 
 
 def _draw(evidence: Evidence, layer: str) -> torch.Generator:
