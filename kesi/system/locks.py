@@ -48,7 +48,7 @@ def held(folder: Path) -> Iterator[Path]:
     if not distributed.is_main():  # the first of several processes holds it for all
         yield Path(folder)
         return
-    refuse_lost(folder)
+    refuse_lost(Path(folder).parent)  # the run around it
     folder = make_folder(Path(folder))
     run = _run_around(folder)
     with _lock(run, shared=True) if run is not None else contextlib.nullcontext(), _lock(folder):
