@@ -81,7 +81,6 @@ class Graph:
         Li et al. (2017), where the width is that of one convolution. Of equal scores the earlier
         stays.
         """
-        modules = dict(model.named_modules())
         names = {name for convs in self.convs for name in convs}
         makers = [axis for axis in self.axes if axis.output and axis.module in names]
         found = criterion(model, [axis.module for axis in makers], evidence)
