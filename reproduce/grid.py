@@ -18,7 +18,7 @@ from kesi import checkpoints, models
 from kesi.data import INFO
 from kesi.method import paper, plan, recipes
 from kesi.method.recipes import Recipe
-from kesi.method.snapshot import KESI
+from kesi.method.snapshot import BASELINE, KESI
 from kesi.runs.layout import CHECKPOINT, RUN
 from kesi.runs.record import Ensemble, Result, stage_names
 from kesi.runs.results import Run, load_run
@@ -44,6 +44,12 @@ class Job:
     seed: int
     folder: Path
     flags: tuple[str, ...] = ()
+    trains: bool = True  # its baseline, in the work that is estimated; else a job before it does
+
+    @property
+    def baselines(self) -> Path:
+        """The folder of the baselines that the pipelines of both methods start from."""
+        return self.folder.parent / f"{self.recipe.dataset}-{self.recipe.arch}-baselines"
 
     @property
     def name(self) -> str:
@@ -63,7 +69,7 @@ class Job:
         shown = os.path.relpath(script)
         return [str(script) if shown.startswith("..") else shown, "--arch", used.arch, "--dataset", used.dataset,
                 "--method", used.method, "--compare", "--seeds", str(self.seed), "--save", str(self.folder),
-                "--no-report", *self.flags]
+                "--baseline-folder", str(self.baselines), "--no-report", *self.flags]
 
     def command(self) -> str:
         """The command as one would type it."""
@@ -94,7 +100,8 @@ def jobs(chosen: Sequence[tuple[str, str, str]], seeds: Sequence[int], save: Pat
     for arch, dataset, method in chosen:
         family = INFO[dataset].family
         recipe = recipes.recipe(arch, dataset, method, family).changed(rounds=rounds, scale=epochs_scale)
-        found += [Job(recipe, seed, save / f"{dataset}-{arch}-{method}-seed{seed}", tuple(words))
+        trains = not any(job.recipe.arch == arch and job.recipe.dataset == dataset for job in found)
+        found += [Job(recipe, seed, save / f"{dataset}-{arch}-{method}-seed{seed}", tuple(words), trains)
                   for seed in dict.fromkeys(seeds)]
     place = {seed: number for number, seed in enumerate(seeds)}
     return sorted(found, key=lambda job: place[job.seed])
@@ -105,8 +112,9 @@ def work(job: Job) -> dict[str, float]:
     used, info = job.recipe, INFO[job.recipe.dataset]
     costs = _macs(used.arch, used.method, used.rounds, info.image_size)
     networks = [plan.Size(number, 0, 0, cost, 0.0) for number, cost in enumerate(costs)]
-    return {one.name: one.work(info.train_images, networks if one.name == KESI else ())
-            for one in plan.stages(used, networks)}
+    found = {one.name: one.work(info.train_images, networks if one.name == KESI else ())
+             for one in plan.stages(used, networks)}
+    return found | {BASELINE: found[BASELINE] * job.trains}
 
 
 @functools.cache

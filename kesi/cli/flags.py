@@ -51,13 +51,17 @@ def chosen_device(args: argparse.Namespace) -> str:
 DEFAULT_CLASSES = 10  # of a folder of images that nobody has looked into
 
 
-def add_network(group: argparse.ArgumentParser, default: str = "resnet56") -> None:
+BOTH = "both"  # methods of pruning, from one baseline
+
+
+def add_network(group: argparse.ArgumentParser, default: str = "resnet56", both: bool = False) -> None:
     """--arch and --method."""
     group.add_argument("--arch", choices=list(models.ARCHITECTURES), default=default, metavar="NAME",
                        type=models.canonical,
                        help=f"the network: {', '.join(models.ARCHITECTURES)} (default: %(default)s)")
-    group.add_argument("--method", choices=list(recipes.METHODS), default="filter",
-                       help="prune whole filters or single weights (default: %(default)s)")
+    group.add_argument("--method", choices=[*recipes.METHODS, *[BOTH] * both], default="filter",
+                       help="prune whole filters or single weights" + " or, from one baseline, both" * both
+                            + " (default: %(default)s)")
 
 
 def add_rounds(group: argparse.ArgumentParser) -> None:
@@ -143,13 +147,16 @@ def training_for(args: argparse.Namespace, training: Training) -> Training:
                             lr=args.lr, weight_decay=args.wd, momentum=args.momentum, gamma=args.gamma)
 
 
-def recipe_for(args: argparse.Namespace, family: str) -> Recipe:
-    """The paper's recipe with what the command line overrides. Raises UsageError for what will not do."""
+def recipe_for(args: argparse.Namespace, family: str, method: str | None = None) -> Recipe:
+    """The paper's recipe with what the command line overrides; of ``method``, default: --method.
+
+    Raises UsageError for what will not do.
+    """
     given = {name: getattr(args, name, None)
              for name in ("epochs", "epochs_scale", "batch_size", "lr", "rounds", "percent", "temperature",
                           "criterion", "loss", "compare")}
     given = {RENAMED.get(name, name): value for name, value in given.items() if value is not None}
-    return recipes.recipe(args.arch, args.dataset, args.method, family).changed(**given)
+    return recipes.recipe(args.arch, args.dataset, method or args.method, family).changed(**given)
 
 
 RENAMED = {"epochs_scale": "scale", "percent": "amounts"}  # flags that a recipe calls otherwise

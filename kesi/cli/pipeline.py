@@ -7,6 +7,7 @@ from kesi.cli import entry, flags
 from kesi.data import INFO
 from kesi.method import plan, recipes
 from kesi.method.distillation import LOSSES
+from kesi.method.snapshot import BASELINE
 from kesi.report import report
 from kesi.runs import pipeline
 from kesi.system import distributed, seeds
@@ -27,7 +28,7 @@ def run_pipeline(doc: str, family: str, argv: Sequence[str] | None = None, prog:
     """All five steps from the command line, of a script for images of one size or the other."""
     tiny = family == "tinyimagenet"
     parser = entry.parser(doc, prog)
-    flags.add_network(parser, "resnet18" if tiny else "resnet56")
+    flags.add_network(parser, "resnet18" if tiny else "resnet56", both=True)
     flags.add_data(parser, "tinyimagenet" if tiny else "cifar10", family)
     flags.add_pretrained(parser)
     parser.add_argument("--seeds", type=seeds.seed, nargs="+", default=[0], metavar="N", help="default: 0")
@@ -47,6 +48,9 @@ def run_pipeline(doc: str, family: str, argv: Sequence[str] | None = None, prog:
                         help=f"what the student is told: {', '.join(LOSSES)} (default: kl, the paper's)")
     parser.add_argument("--model", metavar="FILE",
                         help="start from this trained baseline; {seed} in the path stands for the seed")
+    parser.add_argument("--baseline-folder", metavar="DIR",
+                        help="train the baseline of every seed here, unless another run has: runs of both "
+                             "methods, on several machines too, then start from the same one")
     parser.add_argument("--num-classes", type=int, metavar="N", help="for --dry-run of an imagefolder")
     parser.add_argument("--dry-run", action="store_true", help="print stages, sizes and work; touch nothing")
     parser.add_argument("--fresh", action="store_true", help="start over; the old run is moved aside")
@@ -55,28 +59,42 @@ def run_pipeline(doc: str, family: str, argv: Sequence[str] | None = None, prog:
                         help="write event files to <save>/tensorboard as well, epoch by epoch")
     flags.add_run(parser)
     args = parser.parse_args(argv)
-    if args.model and args.pretrained:
-        raise UsageError("--model is a trained baseline, --pretrained what to train one from: give one of them")
-    if args.compare == []:
-        args.compare = True
-    recipe = flags.recipe_for(args, family)
-    folder = args.save or Path("runs", f"{args.dataset}-{args.arch}-{args.method}")
+    if sum(map(bool, (args.model, args.baseline_folder, args.pretrained and args.model))) > 1:
+        raise UsageError("--model is a trained baseline, --baseline-folder where to train one, --pretrained "
+                         "what to train one from: give --model alone")
+    args.compare = True if args.compare == [] else args.compare
+    methods = list(recipes.METHODS) if args.method == flags.BOTH else [args.method]
+    jobs = {method: (flags.recipe_for(args, family, method), _folder(args, method)) for method in methods}
     if args.dry_run:
         info = INFO.get(args.dataset)
-        print(plan.overview(recipe, *flags.classes_and_size(args, family, args.data),
-                            info and info.train_images, args.seeds, folder))
+        for recipe, folder in jobs.values():
+            print(plan.overview(recipe, *flags.classes_and_size(args, family, args.data),
+                                info and info.train_images, args.seeds, folder))
         return
     options = flags.options_for(args)
-    live = None
-    if args.tensorboard and distributed.is_main():
-        live = tensorboard.Live(folder, folder / "tensorboard")
-    settings = pipeline.Settings(recipe, flags.dataset_for(args, family), folder, args.seeds, args.model,
-                                 args.pretrained, options, args.fresh, live)
-    images = settings.dataset
-    print(f"{args.arch} on {args.dataset}, {args.method} pruning, on {options.device} -> {folder}\n"
-          f"{len(images.train):,} training and {len(images.test):,} test images of {images.num_classes} classes"
-          + f"\nto watch: tensorboard --logdir {folder / 'tensorboard'}" * args.tensorboard, flush=True)
-    pipeline.run(settings)
+    dataset = flags.dataset_for(args, family)
+    baseline, shared = args.model or args.baseline_folder, args.baseline_folder is not None
+    if shared:
+        baseline = str(Path(baseline, "seed{seed}"))
+    for recipe, folder in jobs.values():
+        live = None
+        if args.tensorboard and distributed.is_main():
+            live = tensorboard.Live(folder, folder / "tensorboard")
+        print(f"{args.arch} on {args.dataset}, {recipe.method} pruning, on {options.device} -> {folder}\n"
+              f"{len(dataset.train):,} training and {len(dataset.test):,} test images of "
+              f"{dataset.num_classes} classes"
+              + f"\nto watch: tensorboard --logdir {folder / 'tensorboard'}" * args.tensorboard, flush=True)
+        pipeline.run(pipeline.Settings(recipe, dataset, folder, args.seeds, baseline, shared,
+                                       args.pretrained, options, args.fresh, live))
+        if baseline is None:  # the second method starts from the same one
+            baseline = str(folder / "seed{seed}" / BASELINE)
+            args.pretrained = None
     if not args.no_report and distributed.is_main():
-        made = report.report([folder])
-        print(made.text)
+        print(report.report([folder for _, folder in jobs.values()]).text)
+
+
+def _folder(args, method: str) -> Path:
+    """Where the run of a method goes; of both, each has a folder of its own in --save."""
+    if args.save is None:
+        return Path("runs", f"{args.dataset}-{args.arch}-{method}")
+    return args.save / method if args.method == flags.BOTH else args.save

@@ -55,6 +55,9 @@ class Training:
         if self.weight_decay < 0 or not 0 <= self.momentum < 1:
             raise UsageError(f"weight decay must not be negative (is {self.weight_decay}) and momentum "
                              f"must lie in [0, 1) (is {self.momentum})")
+        if not (0 < self.warmup < 1 and self.div_factor > 0 and self.final_div_factor > 0):
+            raise UsageError(f"the warm-up must be a share between 0 and 1, not {self.warmup}, and what "
+                             f"divides the learning rate above 0")
         if self.schedule not in SCHEDULES or self.optimizer not in ("sgd", "adam"):
             raise UsageError(f"unknown schedule {self.schedule!r} or optimizer {self.optimizer!r}; "
                              f"schedules: {', '.join(SCHEDULES)}; optimizers: sgd, adam")
