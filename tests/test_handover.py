@@ -236,8 +236,10 @@ def test_nothing_is_left_of_a_folder_that_fails(filter_run, tmp_path, monkeypatc
 @pytest.mark.parametrize(("words", "says"), [
     (["--raw"], "--raw goes with a file"), (["--int8", "--format", "pt2"], "--int8 goes with"),
     (["--web", "--format", "onnx"], "--web goes with a folder"),
-    (["--web", "nowhere"], "not in nowhere: npm install onnxruntime-web")])
-def test_flags_that_do_not_go_together(filter_run, tmp_path, words, says):
+    (["--web", "nowhere"], "not in nowhere: npm install onnxruntime-web"),
+    (["--web"], "not here or above (or name its folder: --web FOLDER): npm install")])
+def test_flags_that_do_not_go_together(filter_run, tmp_path, monkeypatch, words, says):
+    monkeypatch.chdir(tmp_path)
     fails("kesi", "export", filter_run / "seed0/kesi", "--out", tmp_path / "net", *words, code=2,
           says=says)
     assert not list(tmp_path.iterdir())
