@@ -20,6 +20,7 @@ from doors import fails, works
 from kesi import checkpoints
 from kesi.cli.export import export
 from kesi.data import load
+from kesi.method.training import predict as predict_split
 from kesi.system.errors import KesiError, UsageError
 from kesi.tools.handover import folder as handover
 from kesi.tools.handover.card import accuracies_by_seed, wilson
@@ -137,8 +138,12 @@ def test_the_example_prepares_photographs_as_training_did(tmp_path, bare, arch, 
     dataset = load("imagefolder", root, image_size=size, family=family)
     torch.manual_seed(3)
     info = {"stage": "baseline", "dataset": dataset.describe()}
-    path = tmp_path / "c.pth.tar"
-    checkpoints.save(path, models.create(arch, 3), info)
+    path, network = tmp_path / "c.pth.tar", models.create(arch, 3)
+    logits = predict_split(network.eval(), dataset, dataset.test)  # (N, 3)
+    scale = 2 / (logits - logits.mean(0)).std()  # so that a pixel makes a difference to a probability
+    network.fc.weight.data *= scale
+    network.fc.bias.data = scale * (network.fc.bias.data - logits.mean(0))
+    checkpoints.save(path, network, info)
     export([str(path), "--out", str(tmp_path / "net"), "--no-latency", "--data", str(root)])
     files = image_files([root / "test"])
     expect(run_bare(bare, tmp_path / "net/example.py", *files), path, files)
@@ -236,8 +241,10 @@ def test_nothing_is_left_of_a_folder_that_fails(filter_run, tmp_path, monkeypatc
 @pytest.mark.parametrize(("words", "says"), [
     (["--raw"], "--raw goes with a file"), (["--int8", "--format", "pt2"], "--int8 goes with"),
     (["--web", "--format", "onnx"], "--web goes with a folder"),
-    (["--web", "nowhere"], "not in nowhere: npm install onnxruntime-web")])
-def test_flags_that_do_not_go_together(filter_run, tmp_path, words, says):
+    (["--web", "nowhere"], "not in nowhere: npm install onnxruntime-web"),
+    (["--web"], "not here or above (or name its folder: --web FOLDER): npm install")])
+def test_flags_that_do_not_go_together(filter_run, tmp_path, monkeypatch, words, says):
+    monkeypatch.chdir(tmp_path)
     fails("kesi", "export", filter_run / "seed0/kesi", "--out", tmp_path / "net", *words, code=2,
           says=says)
     assert not list(tmp_path.iterdir())

@@ -20,7 +20,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datagen import picture
 from kesi import checkpoints
 from kesi.cli.export import export
 from kesi.system.errors import UsageError
@@ -133,7 +132,7 @@ def shown(page: Path, image: Path, profile: Path) -> dict:
     ("mode", "size"), [("RGB", (230, 310)), ("RGB", (13, 12)), ("RGBA", (90, 90))]
 )
 def test_a_dropped_picture_gets_what_predict_says(page, filter_run, tmp_path, mode, size):
-    pixels = picture(np.random.default_rng(4), *size, 1)
+    pixels = np.random.default_rng(4).integers(0, 256, (*size, 3), dtype=np.uint8)
     image = Image.fromarray(pixels).convert(mode)
     if mode == "RGBA":
         image.putalpha(Image.linear_gradient("L").resize(image.size))

@@ -47,7 +47,7 @@ def export(argv: Sequence[str] | None = None) -> None:
     ending = args.out.suffix.lower()
     kind = args.format or (ending[1:] if ending in EXPORTED else None)
     _check(args, kind)
-    web = runtime(args.web or None) if args.web is not None else None
+    web = runtime(Path(args.web) if args.web else None) if args.web is not None else None
     chosen_device(args)  # the CPU, with as many --threads
     checkpoint = checkpoints.load(args.checkpoint, args.arch)
     inputs = inputs_of(checkpoint, args.dataset, args.image_size, args.data)
@@ -90,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
                         help="a file of this format, whatever its ending")
     parser.add_argument("--int8", action="store_true",
                         help="also quantised, with training images for calibration (folder, onnx)")
-    parser.add_argument("--web", type=Path, nargs="?", const=Path(), metavar="FOLDER",
+    parser.add_argument("--web", nargs="?", const="", metavar="FOLDER",
                         help="also a page for the browser, with onnxruntime-web from this folder "
                              "(default: node_modules, here or above); of a folder only")
     parser.add_argument("--raw", action="store_true", help="take normalised images (onnx, pt2)")
