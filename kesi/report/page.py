@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jinja2
-import models
 from markupsafe import Markup
 
+import models
 from kesi.data import DATASETS
 from kesi.method.snapshot import BASELINE, KESI
 from kesi.own.graphs import GRAPHS
