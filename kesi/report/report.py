@@ -10,9 +10,10 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from kesi.checkpoints.records import encode
+from kesi.report import tables
 from kesi.report.sources import origins_table, parents_of, provenance, row_origin, versions_of
 from kesi.report.summary import Row, Summary, main_rows, summarise
-from kesi.report.tables import COLUMNS, Table, main_table, rounds_table
+from kesi.report.tables import Table, main_table, rounds_table
 from kesi.runs.record import Ensemble, Result
 from kesi.runs.results import Run, common_folder, load_runs
 from kesi.system import files
@@ -58,7 +59,7 @@ class Report:
 
 def main_csv(rows: Sequence[Row]) -> list[dict]:
     """The main table as numbers: single parameters and MACs, percent, empty where there is nothing."""
-    columns = [column.fields(rows) for column in COLUMNS]
+    columns = [column.fields(rows) for column in tables.COLUMNS]
     return [{"method": row.label, "arch": row.run.record.arch, "dataset": row.run.record.dataset}
             | {name: value for column in columns for name, value in column[place].items()}
             | row_origin(row) for place, row in enumerate(rows)]

@@ -75,7 +75,8 @@ class Column:
         if any(isinstance(value, Spread) for value in values):
             return [{f"{name}_{part}": getattr(value, part, None) for part in ("mean", "std")}
                     for value in values]
-        return [{name: value} for value in values]
+        whole = self.scale > 1  # single parameters and MACs
+        return [{name: round(value) if whole and value is not None else value} for value in values]
 
 
 def _weights(rows: Sequence[Row]) -> bool:
