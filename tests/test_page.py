@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,8 +13,7 @@ import torch
 from PIL import Image
 
 import models
-from doors import works
-from kesi.report import charts
+from doors import fails, works
 from kesi.report.page import page
 
 pytest_plugins = ["tinyrun"]
@@ -62,7 +62,8 @@ def test_it_is_whole_and_needs_nothing_else(both, filter_run):
     assert not outline.wrong and not outline.open
     assert outline.headings[0] == "Result" and "The network before and after" in outline.headings
     anchors = [reference for reference in outline.references if reference.startswith("#")]
-    assert len(anchors) == 8 and {anchor[1:] for anchor in anchors} <= set(outline.ids)
+    links = re.findall(r'<a href="#([^"]+)"', text)
+    assert len(links) == 8 and {anchor[1:] for anchor in anchors} <= set(outline.ids)
     assert set(outline.references) - set(anchors) == {"data:,"}
     assert not re.search(r"<script|@import|url\(", text)
     result = json.loads((filter_run / "seed0/kesi/result.json").read_text())
@@ -76,12 +77,15 @@ def test_it_is_whole_and_needs_nothing_else(both, filter_run):
 def test_the_widths_are_those_of_the_networks(both, filter_run):
     text = both.read_text(encoding="utf-8")
     result = json.loads((filter_run / "seed0/kesi/result.json").read_text())
-    shown = re.findall(r"<title>(layer\S+conv1): (\d+) of (\d+)</title>", text)
+    first = re.search(r'aria-label="filter pruning: layers of kesi.*?</svg>', text, flags=re.S)[0]
+    second = re.search(r'aria-label="weight pruning: layers of kesi.*?</svg>', text, flags=re.S)[0]
     with torch.device("meta"):
         names = [layer.conv for layer in models.create("resnet20", 10).prunable()]
-    assert shown[:9] == [(name, str(left), str(whole)) for name, left, whole in zip(
-        names, result["cfg"], models.ARCHITECTURES["resnet20"].cfg, strict=True)]
-    assert re.search(r"<title>layer3\.2\.conv2: [\d.]+ of 36\.86</title>", text)  # 64 x 64 x 9 weights
+    wanted = list(zip(result["cfg"], models.ARCHITECTURES["resnet20"].cfg, strict=True))
+    assert re.findall(r">(layer[\d.]+conv\d)</text>", first) == names
+    assert re.findall(r">\s*(\d+) of (\d+)</text>", first) == [
+        (str(left), str(whole)) for left, whole in wanted]
+    assert ">layer3.2.conv2</text>" in second and "of 36,864</text>" in second  # 64 x 64 x 9
 
 
 def test_a_run_that_is_not_finished(filter_run, tmp_path):
@@ -110,24 +114,37 @@ def test_the_report_writes_it_on_request(filter_run, tmp_path):
     assert str(tmp_path / "report.html") in out and (tmp_path / "report.html").is_file()
 
 
-def test_chart_places_points_on_its_axes():
-    drawn = charts.chart("a title", [charts.Series("one", "kesi", [(0, 10.0), (5, 20.0), (10, 30.0)])], "x", "y")
-    points = [tuple(map(float, point.split(","))) for point in re.search(r'points="([^"]+)"', drawn)[1].split()]
-    assert points[0] == (charts.LEFT, charts.HEIGHT - charts.BOTTOM)
-    assert points[2] == (charts.WIDTH - charts.RIGHT, charts.TOP)
-    assert points[1] == pytest.approx(((points[0][0] + points[2][0]) / 2, (points[0][1] + points[2][1]) / 2), abs=0.1)
-    assert charts.chart("nothing", [charts.Series("none", "kesi", [(0, float("nan"))])], "x", "y") == ""
-    flat = charts.chart("flat", [charts.Series("one", "kesi", [(1, 5.0), (2, 5.0)])], "x", "y", whole_x=True)
-    assert "nan" not in flat and "inf" not in flat
-    assert "&lt;i&gt;" in charts.chart("<i>", [charts.Series("one", "kesi", [(1, 5.0)])], "x", "y")
+def test_text_of_a_figure_stays_text(filter_run, tmp_path):
+    """Names of folders are no markup and no formula, and colours follow the page."""
+    run = tmp_path / "cost $10^ & <i>more$"
+    shutil.copytree(filter_run, run)
+    text = page([run, filter_run], tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "cost $10^ &amp; &lt;i&gt;more$" in text and "<i>" not in text
+    drawings = re.findall(r"<svg.*?</svg>", text, flags=re.S)
+    assert drawings and not any("<image" in one or "<metadata" in one for one in drawings)
+    assert not re.search(r"(?<!srgb): #[0-9a-f]{6}", "".join(drawings))
+    ids = Outline(text).ids
+    assert not [name for name in ids if name.startswith(("axes", "patch", "text", "figure"))]
 
 
-@pytest.mark.parametrize(("low", "high"), [(0, 1), (93.2, 95.7), (0.0001, 0.0002), (-3, 1000), (5, 5), (0, 0)])
-def test_ticks_are_round_and_reach_around(low, high):
-    found = charts.ticks(low, high)
-    assert 2 <= len(found) <= 8 and found[0] <= low + 1e-12 and found[-1] >= high - 1e-12
-    steps = [after - before for before, after in zip(found, found[1:], strict=False)]
-    assert max(steps) == pytest.approx(min(steps))
+def test_where_kesi_lost_a_tile_says_so(filter_run, tmp_path):
+    run = shutil.copytree(filter_run, tmp_path / "run")
+    path = run / "seed0/kesi/result.json"
+    start = json.loads((run / "seed0/onecycle-2/result.json").read_text())["test_accuracy"]
+    for change, lost in ((-2.5, True), (2.5, False)):
+        result = json.loads(path.read_text()) | {"test_accuracy": start + change}
+        path.write_text(json.dumps(result))
+        text = page([run]).read_text(encoding="utf-8")
+        assert ("2.50 below the snapshot that it started from" in text) == lost
+
+
+def test_without_matplotlib_there_is_no_page(filter_run, tmp_path, monkeypatch):
+    for name in [name for name in sys.modules if name.startswith(("kesi.report.figures", "matplotlib"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr("kesi.report.figures", raising=False)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    fails("kesi", "report", filter_run, "--html", "--no-plots", "--out", tmp_path, code=2,
+          says='pip install -e ".[plots]"')
 
 
 def chromium(url: str, *words: str) -> subprocess.CompletedProcess:

@@ -3,15 +3,21 @@
 import csv
 import json
 import re
+import runpy
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+import models
 from doors import ROOT, fails, works
-from kesi.method import paper, recipes
-from kesi.report import report
+from kesi.method import paper, recipes, sizes
+from kesi.method.pruning.filters import pruned_widths
+from kesi.method.snapshot import StageName, chain, ensemble_name
+from kesi.report import report, summary, tables
+from kesi.report.page import page
 from kesi.report.tables import NONE, Table
 from kesi.runs import results
 from kesi.system.errors import KesiError, UsageError
@@ -31,34 +37,38 @@ def write(path: Path, value) -> None:
     path.write_text(json.dumps(value))
 
 
-def write_run(folder: Path, method="filter", arch="resnet56", dataset="cifar10", seeds=(0, 1), compare=True,
-              rounds=ROUNDS, recipe=True, digest="baseline") -> Path:
+def write_run(folder: Path, method="filter", arch="resnet56", dataset="cifar10", seeds=(0, 1),
+              compare=True, rounds=ROUNDS, digest="baseline", **data) -> Path:
     """A finished run: sizes fall in equal steps to the last round's, accuracies too."""
-    settings = recipes.recipe(arch, dataset, method).to_dict() if recipe else None
-    write(folder / "run.json", {"arch": arch, "dataset": dataset, "method": method, "compare": compare,
-                                "rounds": rounds, "seeds": list(seeds), "recipe": settings, "format": 1,
-                                **ORIGIN})
-    retrainings = ("onecycle", "usual") if compare else ("onecycle",)
+    recipe = recipes.recipe(arch, dataset, method).changed(compare=compare, rounds=rounds)
+    cfgs = [list(models.ARCHITECTURES[arch].cfg)]
+    for rates in recipe.rounds:
+        cfgs.append(pruned_widths(cfgs[-1], rates) if method == "filter" else cfgs[-1])
+    write(folder / "run.json", {"arch": arch, "dataset": dataset, "method": method, "seeds": list(seeds),
+                                "recipe": recipe.describe(), "data": data, "format": 2, **ORIGIN})
     for seed in seeds:
         common = {"arch": arch, "dataset": dataset, "method": method, "seed": seed, "num_classes": 10,
-                  "seconds": 1.5, "epochs": 2, "images": 100, "image_size": 32, "test_loss": 0.3, **ORIGIN}
+                  "seconds": 1.5, "epochs": 2, "images": 100, "image_size": 32, "test_loss": 0.3,
+                  **ORIGIN}
 
         def trained(stage, share, accuracy, pruned=None, seed=seed, common=common):
             """A stage whose size lies ``share`` of the way from the baseline to the last round."""
-            small, macs = round(WHOLE + share * (SMALL - WHOLE)), round(MACS + share * (SMALL_MACS - MACS))
-            kind, _, number = stage.partition("-")
+            small = round(WHOLE + share * (SMALL - WHOLE))
+            macs = round(MACS + share * (SMALL_MACS - MACS))
+            name = StageName.parse(stage)
             write(folder / f"seed{seed}" / stage / "result.json", {
-                **common, "stage": stage, "kind": kind, "round": int(number or 0), "test_accuracy": accuracy,
-                "params": small if method == "filter" else WHOLE, "nonzero_params": small,
-                "macs": macs if method == "filter" else MACS, "pruned_accuracy": pruned, "cfg": [16, 32],
-                "val_accuracy": None, "sparsity": None, "network_digest": f"{digest}-{stage}-{seed}"})
+                **common, "stage": stage, "kind": name.kind, "round": name.round,
+                "test_accuracy": accuracy, "params": small if method == "filter" else WHOLE,
+                "nonzero_params": small, "macs": macs if method == "filter" else MACS,
+                "pruned_accuracy": pruned, "cfg": cfgs[round(share * rounds)],
+                "network_digest": f"{digest}-{stage}-{seed}"})
 
         trained("baseline", 0, BASELINE[seed])
-        for retraining in retrainings:
+        for retraining in recipe.retrainings:
             last = LAST[retraining][seed]
-            for number in range(1, rounds + 1):
+            for number, stage in enumerate(chain(retraining, rounds)[1:], start=1):
                 share = number / rounds
-                trained(f"{retraining}-{number}", share, BASELINE[seed] + share * (last - BASELINE[seed]),
+                trained(stage, share, BASELINE[seed] + share * (last - BASELINE[seed]),
                         pruned=50.0 - number - 2 * seed)
             write_ensemble(folder / f"seed{seed}", retraining, rounds, common)
         trained("kesi", 1, LAST["kesi"][seed])
@@ -66,14 +76,16 @@ def write_run(folder: Path, method="filter", arch="resnet56", dataset="cifar10",
 
 
 def write_ensemble(folder: Path, retraining: str, rounds: int, common: dict) -> None:
-    members = ["baseline", *[f"{retraining}-{number}" for number in range(1, rounds + 1)]]
-    name, gain = ("ensemble", 0.2) if retraining == "onecycle" else ("ensemble-usual", 0.05)
+    members = chain(retraining, rounds)
+    name, gain = ensemble_name(retraining, LAST), 0.2 if retraining == "onecycle" else 0.05
     growing = [BASELINE[common["seed"]] + gain * place for place in range(len(members))]
     unit = 3.0 if retraining == "onecycle" else 1.1
     write(folder / name / "result.json", {
-        **common, "stage": name, "kind": name, "members": members, "accuracy": [93.0] * len(members),
-        "growing_accuracy": growing, "test_accuracy": growing[-1],
-        "disagreement": [[unit * abs(i - j) ** 0.5 for j in range(rounds + 1)] for i in range(rounds + 1)]})
+        **ORIGIN, "stage": name, "kind": name, "seed": common["seed"], "test_loss": 0.3, "params": 1,
+        "members": members, "members_digests": [f"digest of {member}" for member in members],
+        "accuracy": [93.0] * len(members), "growing_accuracy": growing, "test_accuracy": growing[-1],
+        "disagreement": [[unit * abs(i - j) ** 0.5 for j in range(rounds + 1)]
+                         for i in range(rounds + 1)]})
 
 
 def rows_of(table: Table) -> dict[str, dict[str, str]]:
@@ -88,16 +100,18 @@ def read_csv(path: Path) -> list[dict]:
 def test_main_table_figures(tmp_path):
     made = report.report([write_run(tmp_path / "run")], plots=False)
     rows = rows_of(made.tables[0])
-    assert list(rows) == ["baseline", "PFEC", "PFEC + one-cycle", "PFEC + KESI",
-                          "PFEC ensemble of 6, one-cycle", "PFEC ensemble of 6, usual"]
-    one_cycle = rows["PFEC + one-cycle"]
+    assert list(rows) == ["baseline", "filter pruning (PFEC), usual retraining",
+                          "filter pruning + one-cycle", "filter pruning + KESI",
+                          "filter pruning, ensemble of 6, one-cycle",
+                          "filter pruning, ensemble of 6, usual"]
+    one_cycle = rows["filter pruning + one-cycle"]
     assert one_cycle["accuracy (%)"] == "92.25 ± 0.07" and one_cycle["seeds"] == "2"
-    assert rows["PFEC"]["accuracy (%)"] == "90.40 ± 0.42"  # 0.6 / sqrt(2)
+    assert rows["filter pruning (PFEC), usual retraining"]["accuracy (%)"] == "90.40 ± 0.42"  # 0.6 / sqrt(2)
     assert rows["baseline"]["accuracy (%)"] == "93.50 ± 0.14"
     assert one_cycle["params (M)"] == "0.284" and rows["baseline"]["params (M)"] == "0.853"
     assert one_cycle["MACs (M)"] == "52.71"
     assert one_cycle["MACs saved (%)"] == "58.71" and rows["baseline"]["MACs saved (%)"] == "0.00"
-    ensemble = rows["PFEC ensemble of 6, one-cycle"]
+    ensemble = rows["filter pruning, ensemble of 6, one-cycle"]
     assert ensemble["accuracy (%)"] == "94.50 ± 0.14"
     # the sum of an arithmetic series of six sizes
     assert ensemble["params (M)"] == f"{6 * (WHOLE + SMALL) / 2 / 1e6:.3f}"
@@ -108,11 +122,15 @@ def test_the_papers_columns_stand_apart(tmp_path):
     made = report.report([write_run(tmp_path / "run")], plots=False)
     table = made.tables[0]
     rows = rows_of(table)
-    assert rows["PFEC + KESI"]["paper: accuracy (%)"] == "93.34 ± 0.05"
-    assert rows["PFEC + KESI"]["paper: MACs saved (%)"] == "61.50"
+    assert rows["filter pruning + KESI"]["paper: accuracy (%)"] == "93.34 ± 0.05"
+    assert rows["filter pruning + KESI"]["paper: MACs saved (%)"] == "61.50"
     assert rows["baseline"]["paper: accuracy (%)"] == "93.42"
-    assert rows["PFEC ensemble of 6, one-cycle"]["paper: accuracy (%)"] == NONE
-    assert any("0.13 to 0.05" in note and "58.71 %" in note for note in table.notes)
+    assert rows["filter pruning, ensemble of 6, one-cycle"]["paper: accuracy (%)"] == NONE
+    small = next(row for row in summary.main_rows([summary.summarise(run) for run in results.load_runs(
+        [tmp_path / "run"])]) if row.label.endswith("KESI"))
+    before = sizes.paper_macs if hasattr(sizes, "paper_macs") else sizes.macs
+    saved = 100 - 100 * summary.paper_macs(small) / before(models.create("resnet56", 10), 32)
+    assert any("0.13 to 0.05" in note and f"{saved:.2f} %" in note for note in table.notes)
     assert not any("departs" in note for note in table.notes)
 
 
@@ -125,18 +143,18 @@ def test_no_paper_columns_where_the_paper_has_nothing(tmp_path):
 def test_other_settings_than_the_papers_are_named(tmp_path):
     folder = write_run(tmp_path / "run")
     info = json.loads((folder / "run.json").read_text())
-    info["recipe"]["retrain"]["epochs"] = 3
+    info["recipe"]["trainings"]["onecycle"]["epochs"] = 3
     write(folder / "run.json", info)
     notes = " ".join(report.report([folder], plots=False).tables[0].notes)
-    assert "departs from the paper's settings: retrain epochs 3 instead of 40." in notes
+    assert "departs from the paper's settings: one-cycle retraining epochs 3 instead of 40." in notes
 
 
 def test_fewer_rounds_are_not_held_against_the_papers_five(tmp_path):
     made = report.report([write_run(tmp_path / "run", rounds=2)], plots=False)
     rows = rows_of(made.tables[0])
-    assert rows["PFEC + KESI"]["paper: accuracy (%)"] == NONE
+    assert rows["filter pruning + KESI"]["paper: accuracy (%)"] == NONE
     assert rows["baseline"]["paper: accuracy (%)"] == "93.42"
-    assert rows["PFEC + one-cycle"]["accuracy (%)"] == "92.25 ± 0.07"
+    assert rows["filter pruning + one-cycle"]["accuracy (%)"] == "92.25 ± 0.07"
 
 
 def test_filter_and_weight_runs_make_one_table(tmp_path):
@@ -144,21 +162,26 @@ def test_filter_and_weight_runs_make_one_table(tmp_path):
     made = report.report([weight, write_run(tmp_path / "f")], plots=False)
     assert made.out.resolve() == (tmp_path / "report").resolve()
     rows = rows_of(made.tables[0])
-    assert list(rows) == ["baseline", "PFEC", "PFEC + one-cycle", "PFEC + KESI",
-                          "PFEC ensemble of 6, one-cycle", "PFEC ensemble of 6, usual",
-                          "MWP + one-cycle", "MWP + KESI", "MWP ensemble of 6, one-cycle"]
-    pruned = rows["MWP + one-cycle"]
+    assert list(rows) == ["baseline", "filter pruning (PFEC), usual retraining",
+                          "filter pruning + one-cycle", "filter pruning + KESI",
+                          "filter pruning, ensemble of 6, one-cycle",
+                          "filter pruning, ensemble of 6, usual",
+                          "weight pruning (MWP) + one-cycle", "weight pruning + KESI",
+                          "weight pruning, ensemble of 6, one-cycle"]
+    pruned = rows["weight pruning (MWP) + one-cycle"]
     assert pruned["params (M)"] == "0.853" and pruned["non-zero (M)"] == "0.284"
     assert pruned["MACs saved (%)"] == "0.00"
     assert pruned["paper: accuracy (%)"] == "93.41 ± 0.08" and pruned["paper: MACs saved (%)"] == NONE
-    assert [table.title for table in made.tables[1:]] == ["PFEC round by round", "MWP round by round"]
+    assert [table.title for table in made.tables[1:]] == ["Filter pruning round by round",
+                                                       "Weight pruning round by round"]
 
 
 def test_different_baselines_have_a_row_each(tmp_path):
     runs = [write_run(tmp_path / "f"), write_run(tmp_path / "w", method="weight", digest="another")]
     labels = [row[0] for row in report.report(runs, plots=False).tables[0].rows]
-    assert labels[0] == "baseline of PFEC" and labels.count("baseline of MWP") == 1
-    assert labels.index("baseline of MWP") == labels.index("MWP") - 1
+    assert labels[0] == "baseline of filter pruning"
+    place = labels.index("baseline of weight pruning")
+    assert labels[place + 1] == "weight pruning (MWP), usual retraining"
 
 
 def test_the_same_baseline_in_two_runs_has_one_row(tmp_path):
@@ -173,12 +196,13 @@ def test_the_same_baseline_in_two_runs_has_one_row(tmp_path):
 def test_two_runs_of_one_method_are_told_apart(tmp_path):
     runs = [write_run(tmp_path / "short"), write_run(tmp_path / "long")]
     labels = [row[0] for row in report.report(runs, plots=False).tables[0].rows]
-    assert "PFEC [short] + KESI" in labels and "PFEC [long] + KESI" in labels
+    assert "filter pruning [short] + KESI" in labels
+    assert "filter pruning [long] + KESI" in labels
 
 
 def test_one_seed_has_no_deviation(tmp_path):
     made = report.report([write_run(tmp_path / "run", seeds=(0,))], plots=False)
-    row = rows_of(made.tables[0])["PFEC + one-cycle"]
+    row = rows_of(made.tables[0])["filter pruning + one-cycle"]
     assert row["accuracy (%)"] == "92.20" and row["seeds"] == "1"
     assert read_csv(made.out / "table.csv")[2]["accuracy_std"] == ""
 
@@ -190,12 +214,14 @@ def test_what_is_unfinished_is_named_and_the_rest_shown(tmp_path):
     info = json.loads((folder / "run.json").read_text())
     write(folder / "run.json", {**info, "seeds": [0, 1, 2]})
     made = report.report([folder], plots=False)
-    assert made.missing == ["PFEC, seed 1: usual-5, ensemble-usual, kesi", "PFEC, seed 2: not begun"]
-    assert "not finished: PFEC, seed 1: usual-5" in made.text and made.missing[1] in made.markdown
+    assert made.missing == ["filter pruning, seed 1: usual-5, ensemble-usual, kesi",
+                            "filter pruning, seed 2: not begun"]
+    assert "not finished: filter pruning, seed 1: usual-5" in made.text and made.missing[1] in made.markdown
     rows = rows_of(made.tables[0])
-    assert (rows["PFEC"]["accuracy (%)"], rows["PFEC"]["seeds"]) == ("90.10", "1")
-    assert (rows["PFEC + KESI"]["accuracy (%)"], rows["PFEC + KESI"]["seeds"]) == ("93.30", "1")
-    assert rows["PFEC + one-cycle"]["seeds"] == "2"
+    usual, last = rows["filter pruning (PFEC), usual retraining"], rows["filter pruning + KESI"]
+    assert (usual["accuracy (%)"], usual["seeds"]) == ("90.10", "1")
+    assert (last["accuracy (%)"], last["seeds"]) == ("93.30", "1")
+    assert rows["filter pruning + one-cycle"]["seeds"] == "2"
 
 
 @pytest.mark.parametrize("kept", ["baseline", "onecycle-2", "kesi"])
@@ -218,14 +244,16 @@ def test_rounds_table(tmp_path):
     assert rows["2"]["one-cycle: ensemble (%)"] == "93.90" and rows["0"]["one-cycle: ensemble (%)"] == "93.50"
     assert rows["5"]["remaining (%)"] == f"{100 * SMALL / WHOLE:.1f}"
     assert rows["0"]["remaining (%)"] == "100.0"
-    assert rows["1"]["authors' notes: one-cycle (%)"] == "93.05"
+    assert rows["1"]["authors' notes (%)"] == "93.05"
+    assert any("lr 0.1, steps at 20 and 30; not one-cycle" in note and "five pruned" in note
+               and "summed logits, reaches 94.27 %" in note for note in table.notes)
     assert rows["0"]["one-cycle: pruned (%)"] == NONE
 
 
 def test_csv_files(tmp_path):
     made = report.report([write_run(tmp_path / "run")], plots=False)
     rows = {row["method"]: row for row in read_csv(made.out / "table.csv")}
-    row = rows["PFEC + one-cycle"]
+    row = rows["filter pruning + one-cycle"]
     assert float(row["accuracy_mean"]) == pytest.approx(92.25)
     assert float(row["accuracy_std"]) == pytest.approx(0.0707107, abs=1e-6)
     assert float(row["macs_saved"]) == pytest.approx(100 * (1 - 52.71 / 127.65))
@@ -233,7 +261,7 @@ def test_csv_files(tmp_path):
     stages = read_csv(made.out / "stages.csv")
     assert len(stages) == 2 * (1 + 5 + 1 + 5 + 1 + 1)
     assert [one["stage"] for one in stages[:3]] == ["baseline", "onecycle-1", "onecycle-2"]
-    assert {one["seed"] for one in stages} == {"0", "1"} and stages[0]["cfg"] == "16 32"
+    assert {one["seed"] for one in stages} == {"0", "1"} and stages[0]["cfg"].startswith("16 16 ")
     assert float(stages[5]["test_accuracy"]) == pytest.approx(92.2)
 
 
@@ -245,7 +273,7 @@ def test_provenance(tmp_path):
     assert "- command: `python cifar/pipeline.py --arch resnet56`" in text
     assert "- commit: 0123abcd; beef with uncommitted changes" in text
     assert "- versions: python 3.12.1, torch 2.14.1\n" in text and "- seeds: 0, 1\n" in text
-    assert "baseline 300 (batch 64, sgd, multistep, lr 0.1); retrain 40 (batch 128" in text
+    assert "baseline 300 (batch 128, sgd, multistep, lr 0.1); onecycle 40 (batch 128" in text
     assert str(tmp_path) not in text
 
 
@@ -261,14 +289,15 @@ def test_plots_are_written_and_linked(tmp_path):
 
 
 def test_disagreement_is_the_mean_over_seeds(tmp_path):
-    plots = pytest.importorskip("kesi.report.figures")
     folder = write_run(tmp_path / "run")
     path = folder / "seed1/ensemble/result.json"
     result = json.loads(path.read_text())
     write(path, result | {"disagreement": [[2 * value for value in row] for row in result["disagreement"]]})
     run, = results.load_runs([folder])
-    members, matrix = plots.disagreement(run, "onecycle")
-    assert members[0] == "baseline" and matrix[0][1] == pytest.approx(4.5) and matrix[2][2] == 0
+    own = summary.summarise(run).retrained[0]
+    members, matrix = own.members, own.disagreement
+    assert own.name == "onecycle" and members[0] == "baseline"
+    assert matrix[0][1] == pytest.approx(4.5) and matrix[2][2] == 0
 
 
 def test_without_matplotlib_the_tables_are_written(tmp_path, monkeypatch):
@@ -319,10 +348,10 @@ def test_an_output_that_cannot_be_written(tmp_path):
 
 
 @pytest.mark.parametrize(("arch", "dataset", "method", "name", "expected"), [
-    ("resnet56", "cifar10", "filter", "PFEC", paper.PaperRow(0.28, 61.5, None, 90.35, 0.36)),
+    ("resnet56", "cifar10", "filter", "usual", paper.PaperRow(0.28, 61.5, None, 90.35, 0.36)),
     ("vgg16", "cifar100", "filter", "baseline", paper.PaperRow(14.99, 0.0, None, 73.24, None)),
-    ("resnet110", "cifar100", "weight", "MWP + KESI", paper.PaperRow(0.36, None, None, 73.12, 0.25)),
-    ("resnet34", "tinyimagenet", "filter", "PFEC + KESI", paper.PaperRow(5.40, None, 1.57, 70.02, 0.43)),
+    ("resnet110", "cifar100", "weight", "kesi", paper.PaperRow(0.36, None, None, 73.12, 0.25)),
+    ("resnet34", "tinyimagenet", "filter", "kesi", paper.PaperRow(5.40, None, 1.57, 70.02, 0.43)),
 ])
 def test_published(arch, dataset, method, name, expected):
     assert paper.published(arch, dataset, method)[name] == expected
@@ -334,3 +363,71 @@ def test_published(arch, dataset, method, name, expected):
     ("resnet56", "tinyimagenet", "filter")])
 def test_not_published(arch, dataset, method):
     assert paper.published(arch, dataset, method) == {}
+
+
+def test_a_column_from_outside(tmp_path, monkeypatch):
+    """One entry, in a file of somebody's own, is a column of the table and of table.csv."""
+    monkeypatch.setattr("kesi.report.tables.COLUMNS", list(tables.COLUMNS))
+    idea = tmp_path / "idea.py"
+    idea.write_text("from kesi.report.tables import COLUMNS, Column\n"
+                    "COLUMNS.append(Column('loss (nats)', lambda row: row.spread('test_loss'), 3))\n")
+    runpy.run_path(str(idea))
+    made = report.report([write_run(tmp_path / "run")], plots=False)
+    assert rows_of(made.tables[0])["filter pruning + KESI"]["loss (nats)"] == "0.300 ± 0.000"
+    assert {row["loss_mean"] for row in read_csv(made.out / "table.csv")} == {"0.3"}
+
+
+def test_another_retraining_has_its_rows_and_curves(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    entry = recipes.Retraining(replace(recipes.RETRAININGS["usual"].training, lr=0.02), "gentle",
+                               "#123456")
+    monkeypatch.setitem(recipes.RETRAININGS, "gentle", entry)
+    monkeypatch.setitem(LAST, "gentle", {0: 91.0, 1: 91.0})
+    made = report.report([write_run(tmp_path / "run")])
+    rows = rows_of(made.tables[0])
+    assert rows["filter pruning, gentle retraining"]["accuracy (%)"] == "91.00 ± 0.00"
+    assert "filter pruning, ensemble of 6, gentle" in rows
+    assert "gentle: retrained (%)" in made.tables[1].columns and not made.missing
+    text = page([tmp_path / "run"]).read_text()
+    assert "#123456" in text and "snapshot, gentle" in text and "gentle retraining" in text
+
+
+def test_a_retraining_is_named_by_what_it_is(tmp_path):
+    folder = write_run(tmp_path / "run")
+    info = json.loads((folder / "run.json").read_text())
+    info["recipe"]["trainings"]["usual"] |= {"schedule": "multistep", "lr": 0.1, "milestones": [20, 30]}
+    write(folder / "run.json", info)
+    labels = [row[0] for row in report.report([folder], plots=False).tables[0].rows]
+    assert "filter pruning (PFEC), multistep from 0.1 retraining" in labels
+    assert not any("usual" in label for label in labels)
+
+
+def test_every_departure_from_the_paper_is_named(tmp_path):
+    folder = write_run(tmp_path / "run", arch="resnet20", image_size=64,
+                       images={"train": 45_000, "val": 5_000, "test": 10_000})
+    info = json.loads((folder / "run.json").read_text())
+    write(folder / "run.json", info | {"pretrained": "imagenet"})
+    path = folder / "seed1/kesi/result.json"
+    write(path, json.loads(path.read_text()) | {"settings": {"precision": "bf16"}})
+    notes = " ".join(tables.departures(summary.summarise(results.load_run(folder))))
+    for phrase in ("resnet20 with filter pruning is not in its table", "64 px instead of 32",
+                   "5,000 training images held out", "precision bf16", "started from pretrained weights"):
+        assert phrase in notes, notes
+
+
+def test_where_kesi_lost_the_table_says_so(tmp_path):
+    folder = write_run(tmp_path / "run")
+    assert "lost" not in report.report([folder], plots=False).markdown
+    for path in folder.glob("seed*/kesi/result.json"):
+        write(path, json.loads(path.read_text()) | {"test_accuracy": 91.0})
+    made = report.report([folder], plots=False)
+    assert "filter pruning + KESI lost: it is 1.25 points below the snapshot" in made.markdown
+
+
+def test_an_image_folder_is_called_by_its_name(tmp_path):
+    folder = write_run(tmp_path / "run", arch="resnet20", dataset="imagefolder")
+    info = json.loads((folder / "run.json").read_text())
+    command = "kesi run --dataset imagefolder --data 'pictures/of birds/' --arch resnet20"
+    write(folder / "run.json", info | {"command": command})
+    assert report.report([folder], plots=False).title == "resnet20 on of birds"
+    assert report.report([folder], plots=False, data_name="fowl").title == "resnet20 on fowl"

@@ -8,8 +8,7 @@ import torch
 
 from doors import fails, script, works
 from kesi import checkpoints
-from kesi.report.audit import Verifier
-from kesi.report.verify import images_of, verify
+from kesi.report.verify import Verifier, images_of, verify
 from kesi.system.errors import KesiError
 
 pytest_plugins = ["tinyrun"]
@@ -91,7 +90,25 @@ def other_epoch(run):
 
 def other_recipe(run):
     recipe = json.loads((run / "run.json").read_text())["recipe"]
-    edit(run / "run.json", recipe=recipe | {"retrain": recipe["retrain"] | {"lr": 7.0}})
+    recipe["trainings"]["onecycle"]["lr"] = 7.0
+    edit(run / "run.json", recipe=recipe)
+
+
+def other_criterion(run):
+    recipe = json.loads((run / "run.json").read_text())["recipe"]
+    edit(run / "run.json", recipe=recipe | {"criterion": {"name": "random", "code": "0"}})
+
+
+def without_usual(run):
+    recipe = json.loads((run / "run.json").read_text())["recipe"]
+    del recipe["trainings"]["usual"]
+    edit(run / "run.json", recipe=recipe)
+
+
+def other_images(run):
+    path = run / "seed0/kesi/checkpoint.pth.tar"
+    digest = resave(path, lambda content: content["info"]["data"].update(mean=[0.1, 0.2, 0.3]))
+    edit(path.with_name("result.json"), digest=digest)
 
 
 def fewer_members(run):
@@ -103,8 +120,10 @@ def fewer_members(run):
 
 def other_temperature(run):
     path = run / "seed0/kesi/checkpoint.pth.tar"
-    digest = resave(path, lambda content: content["info"].update(temperature=1.0))
-    edit(path.with_name("result.json"), digest=digest, temperature=1.0)
+    settings = json.loads(path.with_name("result.json").read_text())["settings"]
+    settings["objective"]["loss"]["temperature"] = 1.0
+    digest = resave(path, lambda content: content["info"].update(settings=settings))
+    edit(path.with_name("result.json"), digest=digest, settings=settings)
 
 
 def no_parents(run):
@@ -127,22 +146,25 @@ FILES = [
     (lambda run: edit(run / "seed0/kesi/result.json", test_accuracy=99.9), "seed0/kesi: ", "99.9"),
     (lambda run: edit(run / "seed0/kesi/result.json", digest="0" * 64), "seed0/kesi: ", "digest is 000"),
     (lambda run: edit(run / "seed0/kesi/result.json", macs=17), "seed0/kesi: ", "macs is 17"),
-    (lambda run: edit(run / "seed0/kesi/result.json", epochs=99), "seed0/kesi: ", "number of epochs is 99"),
-    (lambda run: edit(run / "seed0/kesi/result.json", test_loss=0.5), "seed0/kesi: ", "the test loss is 0.5"),
+    (lambda run: edit(run / "seed0/kesi/result.json", epochs=99), "seed0/kesi: ", "epochs is 99"),
+    (lambda run: edit(run / "seed0/kesi/result.json", test_loss=0.5), "seed0/kesi: ", "test loss is 0.5"),
     (lambda run: edit(run / "seed0/kesi/result.json", command="other"), "seed0/kesi: ", "command is other"),
-    (lambda run: edit(run / "seed0/kesi/result.json", seconds=1), "seed0/kesi: ", "number of seconds is 1"),
-    (lambda run: edit(run / "seed0/kesi/result.json", images=1), "seed0/kesi: ", "number of images is 1"),
+    (lambda run: edit(run / "seed0/kesi/result.json", seconds=1), "seed0/kesi: ", "seconds is 1"),
+    (lambda run: edit(run / "seed0/kesi/result.json", images=1), "seed0/kesi: ", "images is 1"),
     (lambda run: edit(run / "seed0/kesi/result.json", settings={}), "seed0/kesi: ", "settings is {}"),
     (lambda run: edit(run / "seed0/kesi/result.json", test_accuracy="99"), "seed0/kesi: ", "test_accuracy is '99'"),
     (lambda run: edit(run / "run.json", recipe={}), "", "its recipe is none"),
-    (lambda run: edit(run / "run.json", recipe=None), "run.json: ", "does not say recipe"),
+    (lambda run: edit(run / "run.json", recipe=None), "", "its recipe is None"),
     (lambda run: edit(run / "run.json", data={}), "run.json: ", "does not say data"),
     (lambda run: edit(run / "run.json", method="filter"), "run.json: ", "method is filter"),
     (lambda run: edit(run / "run.json", pretrained="x"), "seed0/baseline: ", "what it began from is None"),
     (lambda run: edit(run / "run.json", baseline="x"), "seed0/baseline: ", "taken over is False"),
-    (lambda run: edit(run / "run.json", compare=False), "seed0/usual-1: ", "does not speak of this stage"),
+    (without_usual, "seed0/usual-1: ", "does not speak of this stage"),
+    (without_usual, "seed0/ensemble-usual: ", "does not speak of this stage"),
+    (other_images, "seed0/kesi: ", "its images is {"),
+    (other_criterion, "seed0/onecycle-1/pruned.pth.tar: ", "criterion is {'name': 'magnitude'"),
     (fewer_members, "seed0/ensemble: ", "the number of members is 2"),
-    (other_temperature, "seed0/kesi: ", "the temperature is 1.0"),
+    (other_temperature, "seed0/kesi: ", "the loss is {"),
     (no_parents, "seed0/kesi: ", "made from None, and not from"),
     (no_parents, "seed0/kesi: ", "the number of teachers is 0"),
     (other_amount, "seed0/onecycle-1/pruned.pth.tar: ", "amount is 0.5"),
@@ -213,9 +235,10 @@ def test_elsewhere_accuracies_may_differ_by_a_little(copy, images, device, image
 
 
 @pytest.mark.parametrize("name, old, new", [
-    ("table.md", "| MWP + KESI | ", "| MWP + KESI | 9"), ("table.md", "- seeds: 0", "- seeds: 0, 1"),
-    ("table.md", "## MWP round by round", "| MWP best | 99.9 |\n\n## MWP round by round"),
-    ("table.csv", "MWP + KESI,", "MWP + KESI,9"),
+    ("table.md", "| weight pruning + KESI | ", "| weight pruning + KESI | 9"),
+    ("table.md", "- seeds: 0", "- seeds: 0, 1"),
+    ("table.md", "## Weight pruning round", "| best | 99.9 |\n\n## Weight pruning round"),
+    ("table.csv", "weight pruning + KESI,", "weight pruning + KESI,9"),
     ("stages.csv", ",kesi,", ",kesi ,")])
 def test_a_table_that_shows_something_else_is_found(copy, name, old, new):
     path = copy / "report" / name
@@ -239,3 +262,17 @@ def test_images_that_no_name_leads_to_are_told_from_wrong_ones(copy):
     data = json.loads((copy / "run.json").read_text())["data"]
     edit(copy / "run.json", data=data | {"name": "images"})
     fails("kesi", "verify", copy, code=2, says="were handed over in Python ('images') and cannot be loaded anew")
+
+
+def test_images_with_other_digests_are_refused(copy, images, monkeypatch):
+    data = images.describe() | {"digests": {"test": "a" * 64}}
+    edit(copy / "run.json", data=data)
+    monkeypatch.setattr(type(images), "describe", lambda self: data | {"digests": {"test": "b" * 64}})
+    with pytest.raises(KesiError, match="the digests of digits are not those of"):
+        verify(copy, images)
+
+
+def test_what_lies_beside_the_stages_is_nobodys_claim(copy):
+    for name in ("mine", "mine-3", "by-hand"):
+        shutil.copytree(copy / "seed0/usual-1", copy / "seed0" / name)
+    assert not [line for line in verify(copy, None).failures if "does not speak" in line]

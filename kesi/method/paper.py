@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from kesi import models
 from kesi.data import INFO
 from kesi.method import recipes
+from kesi.method.snapshot import BASELINE, KESI
 
 ROUNDS = 5
 
@@ -18,10 +19,14 @@ CRITERIA = {"filter": "PFEC", "weight": "MWP"}  # what the paper calls its two c
 
 
 def criterion_label(method: str, criterion: str | None) -> str:
-    """What tables call a criterion: the paper's by their names, others by their own."""
-    if criterion == recipes.METHODS[method]:
-        return CRITERIA[method]
-    return f"{criterion} ({method}s)"
+    """What tables call a way to prune: "filter pruning", with its criterion where it is another one."""
+    by = "" if criterion == recipes.METHODS[method] else f" by {criterion}"
+    return f"{method} pruning{by}"
+
+
+def abbreviation(method: str, criterion: dict) -> str | None:
+    """The paper's abbreviation of a criterion, as recipes describe it; None of other criteria."""
+    return CRITERIA[method] if criterion.get("name") == recipes.METHODS[method] else None
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,8 @@ class PaperRow:
     mean: float
     std: float | None
 
+
+_RETRAININGS = "usual", "onecycle"  # in the order of its rows
 
 # Accuracy: (baseline, then mean and std of: usual retraining, one-cycle, KESI).
 # "Results on CIFAR, filter pruning": network -> baseline params (M), params (M), MACs saved (%), accuracies.
@@ -99,14 +106,8 @@ REMARKS = {
 }
 
 
-def row_names(method: str) -> tuple[str, str, str, str]:
-    """The paper's names of its rows, in its order: "baseline", "PFEC", "PFEC + one-cycle", "PFEC + KESI"."""
-    criterion = CRITERIA[method]
-    return "baseline", criterion, f"{criterion} + one-cycle", f"{criterion} + KESI"
-
-
 def published(arch: str, dataset: str, method: str) -> dict[str, PaperRow]:
-    """The paper's rows by name for a network, a data set, "filter" or "weight"; empty where it has none."""
+    """The paper's rows by kind of stage for a network, a data set, "filter" or "weight", if any."""
     if dataset == "tinyimagenet" and method == "filter" and arch in _TINYIMAGENET_FILTER:
         before, after, (baseline, *pruned) = _TINYIMAGENET_FILTER[arch]
         first = PaperRow(before[0], None, before[1], baseline, None)
@@ -123,7 +124,7 @@ def published(arch: str, dataset: str, method: str) -> dict[str, PaperRow]:
         rest = [PaperRow(small, None, None, mean, std) for mean, std in accuracies[dataset]]
     else:
         return {}
-    return dict(zip(row_names(method), [first, *rest], strict=True))
+    return dict(zip((BASELINE, *_RETRAININGS, KESI), [first, *rest], strict=True))
 
 
 def departures(used: dict, data: dict, precisions: Collection[str] = (),
@@ -144,7 +145,7 @@ def departures(used: dict, data: dict, precisions: Collection[str] = (),
     for kind, training in used["trainings"].items():
         wanted = standard["trainings"].get(kind)
         if wanted is not None:
-            phrases += [f"{NAMES.get(kind, kind)} {key.replace('_', ' ')} {training.get(key)} instead of {value}"
+            phrases += [f"{_named(kind)} {key.replace('_', ' ')} {training.get(key)} instead of {value}"
                         for key, value in wanted.items()
                         if key != "schedule_code" and training.get(key, value) != value]
     for key in ("criterion", "loss"):
@@ -164,7 +165,10 @@ def departures(used: dict, data: dict, precisions: Collection[str] = (),
     return phrases + ["started from pretrained weights"] * (pretrained is not None)
 
 
-NAMES = {"onecycle": "one-cycle retraining", "usual": "usual retraining", "kesi": "distillation"}
+def _named(kind: str) -> str:
+    """What a kind of training is called."""
+    others = {BASELINE: "baseline", KESI: "distillation"}
+    return others.get(kind) or f"{recipes.retraining_named(kind).label} retraining"
 
 
 def standard(dataset: str) -> str:

@@ -1,232 +1,177 @@
-"""A report as one HTML file that needs nothing else: tables, charts, the network's widths, every stage's curves.
+"""A report as one HTML file that needs nothing else: tables, plots, and every stage's curves.
 
-``kesi report RUN --html`` writes it. No script and nothing from the network; light or dark as the reader
-has it.
+No script and nothing from the network; light or dark as the reader has it. What it says stands in
+page.html, how it looks in page.css; the plots are those of kesi.report.figures.
 """
 
 import math
 import re
-import statistics
+import shlex
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 
-from kesi.report.charts import Series, bars, chart, heat
-from kesi.report.next_steps import next_steps
+import jinja2
+from markupsafe import Markup
+
+from kesi import models
+from kesi.data import DATASETS
+from kesi.method.snapshot import BASELINE, KESI
+from kesi.report.report import NO_PLOTS
 from kesi.report.sources import origins_table, provenance
-from kesi.report.summary import mean, missing
-from kesi.report.tables import Table, main_rows, main_table, rounds_table
+from kesi.report.summary import Row, Summary, main_rows, summarise
+from kesi.report.tables import main_table, rounds_table
+from kesi.runs.layout import METRICS
 from kesi.runs.record import read_epochs
 from kesi.runs.results import Run, common_folder, load_runs
+from kesi.system.errors import UsageError
 from kesi.system.files import write_text
+from kesi.system.provenance import requoted
 
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"  # the browser sees to it: no network, no script
-
-STYLE = Path(__file__).with_name("page.css")
-
-NAMES = {"onecycle": "one-cycle", "usual": "usual"}
+SECTIONS = ("Result", "Accuracy", "Round by round", "Disagreement of the snapshots",
+            "The network before and after", "Every stage", "Where this comes from",
+            "Continue or reproduce")
 
 CURVE_POINTS = 200  # of a stage; more than the eye sees
+
+OURS = re.compile(r"kesi |python (cifar/|tinyimagenet/)")  # else a program of somebody's
 
 
 def page(runs: Sequence[Path], out: Path | None = None, data_name: str | None = None) -> Path:
     """Write the page of one or several run folders to ``out`` and return it.
 
-    Default: report.html where kesi report puts its files. Raises what kesi.report.report() raises.
+    Default: report.html where kesi report puts its files. Raises what kesi.report.report() raises,
+    and UsageError without matplotlib.
     """
+    try:
+        from kesi.report import figures
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "matplotlib":
+            raise
+        raise UsageError(f"no page, since {NO_PLOTS}") from error
     loaded = load_runs(runs, data_name)
     if out is None:
         out = common_folder([run.folder for run in loaded]) / "report" / "report.html"
-    rows = main_rows(loaded)
-    table = main_table(rows, loaded)
-    sections = [
-        ("Result", "".join(tiles(run) for run in loaded) + html_table(table) + unfinished(loaded)),
-        ("Accuracy", grid(plot for run in loaded for plot in accuracy_plots(run, len(loaded) > 1))),
-        ("Round by round", "".join(html_table(rounds_table(run)) for run in loaded)),
-        ("Disagreement of the snapshots", grid(plot for run in loaded for plot in heats(run))),
-        ("The network before and after", "".join(widths(run) for run in loaded)),
-        ("Every stage", "".join(stage_curves(run) for run in loaded)),
-        ("Where this comes from", "".join(origin(run) for run in loaded) + html_table(origins_table(rows))),
-        ("Continue or reproduce", "".join(commands(run) for run in loaded))]
-    sections = [(title, body) for title, body in sections if body]
-    write_text(Path(out), document(table.title, sections))
+    summaries = [summarise(run) for run in loaded]
+    rows = main_rows(summaries)
+
+    def drawn(make, *arguments) -> Markup:
+        return Markup(figures.svg(make, *arguments))
+
+    def named(one: Summary, title: str) -> str:
+        return f"{one.run.label}: {title}" if len(loaded) > 1 else title
+
+    seeds = figures.spread_note(summaries)
+    panels = {f"accuracy against size{seeds}": figures.accuracy_panel,
+              f"before and after retraining{seeds}": figures.retraining_panel,
+              f"the snapshots and their ensemble{seeds}": figures.rounds_panel}
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent),
+                                     autoescape=True, undefined=jinja2.StrictUndefined)
+    text = environment.get_template("page.html").render(
+        sections=SECTIONS, style=Markup(Path(__file__).with_name("page.css").read_text()),
+        table_=main_table(rows, summaries), origins=origins_table(rows),
+        missing=[line for one in summaries for line in one.missing],
+        rounds=map(rounds_table, summaries),
+        accuracy=[(named(one, title), drawn(figures.alone, panel, one))
+                  for one in summaries for title, panel in panels.items()],
+        heats=[(f"{one.run.label}, {part.label} retraining", drawn(figures.heat_figure, part))
+               for one in summaries for part in one.retrained if part.disagreement],
+        widths=[(f"{one.run.label}: layers of {row.stage}, seed {min(row.results)}",
+                 drawn(figures.widths_figure, one, row))
+                for one in summaries if (row := newest(one)) is not None],
+        runs=[{"label": one.run.label, "last": one.last, "tiles": tiles(one),
+               "sources": provenance(one.run), "steps": next_steps(one.run),
+               "stages": [(stage, epochs, [(title, drawn(figures.epochs_figure, *what))
+                                           for title, *what in kinds], stage in (BASELINE, KESI))
+                          for stage, epochs, kinds in stages(one, figures)]} for one in summaries])
+    write_text(Path(out), text + "\n")
     return Path(out)
 
 
-def document(title: str, sections: Sequence[tuple[str, str]]) -> str:
-    """The whole file."""
-    anchors = [re.sub(r"\W+", "-", name.lower()) for name, _ in sections]
-    links = "".join(f'<a href="#{anchor}">{escape(name)}</a>'
-                    for anchor, (name, _) in zip(anchors, sections, strict=True))
-    body = "".join(f'<section id="{anchor}"><h2>{escape(name)}</h2>{content}</section>'
-                   for anchor, (name, content) in zip(anchors, sections, strict=True))
-    return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
-            f'content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">'
-            f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-            f'<link rel="icon" href="data:,"><title>{escape(title)}</title><style>{STYLE.read_text()}</style></head>'
-            f'<body><header><h1>{escape(title)}</h1><p>Compressed by iterative pruning, one-cycle retraining and '
-            f'distillation of the snapshots (KESI).</p><nav>{links}</nav></header><main>{body}</main></body></html>\n')
-
-
-def grid(figures) -> str:
-    """Figures side by side where there is room."""
-    text = "".join(figures)
-    return f'<div class="grid">{text}</div>' if text else ""
-
-
-def html_table(table: Table) -> str:
-    """A table of the report with its notes; it scrolls in its own box."""
-    heads = [column.partition(" (") for column in table.columns]
-    head = "".join(f'<th scope="col">{escape(name)}{f"<small>({escape(unit)}</small>" if bracket else ""}</th>'
-                   for name, bracket, unit in heads)
-    body = "".join(f'<tr{" class=strong" if line[0].endswith("KESI") else ""}><th scope="row">{escape(line[0])}</th>'
-                   + "".join(f"<td>{escape(cell)}</td>" for cell in line[1:]) + "</tr>" for line in table.rows)
-    notes = "".join(f'<p class="note">{escape(note)}</p>' for note in table.notes)
-    return (f'<h3>{escape(table.title)}</h3><div class="scroll"><table><thead><tr>{head}</tr></thead>'
-            f'<tbody>{body}</tbody></table></div>{notes}')
-
-
-def tiles(run: Run) -> str:
-    """The figures that a reader looks for first: what is left of the network, and of its accuracy."""
+def tiles(one: Summary) -> list[tuple[str, str]]:
+    """What a reader looks for first: what is left of the network, and of its accuracy."""
+    last, before = one.last, one.baseline
     found = []
-    accuracy, before = mean(run.values("kesi")), mean(run.values("baseline"))
-    if accuracy is not None and before is not None:
-        found.append((f"{accuracy:.2f} %", f"test accuracy ({accuracy - before:+.2f} to the baseline)"))
-    size = "nonzero_params" if run.info["method"] == "weight" else "params"
-    left, whole = mean(run.values("kesi", size)), mean(run.values("baseline", size))
-    if left and whole:
-        found.append((f"{100 * left / whole:.1f} %", f"{'non-zero ' * (size != 'params')}parameters left"))
-    macs, all_macs = mean(run.values("kesi", "macs")), mean(run.values("baseline", "macs"))
-    if macs and all_macs and run.info["method"] == "filter":
-        found.append((f"{100 - 100 * macs / all_macs:.1f} %", "MACs saved"))
-    boxes = "".join(f"<div><b>{value}</b><span>{escape(text)}</span></div>" for value, text in found)
-    return f'<p class="label">{escape(run.label)} + KESI</p><div class="tiles">{boxes}</div>' if boxes else ""
-
-
-def unfinished(runs: Sequence[Run]) -> str:
-    """What is not there yet."""
-    lines = "".join(f"<li>{escape(line)}</li>" for run in runs for line in missing(run))
-    return f'<div class="missing"><h3>Not finished</h3><ul>{lines}</ul></div>' if lines else ""
-
-
-def over_seeds(name: str, style: str, series: Sequence[tuple[float | None, Sequence[float]]], **looks) -> Series:
-    """Means with sample standard deviations as error bars, where there are values."""
-    known = [(x, values) for x, values in series if values and x is not None]
-    errors = [statistics.stdev(values) if len(values) > 1 else 0.0 for _, values in known]
-    return Series(name, style, [(x, statistics.fmean(values)) for x, values in known], errors, **looks)
-
-
-def accuracy_plots(run: Run, several: bool) -> list[str]:
-    """Accuracy against size, before and after each retraining, and of the growing ensemble."""
-    rounds, size = range(run.rounds + 1), "nonzero_params" if run.info["method"] == "weight" else "params"
-    whole = mean(run.values("baseline", size))
-
-    def left(stage: str) -> float | None:
-        params = mean(run.values(stage, size))
-        return None if params is None or not whole else 100 * params / whole
-
-    against, steps, growing = [], [], []
-    for retraining in run.retrainings():
-        names = ["baseline", *[f"{retraining}-{number}" for number in rounds[1:]]]
-        label = f"{NAMES[retraining]} retraining"
-        against.append(over_seeds(label, retraining, [(left(name), run.values(name)) for name in names]))
-        steps.append(over_seeds(f"{label}, after", retraining, [(n, run.values(name)) for n, name in enumerate(names)]))
-        pruned = [(number, run.values(names[number], "pruned_accuracy")) for number in rounds[1:]]
-        steps.append(over_seeds(f"{label}, before", retraining, pruned, dashed=True))
-        growing.append(over_seeds(f"snapshots of {label}", retraining,
-                                  [(number + 1, run.growing(retraining, number + 1)) for number in rounds]))
-    last = over_seeds("KESI", "kesi", [(left("kesi"), run.values("kesi"))])
-    flat = statistics.fmean(run.values("kesi")) if run.values("kesi") else math.nan
-    level = Series("KESI, one network", "kesi", [(1, flat), (run.rounds + 1, flat)], dashed=True, marks=False)
-    prefix = f"{run.label}: " if several else ""
-    seeds = " (mean, and standard deviation over seeds)" if len(run.seeds) > 1 else ""
-    percent = "test accuracy (%)"
-    return [chart(f"{prefix}accuracy against size{seeds}", [*against, last], "remaining parameters (%)", percent,
-                  reverse=True),
-            chart(f"{prefix}before and after retraining{seeds}", steps, "round of pruning", percent, whole_x=True),
-            chart(f"{prefix}the ensemble grows{seeds}", [*growing, level], "networks in the ensemble", percent,
-                  whole_x=True)]
-
-
-def heats(run: Run) -> list[str]:
-    """How often two snapshots predict different classes, means over seeds."""
-    found = []
-    for retraining in run.retrainings():
-        results = [one for one in run.results(run.ensemble(retraining)) if one.get("disagreement")]
-        results = [one for one in results if one["members"] == results[0]["members"]]
-        if results:
-            members = results[0]["members"]
-            names = ["base" if member == "baseline" else member.rpartition("-")[2] for member in members]
-            matrix = [[statistics.fmean(one["disagreement"][i][j] for one in results) for j in range(len(members))]
-                      for i in range(len(members))]
-            found.append(heat(f"{run.label}, {NAMES[retraining]} retraining", names, matrix,
-                              "Percent of the test images that two snapshots (by round) classify differently."))
+    if last.accuracy and before.accuracy:
+        change = last.accuracy.mean - before.accuracy.mean
+        lost = f"; {one.lost:.2f} below the snapshot that it started from" if one.lost else ""
+        found.append((f"{last.accuracy.mean:.2f} %",
+                      f"test accuracy ({change:+.2f} to the baseline{lost})"))
+    if last.remaining is not None:
+        found.append((f"{last.remaining:.1f} %", f"{one.size_name} left"))
+    if last.saved is not None and one.run.record.method == "filter":
+        found.append((f"{last.saved:.1f} %", "MACs saved"))
     return found
 
 
-def widths(run: Run) -> str:
-    """What pruning left of every layer: filters, or non-zero weights, of the last network that is finished."""
-    stages = ["kesi", *[f"onecycle-{number}" for number in range(run.rounds, 0, -1)]]
-    result = next((results[0] for results in map(run.results, stages) if results), {})
-    if not result.get("layers"):
+def newest(one: Summary) -> Row | None:
+    """The last network that is finished, of the method's own chain."""
+    chain = [one.last, *reversed(one.retrained[0].rows[1:])]
+    return next((row for row in chain if row.results), None)
+
+
+def stages(one: Summary, figures) -> list[tuple[str, str, list[tuple]]]:
+    """(name, number of epochs, what to draw) of every stage that has begun."""
+    found = []
+    for stage in one.run.record.stages():
+        paths = sorted(one.run.folder.glob(f"seed*/{stage}/{METRICS}"))
+        histories = [rows for rows in map(read_epochs, paths) if rows]
+        if not histories:
+            continue
+        step = max(1, math.ceil(max(map(len, histories)) / CURVE_POINTS))
+        thin = [[*rows[:-1:step], rows[-1]] for rows in histories]
+        kinds = ("train (KL to the ensemble)", "test (cross-entropy)") if stage == KESI else (
+            "train", "test")
+        train, test, held_out = figures.TRAIN_COLOUR, figures.KESI_COLOUR, figures.BASELINE_COLOUR
+        loss = {"train_loss": (kinds[0], train), "test_loss": (kinds[1], test)}
+        accuracy = {"train_accuracy": ("train", train), "val_accuracy": ("validation", held_out),
+                    "test_accuracy": ("test", test)}
+        rate = {"lr": ("learning rate", one.retrained[0].colour)}
+        epochs = " or ".join(map(str, sorted({rows[-1].epoch for rows in histories})))
+        found.append((stage, epochs, [("loss", thin, loss, "loss"),
+                                      ("accuracy", thin, accuracy, "accuracy (%)"),
+                                      ("learning rate", thin, rate, "learning rate")]))
+    return found
+
+
+def next_steps(run: Run) -> list[tuple[str, str]]:
+    """What can be done with a run and the command lines for it: continue, repeat, use its network."""
+    command = re.sub(r" --fresh\b", "", requoted(run.record.command or "kesi run"))
+    checkout = f"git checkout {run.record.commit}\n" if run.record.commit else ""
+    if OURS.match(command):
+        steps = [("Continue: the same command takes an interrupted run up at its last saved epoch, "
+                  "and leaves what is finished alone.", command),
+                 ("Repeat it from nothing; the run that is there is moved aside.",
+                  f"{checkout}{command} --fresh")]
+    else:
+        steps = [("Continue: the program that called kesi.compress takes an interrupted run up at "
+                  "its last saved epoch, and leaves what is finished alone; with fresh=True in the "
+                  "call it starts over.", command)]
+    folder, seed = shlex.quote(str(run.folder)), min(run.seeds, default=0)
+    if KESI not in run.seeds.get(seed, ()):
+        return steps
+    last, kesi, note = f"{folder}/seed{seed}/{KESI}", "kesi", ""
+    network = models.ARCHITECTURES.get(run.record.arch)
+    if network is None or network.graph:
+        added = _given(command, "--with")
+        kesi = f"kesi{added or ' --with FILE'}"
+        note = "" if added else "; FILE is the Python file that registers the network"
+    lines = [f"{kesi} export {last} --out handed-over{_given(command, '--data')}",
+             f"{kesi} predict {last} image.png"]
+    if run.record.dataset in DATASETS:
+        lines.append(f"{kesi} compare {folder}/seed{seed}/{BASELINE} {last}{_given(command, '--data')}")
+        check = ("Check the files, and compute the accuracies anew.",
+                 f"{kesi} verify {folder}{_given(command, '--data')}")
+    else:
+        check = ("Check the files. Accuracies of images that were handed over in Python are computed "
+                 "anew there, by kesi.report.verify.verify(folder, dataset).",
+                 f"{kesi} verify {folder} --no-accuracy")
+    what = "Use the compressed network, or look at it next to its baseline"
+    return [*steps, (f"{what}{note}.", "\n".join(lines)), check]
+
+
+def _given(command: str, flag: str) -> str:
+    """A flag of a command with its value, as it is typed; "" where there is none."""
+    words = shlex.split(command)
+    if flag not in words[:-1]:
         return ""
-    names, before, after = zip(*result["layers"], strict=True)
-    title = f"{run.label}: layers of {result['stage']}, seed {result.get('seed', '?')}"
-    if run.info["method"] == "filter":
-        return bars(title, names, before, after, "filters", ("before", "after"),
-                    "The convolutions that may lose filters, in the order of the forward pass.")
-    before, after = ([count / 1e3 for count in counts] for counts in (before, after))
-    return bars(title, names, before, after, "weights (thousands)", ("all", "non-zero"),
-                "Every convolution, in the order of the forward pass.")
-
-
-def stage_curves(run: Run) -> str:
-    """Loss, accuracy and learning rate of every stage, one line a seed."""
-    parts = []
-    for stage in run.stages():
-        histories = [read_metrics(path) for path in sorted(run.folder.glob(f"seed*/{stage}/metrics.jsonl"))]
-        histories = [rows for rows in histories if rows]
-        figures = curve_figures(histories, stage == "kesi")
-        if figures:
-            lengths = sorted({rows[-1]['epoch'] for rows in histories})
-            parts.append(f"<details{' open' if stage in ('baseline', 'kesi') else ''}><summary><b>{escape(stage)}</b> "
-                         f"{' or '.join(map(str, lengths))} epochs</summary>{grid(figures)}</details>")
-    return f"<h3>{escape(run.label)}</h3>{''.join(parts)}" if parts else ""
-
-
-def read_metrics(path: Path) -> list[dict]:
-    """The epochs of a stage, thinned."""
-    rows = read_epochs(path)
-    step = max(1, math.ceil(len(rows) / CURVE_POINTS))
-    return [row for place, row in enumerate(rows) if place % step == 0 or place == len(rows) - 1]
-
-
-def curve_figures(histories: Sequence[Sequence[dict]], distilled: bool = False) -> list[str]:
-    """The three charts of a stage; where it was ``distilled``, the two losses are not of one kind."""
-    kinds = {"train_loss": "train (KL to the ensemble)", "test_loss": "test (cross-entropy)"} if distilled else {}
-
-    def lines(**wanted: str) -> list[Series]:
-        return [Series(kinds.get(name, name.replace("_", " ")), style, [(row["epoch"], row[name]) for row in rows
-                                                       if row.get(name) is not None], marks=False)
-                for name, style in wanted.items() for rows in histories]
-
-    found = [chart("loss", lines(train_loss="train", test_loss="kesi"), "epoch",
-                   "loss" if distilled else "cross-entropy", whole_x=True),
-             chart("accuracy", lines(train_accuracy="train", val_accuracy="usual", test_accuracy="kesi"), "epoch",
-                   "accuracy (%)", whole_x=True),
-             chart("learning rate", lines(lr="onecycle"), "epoch", "learning rate", log=True, whole_x=True)]
-    return [text for text in found if text]
-
-
-def origin(run: Run) -> str:
-    """The provenance of the report, as a list of terms."""
-    lines = [line.removeprefix("- ").partition(": ") for line in provenance(run).splitlines()
-             if line.startswith("- ")]
-    terms = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value.replace('`', ''))}</dd>" for name, _, value in lines)
-    return f"<h3>{escape(run.label)}</h3><dl>{terms}</dl>"
-
-
-def commands(run: Run) -> str:
-    """What to type: to continue, to repeat, and to go on with the network."""
-    return f"<h3>{escape(run.label)}</h3>" + "".join(
-        f"<p>{escape(text)}</p><pre class=scroll><code>{escape(code)}</code></pre>" for text, code in next_steps(run))
+    return f" {flag} {shlex.quote(words[words.index(flag) + 1])}"

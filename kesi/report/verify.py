@@ -1,100 +1,365 @@
-"""Check a finished run: that its files are whole and belong together, and that its figures come out again.
+"""Check a finished run: every result is made anew from its checkpoint and epochs, and compared.
 
-Without --no-accuracy the images are needed, and every network classifies the test images once more. On the
-device and with the torch version of the run, accuracies have to be equal; on others they may differ by 0.1 %
-of the images, but two images at least. Exit code 1 if anything does not hold.
+Then come the lineage, the report's own tables and, where the images are at hand, all accuracies: on
+the processor and with the torch version of the run they have to be equal; elsewhere they may differ
+by 0.1 % of the images, but two images at least.
 """
 
 import csv
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import torch
+
+from kesi import checkpoints
+from kesi.checkpoints.checkpoint import Checkpoint
+from kesi.checkpoints.records import Info, Reference, decode, encode
 from kesi.data import DATASETS, Dataset
 from kesi.data.datasets import load_described
-from kesi.report.audit import Verifier
+from kesi.method import recipes, sizes
+from kesi.method.distillation import SnapshotEnsemble, agreement
+from kesi.method.snapshot import BASELINE, ENSEMBLE, KESI, StageName, chain, ensemble_name
+from kesi.method.training import Epoch, evaluate
 from kesi.report.report import texts
 from kesi.runs import layout, results
-from kesi.system.errors import KesiError, UsageError
+from kesi.runs.layout import CHECKPOINT, METRICS, PRUNED, RESULT
+from kesi.runs.record import Ensemble, Result, RunRecord, read_epochs, read_result
+from kesi.runs.stage import finished_info, result_of
+from kesi.system.errors import KesiError, UsageError, first_line
 from kesi.system.files import read_text
-from kesi.system.provenance import recipe_hash
+from kesi.system.provenance import device_name, recipe_hash, versions
+
+TOLERANCE, IMAGES = 0.1, 2  # elsewhere than where the run was made: percent, or so many images
+
+LOSSES = 0.02  # likewise of a loss, relative
 
 
 def images_of(run: Path, data: str, download: bool = False) -> Dataset:
-    """The data set of a run, loaded anew as run.json describes it. Raises UsageError where no name leads to it."""
-    said = results.describe_run(run).info.get("data") or {}
+    """The images of a run, loaded anew as run.json describes them.
+
+    Raises UsageError where no name leads to them.
+    """
+    said = results.describe_run(run).record.data
     if not isinstance(said.get("name"), str):
         raise KesiError(f"{run / 'run.json'} does not say what images were used")
     if said["name"] not in DATASETS:
-        raise UsageError(f"the images of {run} were handed over in Python ({said['name']!r:.60}) and cannot be loaded "
-                         f"anew: use --no-accuracy, or kesi.report.verify.verify(run, dataset) in Python")
+        raise UsageError(f"the images of {run} were handed over in Python ({said['name']!r:.60}) and "
+                         f"cannot be loaded anew: use --no-accuracy, or "
+                         f"kesi.report.verify.verify(run, dataset) in Python")
     return load_described(said, data, download)
 
 
-def _refuse_other_images(run: Path, said: dict, dataset: Dataset) -> None:
-    now = dataset.describe()
-    for name, old, new in (("classes", said.get("classes"), now["classes"]), ("mean", said.get("mean"), now["mean"]),
-                           ("test images", (said.get("images") or {}).get("test"), now["images"]["test"])):
-        if old != new:
-            raise KesiError(f"the {name} of {dataset.name} are not those of {run}")
+def verify(run: Path, dataset: Dataset | None = None, device: str = "cpu") -> "Verifier":
+    """Check every seed and stage of a run; ``failures`` of what is returned has a line for each trouble.
+
+    ``dataset``: the run's images, on which accuracies are computed anew; None leaves them alone.
+    Raises UsageError where ``run`` is none, KesiError for a bad run.json and for other images.
+    """
+    verifier = Verifier(run, dataset, device)
+    record, recipe = verifier.record, verifier.record.recipe
+    found = {seed for path in Path(run).iterdir() if (seed := layout.seed_of(path)) is not None}
+    verifier.check("run.json", set(record.seeds) == found and bool(found),
+                   f"it speaks of seeds {sorted(record.seeds)}, and there are folders of {sorted(found)}")
+    verifier.check("run.json", bool(record.data), "it does not say data")
+    for name in ("arch", "dataset", "method"):
+        verifier.equal("run.json", name, getattr(record, name), recipe.get(name))
+    verifier.equal("run.json", "the recipe hash", record.recipe_hash, recipe_hash(recipe))
+    for number in sorted(record.seeds):
+        verifier.seed(number, record.stages())
+    try:
+        verifier.report(results.load_runs([Path(run)])[0])
+    except KesiError as error:  # of damaged results there is no table
+        verifier.check("report", bool(verifier.failures), str(error))
+    return verifier
 
 
-def _report(verifier: Verifier, loaded: results.Run) -> None:
-    """That the report's own tables, where there are any, are those that these results give."""
-    folder = verifier.run / "report"
-    now = texts([loaded])
-    if (folder / "stages.csv").exists():
-        shown, wanted = (_rows(text) for text in (read_text(folder / "stages.csv"), now["stages.csv"]))
-        for seed, stage in sorted(shown.keys() | wanted.keys(), key=str):
-            where, known = f"report, seed{seed}/{stage}", (seed, stage) in shown
-            if verifier.check(where, known and (seed, stage) in wanted,
-                              f"stands in {'the report' if known else 'the results'} only"):
-                for name, value in wanted[seed, stage].items():
-                    if name != "run":  # a run may be moved
-                        verifier.equal(where, name, value, shown[seed, stage].get(name))
-    if verifier.failures:  # the other tables follow from these
-        return
-    for name in ("table.csv", "table.md"):
-        if (folder / name).exists():
-            shown, wanted = (_figures_only(text) for text in (read_text(folder / name), now[name]))
-            verifier.check(f"report/{name}", shown == wanted,
-                           "it does not show these results: make it anew with kesi.report")
+class Verifier:
+    """Counts the checks of one run and collects what does not hold, a line each."""
+
+    def __init__(self, run: Path, dataset: Dataset | None = None, device: str = "cpu"):
+        """Raises KesiError where ``dataset`` is not what the run was made with."""
+        self.run, self.dataset, self.device = Path(run), dataset, device
+        self.record: RunRecord = results.describe_run(self.run).record
+        self.checks, self.failures = 0, []
+        self._loaded: dict[Path, Checkpoint | None] = {}
+        if dataset is not None:
+            self._refuse_other_images(dataset)
+
+    def check(self, where: str, holds: bool, trouble: str) -> bool:
+        """Count a check; ``trouble`` is what to say where it does not hold."""
+        self.checks += 1
+        if not holds:
+            self.failures.append(f"{where}: {trouble}")
+        return holds
+
+    def equal(self, where: str, what: str, said: object, found: object) -> bool:
+        """check() that what a file says is what was found."""
+        trouble = f"{what} is {str(said)[:80]} in the result, but {str(found)[:80]}"
+        return self.check(where, said == found, trouble)
+
+    def checkpoint(self, where: str, path: Path) -> Checkpoint | None:
+        """A checkpoint whose content matches its digest; None, and a failure, where it does not."""
+        if path not in self._loaded:
+            try:
+                self._loaded[path] = checkpoints.load(path)
+                self.checks += 1
+            except KesiError as error:
+                self._loaded[path] = None
+                self.check(where, False, str(error))
+        return self._loaded[path]
+
+    def seed(self, number: int, stages: Sequence[str]) -> None:
+        """All stages of one seed; ``stages`` are their names in the order in which they ran."""
+        known = {*self.record.retrainings, *recipes.RETRAININGS}
+        for path in sorted((self.run / f"seed{number}").glob("*/")):
+            name = StageName.parse(path.name.removeprefix(f"{ENSEMBLE}-"))
+            ours = name.kind in known and (name.round or name.text != path.name)
+            if ours and path.name not in self.record.stages():  # anything else is nobody's claim
+                self.check(f"seed{number}/{path.name}", False, "run.json does not speak of this stage")
+        for stage in stages:
+            where, folder = f"seed{number}/{stage}", self.run / f"seed{number}" / stage
+            try:
+                result = read_result(folder / RESULT)
+            except KesiError as error:
+                exists = (folder / RESULT).exists()
+                self.check(where, False, str(error) if exists else "is not finished")
+                continue
+            self.equal(where, "the stage", result.stage, stage)
+            self.equal(where, "the seed", result.seed, number)
+            chains = {ensemble_name(name, self.record.retrainings): chain(name, self.record.rounds)
+                      for name in self.record.retrainings}
+            kind = Ensemble if stage in chains else Result
+            if not self.check(where, isinstance(result, kind), "its result is of another kind"):
+                continue
+            if isinstance(result, Ensemble):
+                self._ensemble(where, folder, result, chains[stage])
+            elif found := self.checkpoint(where, folder / CHECKPOINT):
+                self._anew(where, folder, found, result)
+                self._lineage(where, folder, found, result)
+                self._evaluate(where, folder, found, result)
+
+    def _anew(self, where: str, folder: Path, found: Checkpoint, result: Result) -> None:
+        """Make a result from checkpoint and epochs, as training does, and name fields that differ."""
+        info, adopted = found.info, result.adopted_from is not None
+        self.equal(where, "its images", info.data, self.record.data)
+        self.equal(where, "the recipe hash", info.recipe_hash,
+                   recipe_hash(info.recipe) if info.recipe else None)
+        try:
+            if adopted:  # it was evaluated where it was taken over, and not trained
+                history = [Epoch(0, 0.0, 0.0, 0.0, result.test_loss, result.test_accuracy)]
+            else:
+                history = read_epochs(folder / METRICS)
+                last, whole = finished_info(info, history), range(1, len(history) + 1)
+                same = info.history_digest == last.history_digest and info.metrics == last.metrics
+                self.check(where, same and [row.epoch for row in history] == [*whole],
+                           f"{METRICS} does not hold the epochs of this training")
+            made = result_of(found, info, history, _images(info, self.dataset))
+            made = replace(made, started=result.started, digest=found.file_digest)
+            if adopted:
+                made = replace(made, epochs=0, images=0, adopted_from=found.digest)
+            if self.dataset is None:  # whether that is chance, only the images tell
+                made = replace(made, at_chance=result.at_chance)
+            made = decode(Result, encode(made), folder / CHECKPOINT)
+        except (KesiError, IndexError, TypeError, RuntimeError, ValueError) as error:
+            self.check(where, False, f"no result can be made of it: {first_line(error)}")
+            return
+        for one in dataclasses.fields(Result):
+            self.equal(where, one.name.replace("_", " "), getattr(result, one.name),
+                       getattr(made, one.name))
+        if found.masks is not None:
+            broken = [name for name, mask in found.masks.state_dict().items()
+                      if bool(found.network.get_parameter(name)[~mask].any())]
+            self.check(where, not broken, f"pruned weights are not zero in {', '.join(broken)}")
+
+    def _lineage(self, where: str, folder: Path, found: Checkpoint, result: Result) -> None:
+        """That a stage was made from just the files, and by the recipe, that the method asks for."""
+        info, recipe, record = found.info, self.record.recipe, self.record
+        name, beside, adopted = StageName.parse(folder.name), folder.parent, result.adopted_from
+        self._descent(where, folder, found)
+        for teacher in info.teachers:
+            self._named(where, "its teacher", folder, teacher)
+        if adopted is None:
+            self.equal(where, "the recipe", info.recipe, recipe["trainings"].get(name.kind))
+            parent = info.parent and info.parent.network
+            for what, wanted in (("training", info.recipe), ("data", info.data), ("seed", info.seed),
+                                 ("parent", parent), ("pretrained", info.pretrained)):
+                self.equal(where, f"{what} in settings", info.settings.get(what), wanted)
+        if name.text == BASELINE:
+            self.equal(where, "whether it was taken over", adopted is not None,
+                       record.baseline is not None)
+            if adopted is None:
+                self.equal(where, "what it began from", info.pretrained, record.pretrained)
+        elif name.text == KESI:
+            snapshots = [beside / one / CHECKPOINT
+                         for one in chain(record.retrainings[0], record.rounds)]
+            self._made_from(where, folder, info.parent, snapshots[-1])
+            if self.equal(where, "the number of teachers", len(info.teachers), len(snapshots)):
+                for teacher, snapshot in zip(info.teachers, snapshots, strict=True):
+                    self._made_from(where, folder, teacher, snapshot)
+            told = info.settings.get("objective") or {}
+            self.equal(where, "the loss", told.get("loss"), recipe["loss"])
+            self.equal(where, "the teachers in settings", told.get("teachers"),
+                       [teacher.network for teacher in info.teachers])
+        else:
+            self._made_from(where, folder, info.parent, folder / PRUNED)
+            where = f"{where}/{PRUNED}"
+            if (pruned := self.checkpoint(where, folder / PRUNED)) is None:
+                return
+            before = beside / chain(name.kind, name.round)[-2] / CHECKPOINT
+            self._made_from(where, folder, pruned.info.parent, before)
+            what = {"method": recipe["method"], "criterion": recipe["criterion"],
+                    "amount": recipe["rounds"][name.round - 1]}
+            for key, wanted in {**what, "round": name.round, "recipe_hash": recipe_hash(what)}.items():
+                self.equal(where, key, getattr(pruned.info, key), wanted)
+
+    def _made_from(self, where: str, folder: Path, said: Reference | None, path: Path) -> None:
+        named = None if said is None else (folder / said.path).resolve()
+        self.check(where, named == path.resolve(),
+                   f"it says that it was made from {named}, and not from {path}")
+
+    def _descent(self, where: str, folder: Path, found: Checkpoint) -> None:
+        """The chain of parents up to the baseline, which each file names by its digest."""
+        here = found
+        while here.info.parent:
+            parent = self._named(where, "its parent", folder, here.info.parent)
+            if parent is None:
+                return
+            if parent.masks is not None and self.check(where, here.masks is not None,
+                                                       "its parent's masks are lost"):
+                ours = here.masks.state_dict()
+                grown = [name for name, mask in parent.masks.state_dict().items()
+                         if bool((ours[name] & ~mask).any())]
+                self.check(where, not grown, f"weights that its parent had pruned live again in "
+                                             f"{', '.join(grown)}")
+            here, folder = parent, parent.path.parent
+
+    def _named(self, where: str, what: str, folder: Path, said: Reference) -> Checkpoint | None:
+        """The file that a checkpoint names; one that lies outside of the run may be gone."""
+        path = (folder / said.path).resolve()
+        if not path.is_file() and not path.is_relative_to(self.run.resolve()):
+            return None
+        found = self.checkpoint(where, path)
+        same = found is not None and self.check(
+            where, found.is_named_by(said), f"{what} {path} is not the file that it was made from")
+        return found if same else None
+
+    def _ensemble(self, where: str, folder: Path, result: Ensemble, names: list[str]) -> None:
+        """That an ensemble is of just these networks; what they say together, computed anew."""
+        self.equal(where, "the number of members", len(result.members), len(names))
+        if not self.equal(where, "the list of members", result.members, names):
+            return
+        members = [self.checkpoint(where, folder.parent / name / CHECKPOINT) for name in names]
+        if not all([self.check(where, one is not None and one.digest == digest,
+                               f"its member {name} has changed")
+                    for name, one, digest in zip(names, members, result.members_digests,
+                                                 strict=True)]):
+            return
+        params = sum(sizes.parameters(one.network) for one in members)
+        self.equal(where, "params", result.params, params)
+        if self.dataset is None:
+            return
+        images, labels = self.dataset.test, self.dataset.test.labels
+        logits = SnapshotEnsemble(members, self.device).predict(self.dataset, images, self.device)
+        found = agreement(logits, labels)
+        for name in ("accuracy", "growing_accuracy"):
+            self._close(where, name.replace("_", " "), result, getattr(result, name),
+                        getattr(found, name))
+        self._close(where, "disagreement", result, sum(result.disagreement, []),
+                    sum(found.disagreement, []))
+        self._close(where, "test accuracy", result, [result.test_accuracy],
+                    found.growing_accuracy[-1:])
+        self._close(where, "test loss", result, [result.test_loss], [found.loss], loss=True)
+
+    def _evaluate(self, where: str, folder: Path, found: Checkpoint, result: Result) -> None:
+        """Loss and accuracies of a network, and its accuracy before retraining, computed anew."""
+        if self.dataset is None:
+            return
+        wanted = [("test", found, result.test_accuracy, "test accuracy")]
+        if self.dataset.val is not None and result.adopted_from is None:
+            wanted.append(("val", found, result.val_accuracy, "validation accuracy"))
+        if result.pruned_accuracy is not None and (folder / PRUNED).is_file():
+            pruned = self.checkpoint(f"{where}/{PRUNED}", folder / PRUNED)
+            wanted.append(("test", pruned, result.pruned_accuracy, "accuracy before retraining"))
+        for split, network, said, what in wanted:
+            images = getattr(self.dataset, split)
+            try:
+                loss, accuracy = evaluate(network.network, self.dataset, images, self.device)
+            except (AttributeError, RuntimeError, ValueError, IndexError) as error:
+                self.check(where, False,
+                           f"cannot be evaluated on {self.dataset.name}: {first_line(error)}")
+                continue
+            self._close(where, what, result, [said], [accuracy])
+            if what == "test accuracy":
+                self._close(where, "test loss", result, [result.test_loss], [loss], loss=True)
+
+    def _close(self, where: str, what: str, result: Result | Ensemble, said: list, found: list,
+               loss: bool = False) -> None:
+        """check() that figures come out again: percentages, or a loss."""
+        same = (result.device, result.versions.get("torch")) == (device_name(self.device),
+                                                                 versions()["torch"])
+        if same and torch.device(self.device).type == "cpu":  # a GPU chooses its algorithms anew
+            allowed = 0.0
+        elif loss:
+            allowed = LOSSES * max(1.0, abs(found[0]))
+        else:
+            allowed = max(TOLERANCE, 100 * IMAGES / len(self.dataset.test)) + 1e-9
+        holds = len(said) == len(found) and all(
+            old is not None and abs(old - new) <= allowed
+            for old, new in zip(said, found, strict=True))
+        before, now = (str(one[0]) if loss else " ".join(
+            str(value) if value is None else f"{value:.3f} %" for value in one)
+            for one in (said, found))
+        self.check(where, holds, f"the {what} is {before} in the result, and {now} recomputed")
+
+    def _refuse_other_images(self, dataset: Dataset) -> None:
+        said, now = self.record.data, dataset.describe()
+        pairs = [(name, said.get(name), now[name]) for name in ("classes", "mean", "std")]
+        pairs.append(("test images", said.get("images", {}).get("test"), now["images"]["test"]))
+        if "digests" in said and "digests" in now:
+            pairs.append(("digests", said["digests"], now["digests"]))
+        for name, old, new in pairs:
+            if old != new:
+                raise KesiError(f"the {name} of {dataset.name} are not those of {self.run}")
+
+    def report(self, loaded: results.Run) -> None:
+        """That the report's own tables, where there are any, are those that these results give."""
+        folder, now = self.run / "report", texts([loaded])
+        if (folder / "stages.csv").exists():
+            shown, wanted = map(_rows, (read_text(folder / "stages.csv"), now["stages.csv"]))
+            for seed, stage in sorted(shown.keys() | wanted.keys(), key=str):
+                where, both = f"report, seed{seed}/{stage}", (shown, wanted)
+                if self.check(where, all((seed, stage) in one for one in both),
+                              "stands in the report only, or in the results only"):
+                    for name, value in wanted[seed, stage].items():
+                        if name != "run":  # a run may be moved
+                            self.equal(where, name, value, shown[seed, stage].get(name))
+        if self.failures:  # the other tables follow from these
+            return
+        for name in ("table.csv", "table.md"):
+            if (folder / name).exists():
+                shown, wanted = map(_figures_only, (read_text(folder / name), now[name]))
+                self.check(f"report/{name}", shown == wanted,
+                           "it does not show these results: make it anew with kesi report")
+
+
+def _images(info: Info, dataset: Dataset | None) -> SimpleNamespace:
+    """What result_of() asks of a data set, by what a checkpoint says of its images."""
+    labels = torch.zeros(1, dtype=torch.int64) if dataset is None else dataset.test.labels
+    return SimpleNamespace(name=info.data.get("name"), image_size=info.data.get("image_size") or 1,
+                           train=range(info.data.get("images", {}).get("train", 0)),
+                           test=SimpleNamespace(labels=labels))
 
 
 def _figures_only(text: str) -> list[str]:
-    """The lines of a report without its title, which --data-name chooses, and its plots, which need matplotlib."""
-    return [line for line in text.splitlines() if line and not line.startswith(("# ", "![", "## Plots"))]
+    """The lines of a report without its title, which may be chosen, and its plots."""
+    return [line for line in text.splitlines()
+            if line and not line.startswith(("# ", "![", "## Plots"))]
 
 
 def _rows(text: str) -> dict[tuple, dict]:
     """The rows of a stages.csv by seed and stage."""
     csv.field_size_limit(2**31 - 1)
     return {(row.get("seed"), row.get("stage")): row for row in csv.DictReader(text.splitlines())}
-
-
-def verify(run: Path, dataset: Dataset | None = None, device: str = "cpu") -> Verifier:
-    """Check every seed and stage of a run; ``failures`` of what is returned has a line for all that does not hold.
-
-    ``dataset``: the run's images, on which accuracies are computed anew; None leaves them alone. Raises UsageError
-    where ``run`` is none, KesiError for a bad run.json and for other images.
-    """
-    loaded = results.describe_run(Path(run))
-    if dataset is not None:
-        _refuse_other_images(Path(run), loaded.info.get("data") or {}, dataset)
-    recipe = loaded.info.get("recipe")
-    verifier = Verifier(run, dataset, device, loaded.info)
-    found = {seed for path in Path(run).iterdir() if (seed := layout.seed_of(path)) is not None}
-    verifier.check("run.json", set(loaded.seeds) == found and bool(found),
-                   f"it speaks of seeds {sorted(loaded.seeds)}, and there are folders of {sorted(found)}")
-    for name in ("recipe", "data"):
-        verifier.check("run.json", bool(loaded.info.get(name)), f"it does not say {name}")
-    if recipe:
-        for name in ("arch", "dataset", "method"):
-            verifier.equal("run.json", name, loaded.info.get(name), recipe.get(name))
-        verifier.equal("run.json", "the recipe hash", loaded.info.get("recipe_hash"), recipe_hash(recipe))
-        verifier.equal("run.json", "the number of rounds", loaded.info["rounds"], len(recipe["rounds"]))
-    for number in sorted(loaded.seeds):
-        verifier.seed(number, loaded.stages())
-    try:
-        _report(verifier, results.load_runs([Path(run)])[0])
-    except KesiError as error:
-        verifier.check("report", bool(verifier.failures), str(error))  # of damaged results there is no table
-    return verifier

@@ -1,10 +1,12 @@
 """What the pipeline leaves on disk, read back: a Run is a run folder with every finished result in it."""
 
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from kesi.data import INFO
 from kesi.method import paper
 from kesi.method.recipes import METHODS
 from kesi.method.snapshot import ensemble_name
@@ -73,9 +75,8 @@ def load_runs(folders: Sequence[Path], data_name: str | None = None) -> list[Run
     if not unique:
         raise UsageError("name at least one run folder")
     runs = [load_run(folder) for folder in unique.values()]
-    if data_name:
-        for run in runs:
-            run.data_name = data_name
+    for run in runs:
+        run.data_name = data_name or _folder_name(run.record)
     first = runs[0]
     for run in runs[1:]:
         for name in ("arch", "dataset"):
@@ -91,6 +92,16 @@ def load_runs(folders: Sequence[Path], data_name: str | None = None) -> list[Run
         for run in runs:
             run.label += f" [{os.path.relpath(run.folder.resolve(), common)}]"
     return runs
+
+
+def _folder_name(record: RunRecord) -> str:
+    """What titles call a folder of images: by its own name, as the command had it; else nothing."""
+    try:
+        words = shlex.split(record.command or "")
+    except ValueError:  # quotes that do not close
+        return ""
+    known = record.dataset in INFO or "--data" not in words[:-1]
+    return "" if known else Path(words[words.index("--data") + 1]).resolve().name
 
 
 def common_folder(folders: Sequence[Path]) -> Path:
