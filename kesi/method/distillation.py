@@ -208,7 +208,8 @@ class Taught:
 
 @dataclass(frozen=True)
 class KullbackLeibler(Taught):
-    """T^2 * KL(teachers || softmax(logits / T)), the mean over a batch (Hinton et al. 2015, section 2.1).
+    """T^2 * KL(teachers || softmax(logits / T)), the mean over a batch (Hinton et al. 2015, section
+    2.1).
 
     With the teachers' mean probability this differs from the paper's mean of KL terms over teachers
     by a constant only (the teachers' own disagreement): same gradient, one loss.

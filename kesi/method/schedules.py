@@ -18,9 +18,9 @@ class Training:
     """How one training runs. ``lr`` is the peak of a one-cycle schedule and the start of the others.
 
     ``schedule`` is a name in SCHEDULES: "multistep" (times ``gamma`` after each epoch of
-    ``milestones``), "constant", "linear", "cosine" (down to 0), or "onecycle" (cosine from lr / div_factor up to lr over the share
-    ``warmup`` of all steps, then down to the start / final_div_factor, stepped every batch; momentum
-    is cycled against it as torch does by default).
+    ``milestones``), "constant", "linear" or "cosine" (down to 0), or "onecycle" (cosine from
+    lr / div_factor up to lr over the share ``warmup`` of all steps, then down to the start /
+    final_div_factor, stepped every batch; momentum is cycled against it as torch does by default).
     """
 
     epochs: int
@@ -106,7 +106,7 @@ def onecycle(optimizer: Optimizer, training: Training, steps: int) -> lr_schedul
 
 
 def linear(optimizer: Optimizer, training: Training, steps: int) -> lr_scheduler.LRScheduler:
-    """From ``lr`` straight down, to reach 0 right after the last step (Li et al. 2020, "Budgeted Training")."""
+    """From ``lr`` straight to 0 right after the last step (Li et al. 2020, "Budgeted Training")."""
     return lr_scheduler.LambdaLR(optimizer, Linear(training.epochs * steps))
 
 
