@@ -19,6 +19,8 @@ from kesi.system.errors import UsageError
 
 MEASURES = ("macs", "params")
 
+NO_EVIDENCE = Evidence()
+
 # How late a step is taken: (place of the width, filters before it, filters after it) -> a number.
 # It never falls while one width shrinks; the unpruned widths are known to who makes the function.
 Order = Callable[[int, int, int], float]
@@ -69,7 +71,7 @@ def scaled(unpruned: Sequence[int], rates: Sequence[float]) -> Order:
 
 
 def ranked(network: torch.nn.Module, criterion: Criterion = l1,
-           evidence: Evidence = Evidence()) -> Order:
+           evidence: Evidence = NO_EVIDENCE) -> Order:
     """By one ranking over all layers of this network: the lowest scores go first, wherever they are.
 
     A layer's scores are divided by their Euclidean norm (Molchanov et al. 2017, "Pruning
