@@ -10,12 +10,11 @@ import models
 from kesi.data import load
 from kesi.method.distillation import (
     Distillation,
-    KullbackLeibler,
     SnapshotEnsemble,
     agreement,
     frozen,
-    mean_probabilities,
 )
+from kesi.method.objectives import KullbackLeibler, mean_probabilities
 from kesi.method.snapshot import Snapshot
 from kesi.system.errors import UsageError
 

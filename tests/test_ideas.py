@@ -20,7 +20,7 @@ from torch.optim import lr_scheduler
 import kesi
 from kesi.data import DatasetInfo, INFO, load, register_dataset
 from kesi.data.split import Images
-from kesi.method.distillation import LOSSES
+from kesi.method.objectives import LOSSES
 from kesi.method.pruning.criteria import FILTER_CRITERIA
 from kesi.method.recipes import RETRAININGS, Retraining
 from kesi.method.schedules import SCHEDULES, Training

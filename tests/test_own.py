@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
+from kesi.report.next_steps import next_steps
 from torch import nn
 
 import kesi
@@ -26,7 +27,6 @@ from kesi.own import compress, graphs
 from kesi.own.compress import Compressed
 from kesi.own.graphs import analyse
 from kesi.own.registry import SPARSITIES
-from kesi.report.next_steps import next_steps
 from kesi.report.page import page
 from kesi.runs.folder import read_fields
 from kesi.runs.results import load_run

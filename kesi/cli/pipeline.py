@@ -6,7 +6,7 @@ from pathlib import Path
 from kesi.cli import entry, flags
 from kesi.data import INFO
 from kesi.method import plan, recipes
-from kesi.method.distillation import LOSSES
+from kesi.method.objectives import LOSSES
 from kesi.method.snapshot import BASELINE
 from kesi.report import report
 from kesi.runs import pipeline

@@ -7,7 +7,8 @@ from kesi import checkpoints
 from kesi.checkpoints.checkpoint import Checkpoint
 from kesi.cli import entry, flags
 from kesi.method import recipes
-from kesi.method.distillation import LOSSES, Distillation, SnapshotEnsemble
+from kesi.method.distillation import Distillation, SnapshotEnsemble
+from kesi.method.objectives import LOSSES
 from kesi.method.pruning.criteria import CRITERIA, Evidence
 from kesi.method.pruning.weights import conv_weights
 from kesi.method.snapshot import ENSEMBLE, KESI, StageName

@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +10,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from kesi.data import Dataset, Split
-from kesi.method.schedules import DIVERGED
+from kesi.method.objectives import KullbackLeibler, Loss
 from kesi.method.snapshot import Snapshot
 from kesi.method.training import predict
 from kesi.models import Network
@@ -115,62 +114,6 @@ def agreement(logits: torch.Tensor, labels: torch.Tensor) -> Agreement:
         growing_accuracy=[percent(one.argmax(1) == labels) for one in growing],
         loss=float(F.nll_loss(mean.clamp_min(1e-300).log(), labels)),
         disagreement=[[percent(one != other) for other in classes] for one in classes])
-
-
-class Loss(Protocol):
-    """What a student is told by its teachers: a small frozen dataclass with ``__call__``, entered in LOSSES.
-
-    From the student's logits (B, C), the teachers' logits (K, B, C) and the labels (B,) it gives the
-    mean over the batch.
-    """
-
-    def __call__(self, logits: torch.Tensor, teachers: torch.Tensor,
-                 labels: torch.Tensor) -> torch.Tensor: ...
-
-
-def mean_probabilities(teachers: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
-    """The mean over the teachers (K, B, C) of softmax(logits / temperature): (B, C)."""
-    mean = None
-    for logits in teachers:
-        one = torch.softmax(logits / temperature, dim=1)
-        mean = one if mean is None else mean.add_(one)
-    return mean.div_(len(teachers))
-
-
-@dataclass(frozen=True)
-class KullbackLeibler:
-    """T^2 * KL(teachers || softmax(logits / T)), the mean over a batch (Hinton et al. 2015, section 2.1).
-
-    With the teachers' mean probability this differs from the paper's mean of KL terms over teachers
-    by a constant only (the teachers' own disagreement): same gradient, one loss.
-    """
-
-    temperature: float = 5.0
-
-    def __post_init__(self):
-        """Raises UsageError for a temperature that is not above 0."""
-        if not 0 < self.temperature < DIVERGED:
-            raise UsageError(f"--temperature must be above 0 and below {DIVERGED:g}, not {self.temperature}")
-
-    def __call__(self, logits: torch.Tensor, teachers: torch.Tensor,
-                 labels: torch.Tensor) -> torch.Tensor:
-        teacher = mean_probabilities(teachers, self.temperature)  # (B, C)
-        student = F.log_softmax(logits.float() / self.temperature, dim=1)
-        return F.kl_div(student, teacher, reduction="batchmean") * self.temperature ** 2
-
-
-LOSSES: dict[str, type[Loss]] = {"kl": KullbackLeibler}
-
-
-def loss_of(name: str, **numbers: float | None) -> Loss:
-    """The loss of that name with these numbers where they are given. Raises UsageError where it has none."""
-    if name not in LOSSES:
-        raise UsageError(f"unknown loss {name!r}; choose one of: {', '.join(LOSSES)}")
-    given = {key: value for key, value in numbers.items() if value is not None}
-    try:
-        return LOSSES[name](**given)
-    except TypeError as error:
-        raise UsageError(f"the loss {name!r} has no {' or '.join(given)}") from error
 
 
 class Distillation:

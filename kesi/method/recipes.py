@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 
 from kesi import models
 from kesi.data.datasets import FAMILIES, INFO
-from kesi.method.distillation import KullbackLeibler, Loss, loss_of
+from kesi.method.objectives import KullbackLeibler, Loss, loss_of
 from kesi.method.pruning.criteria import criterion_of
 from kesi.method.schedules import SCHEDULES, Training
 from kesi.method.snapshot import BASELINE, KESI
