@@ -1,4 +1,4 @@
-"""Every number of a report, computed once for each run; tables, figures and the page format them."""
+"""Every number of a report, computed once for each run; tables, figures and page format them."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -174,8 +174,9 @@ def _row(run: Run, stage: str, label: str, baseline: Row | None = None) -> Row:
         theirs = None  # all of its figures are after five rounds
     row = Row(label, run, stage, results, params, nonzero, macs, published=theirs)
     whole = baseline or row
+    left = _share(macs, whole.macs)
     return replace(row, remaining=_share(row.size, whole.size),
-                   saved=None if _share(macs, whole.macs) is None else 100 - _share(macs, whole.macs))
+                   saved=None if left is None else 100 - left)
 
 
 def main_rows(summaries: Sequence[Summary]) -> list[Row]:
