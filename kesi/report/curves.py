@@ -6,7 +6,7 @@ from pathlib import Path
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from kesi.method.schedules import learning_rates
 from kesi.method.snapshot import BASELINE, KESI
@@ -109,11 +109,18 @@ def rates_panel(axis: Axes, one: Summary, rates: dict[str, list[float]]) -> None
                   va="bottom", fontsize=8, color=looks[kind][1])
         start += epochs
         axis.axvline(start, color="#bbbbbb", linewidth=0.6, zorder=1)
-    axis.set_yscale("log")
+    _logarithmic(axis)
     axis.set_xlim(0, start)
     axis.margins(y=0.12)
     axis.set_xlabel("epochs of all stages in a row (numbers above: rounds)")
     axis.legend(frameon=True, framealpha=0.9, edgecolor="none", fontsize=8, loc="lower left")
+
+
+def _logarithmic(axis: Axes) -> None:
+    """Powers of ten upwards, as plain numbers: matplotlib would write them as formulas."""
+    axis.set_yscale("log")
+    axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.yaxis.set_minor_formatter(NullFormatter())
 
 
 def widths_figure(one: Summary, row: Row) -> Figure | None:
@@ -127,7 +134,8 @@ def widths_figure(one: Summary, row: Row) -> Figure | None:
     axis.barh(places, before, color=one.retrained[0].colour, alpha=0.25, height=0.75)
     axis.barh(places, after, color=one.retrained[0].colour, height=0.75)
     for place, whole, left in zip(places, before, after, strict=True):
-        axis.text(whole, place, f" {left:,} of {whole:,}", va="center", fontsize=8, color=INK)
+        axis.text(whole + 0.01 * max(before), place, f"{left:,} of {whole:,}", va="center",
+                  fontsize=8, color=INK)
     axis.set_yticks(places, names, fontsize=8)
     axis.set(ylim=(len(names) - 0.5, -0.5), xlim=(0, 1.25 * max(max(before), 1)),
              xlabel="filters" if one.run.record.method == "filter" else "weights")
@@ -149,5 +157,5 @@ def epochs_figure(histories: Sequence[Sequence[Epoch]], fields: dict[str, tuple[
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     axis.set(xlabel="epoch", ylabel=y_label)
     if fields.keys() == {"lr"}:
-        axis.set_yscale("log")
+        _logarithmic(axis)
     return finished(figure, [axis], 8)
