@@ -140,9 +140,11 @@ def test_where_kesi_lost_a_tile_says_so(filter_run, tmp_path):
 
 
 def test_without_matplotlib_there_is_no_page(filter_run, tmp_path, monkeypatch):
-    for name in [name for name in sys.modules if name.startswith(("kesi.report.figures", "matplotlib"))]:
+    drawing = ("kesi.report.figures", "kesi.report.curves")
+    for name in [name for name in sys.modules if name.startswith((*drawing, "matplotlib"))]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.delattr("kesi.report.figures", raising=False)
+    for name in drawing:
+        monkeypatch.delattr(name, raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     fails("kesi", "report", filter_run, "--html", "--no-plots", "--out", tmp_path, code=2,
           says='pip install -e ".[plots]"')

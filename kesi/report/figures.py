@@ -193,7 +193,7 @@ def heat_panel(axis: Axes, part: Retrained) -> None:
         value = part.disagreement[i][j]
         (left, right), (low, high) = ((place - 0.48, place + 0.48) for place in (j, i))
         axis.fill([left, right, right, left], [low, low, high, high], color=part.colour,
-                  alpha=0.05 + 0.55 * value / top, linewidth=0)
+                  alpha=min(max(0.05 + 0.55 * value / top, 0), 1), linewidth=0)
         axis.text(j, i, f"{value:.1f}", ha="center", va="center", fontsize=8, color=INK)
     axis.set_xticks(range(len(names)), names)
     axis.set_yticks(range(len(names)), names)

@@ -222,7 +222,7 @@ def paper_macs(row: Row) -> int | None:
         with torch.device("meta"):  # shapes are enough
             network = models.create(result.arch, result.num_classes, result.cfg)
         return count(network, result.image_size)
-    except (KeyError, ValueError, RuntimeError):  # a network that this process cannot build
+    except (LookupError, ArithmeticError, ValueError, TypeError, RuntimeError):  # cannot be built
         return None
 
 
