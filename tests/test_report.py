@@ -302,9 +302,11 @@ def test_disagreement_is_the_mean_over_seeds(tmp_path):
 
 def test_without_matplotlib_the_tables_are_written(tmp_path, monkeypatch):
     folder = write_run(tmp_path / "run")
-    for name in [name for name in sys.modules if name == "kesi.report.figures" or name.startswith("matplotlib")]:
+    drawing = ("kesi.report.figures", "kesi.report.curves")
+    for name in [name for name in sys.modules if name.startswith((*drawing, "matplotlib"))]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.delattr("kesi.report.figures", raising=False)
+    for name in drawing:
+        monkeypatch.delattr(name, raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert 'pip install -e ".[plots]"' in works("kesi", "report", folder)
     assert (folder / "report/table.md").exists() and not list((folder / "report").glob("*.png"))

@@ -11,6 +11,7 @@ from kesi.data import DATASETS, INFO, Dataset, load
 from kesi.data.datasets import check_size
 from kesi.data.sources.imagefolder import class_names
 from kesi.method import recipes
+from kesi.method.pruning.allocation import ALLOCATIONS, MEASURES
 from kesi.method.pruning.criteria import CRITERIA
 from kesi.method.recipes import Recipe
 from kesi.method.schedules import Training
@@ -65,11 +66,22 @@ def add_network(group: argparse.ArgumentParser, default: str = "resnet56", both:
 
 
 def add_rounds(group: argparse.ArgumentParser) -> None:
-    """--rounds and --percent."""
+    """What is pruned: --rounds, --percent, or a target: --macs, --params, --sparsity."""
     group.add_argument("--rounds", type=int, metavar="N", help="rounds of pruning (default: the paper's five)")
     group.add_argument("--percent", type=float, nargs="+", metavar="SHARE",
                        help="instead of the paper's numbers; filter: the share of filters to remove from every "
                             "layer in a round; weight: the cumulative share of zeros after each round")
+    for measure in MEASURES:
+        group.add_argument(f"--{measure}", type=float, metavar="SHARE",
+                           help=f"filter pruning: the share of {measure} to be left after the last round; the "
+                                "rates follow")
+    group.add_argument("--sparsity", type=float, metavar="SHARE",
+                       help="weight pruning: the share of zeros after the last round")
+    group.add_argument("--allocation", choices=ALLOCATIONS, default=ALLOCATIONS[0],
+                       help="of a target: every layer in proportion to the paper's rates, or all layers alike "
+                            "(default: %(default)s)")
+    group.add_argument("--round-to", type=int, default=8, metavar="N",
+                       help="of a target: widths are multiples of N, which runtimes like (default: %(default)s)")
     group.add_argument("--criterion", metavar="NAME",
                        help="what is pruned first (default: the paper's); filter: " + ", ".join(
                            CRITERIA["filter"]) + "; weight: " + ", ".join(CRITERIA["weight"]))
@@ -156,7 +168,17 @@ def recipe_for(args: argparse.Namespace, family: str, method: str | None = None)
              for name in ("epochs", "epochs_scale", "batch_size", "lr", "rounds", "percent", "temperature",
                           "criterion", "loss", "compare")}
     given = {RENAMED.get(name, name): value for name, value in given.items() if value is not None}
-    return recipes.recipe(args.arch, args.dataset, method or args.method, family).changed(**given)
+    recipe = recipes.recipe(args.arch, args.dataset, method or args.method, family).changed(**given)
+    targets = {name: getattr(args, name, None) for name in (*MEASURES, "sparsity")}
+    targets = {name: share for name, share in targets.items() if share is not None}
+    if not targets:
+        return recipe
+    if len(targets) > 1 or args.percent is not None:
+        raise UsageError(f"--{' and --'.join([*targets, *['percent'] * (args.percent is not None)])} ask for "
+                         "different things: give one of them")
+    (measure, share), = targets.items()
+    return recipe.towards(measure, share, *classes_and_size(args, family, getattr(args, "data", None)),
+                          args.allocation, args.round_to)
 
 
 RENAMED = {"epochs_scale": "scale", "percent": "amounts"}  # flags that a recipe calls otherwise

@@ -10,7 +10,15 @@ from dataclasses import asdict, dataclass, replace
 from kesi import models
 from kesi.data.datasets import FAMILIES, INFO
 from kesi.method.objectives import KullbackLeibler, Loss, loss_of
+from kesi.method.pruning.allocation import (
+    Target,
+    allocate_rounds,
+    scaled,
+    sparsities_of,
+    uniform,
+)
 from kesi.method.pruning.criteria import criterion_of
+from kesi.method.pruning.filters import widths_of
 from kesi.method.schedules import SCHEDULES, Training
 from kesi.method.snapshot import BASELINE, KESI
 from kesi.system.describe import code_digest, describe
@@ -147,6 +155,27 @@ class Recipe:
             raise UsageError(f"there are {len(shares)} sparsities, not {rounds}: give one a round, "
                              f"--percent ...")
         return shares[:rounds]
+
+    def towards(self, measure: str, share: float, num_classes: int, image_size: int,
+                allocation: str = "paper", round_to: int = 1) -> "Recipe":
+        """The recipe with amounts that leave a share of "macs" or "params", or prune a "sparsity".
+
+        ``allocation``: "paper" takes from every width in proportion to its rates, "uniform" from
+        all alike; widths become multiples of ``round_to``. Raises UsageError for what does not fit
+        the method, and for a target that cannot be reached.
+        """
+        if (measure == "sparsity") != (self.method == "weight"):
+            raise UsageError(f"--{measure} is for {'weight' if measure == 'sparsity' else 'filter'} pruning: "
+                             f"{self.method} pruning takes "
+                             + ("--sparsity" if self.method == "weight" else "--macs or --params"))
+        count = len(self.rounds)
+        if measure == "sparsity":
+            return replace(self, rounds=sparsities_of(share, count))
+        unpruned = widths_of(models.ARCHITECTURES[self.arch].cfg)
+        order = scaled(unpruned, self.rounds[0]) if allocation == "paper" else uniform(unpruned)
+        found = allocate_rounds(self.arch, num_classes, image_size, Target(measure, share), order, count,
+                                round_to=round_to)
+        return replace(self, rounds=tuple(one.rates for one in found))
 
     def describe(self) -> dict:
         """Plain numbers, strings and lists, as run.json keeps them; functions with their code's digest."""

@@ -1,4 +1,4 @@
-"""The plots of a report: what the paper argues with, as PNG files and as SVG for the page.
+"""What the paper argues with as plots: PNG files, and SVG for the page.
 
 Needs matplotlib (the extra "plots"); the tables work without this module.
 """
@@ -15,41 +15,22 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from kesi.method.schedules import learning_rates
-from kesi.method.snapshot import BASELINE, KESI, StageName
-from kesi.method.training import Epoch
-from kesi.report.summary import Retrained, Row, Spread, Summary
-from kesi.runs.record import Result
+from kesi.method.snapshot import BASELINE, StageName
+from kesi.report.summary import Retrained, Spread, Summary
 from kesi.system.files import write_atomic
 
-# Okabe and Ito's palette, told apart with any colour vision; the markers tell the same without colour.
+# Okabe and Ito's palette, told apart with any colour vision; markers tell the same without colour.
 BASELINE_COLOUR, KESI_COLOUR, TRAIN_COLOUR = "#555555", "#009E73", "#9467BD"
 
 INK, PAPER, GRID = "#000000", "#ffffff", "#dddddd"
 
 DPI = 130
 
-STEPS = 100  # a learning-rate curve over epochs looks the same for any number of steps an epoch
-
 SMALL = 4.1, 2.9  # inches of a figure on the page
 
 # Names of folders stand in titles, and a $ in them is no formula. Text stays text in SVG, and equal
 # drawings give equal files.
 STYLE = {"text.parse_math": False, "svg.fonttype": "none", "svg.hashsalt": "kesi"}
-
-
-def draw(summaries: Sequence[Summary], out: Path) -> list[Path]:
-    """Write every plot that the runs have results for to ``out`` and return the files."""
-    makers = {"accuracy.png": accuracy_figure, "rounds.png": rounds_figure,
-              "disagreement.png": disagreement_figure, "lr.png": learning_rate_figure}
-    written = []
-    for name, make in makers.items():
-        with matplotlib.rc_context(STYLE):
-            figure = make(summaries)
-            if figure is not None:
-                save(figure, out / name)
-                written.append(out / name)
-    return written
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -72,7 +53,8 @@ def svg(make: Callable[..., Figure | None], *arguments: object) -> str:
         figure.savefig(text, format="svg", transparent=True, metadata=nothing)
     drawn = text.getvalue()
     drawn = drawn[drawn.index("<svg"):]
-    drawn = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>|<!--.*?-->", "", drawn, flags=re.S)
+    beside = r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>|<!--.*?-->"
+    drawn = re.sub(beside, "", drawn, flags=re.S)
     drawn = re.sub(r'<g id="[^"]*"', "<g", drawn)
     drawn = re.sub(r"(font: [^;\"]*?px) [^;\"]*", r"\1 system-ui, sans-serif", drawn)
     named = {INK: "var(--ink)", PAPER: "var(--surface)", GRID: "var(--line)"}
@@ -128,15 +110,16 @@ def subject(summaries: Sequence[Summary]) -> str:
 
 def spread_note(summaries: Sequence[Summary]) -> str:
     """What the error bars are, where there are any."""
-    seeds = max(len(one.run.results(stage)) for one in summaries for stage in one.run.record.stages())
+    seeds = max(len(one.run.results(stage))
+                for one in summaries for stage in one.run.record.stages())
     return f" (mean ± std of {seeds} seeds)" if seeds > 1 else ""
 
 
 def accuracy_panel(axis: Axes, one: Summary) -> None:
     """Accuracy against size: the retrainings, KESI at the last size, the baseline a line."""
     if one.baseline.accuracy:
-        axis.axhline(one.baseline.accuracy.mean, color=BASELINE_COLOUR, linestyle="--", linewidth=1.2,
-                     label="baseline")
+        axis.axhline(one.baseline.accuracy.mean, color=BASELINE_COLOUR, linestyle="--",
+                     linewidth=1.2, label="baseline")
     for part in reversed(one.retrained):
         curve(axis, [row.remaining for row in part.rows], [row.accuracy for row in part.rows],
               part.label, color=part.colour, marker=part.marker)
@@ -203,12 +186,14 @@ def rounds_figure(summaries: Sequence[Summary]) -> Figure | None:
 
 def heat_panel(axis: Axes, part: Retrained) -> None:
     """How often two snapshots predict different classes: a square each, the number in it."""
-    names = ["base" if name == BASELINE else str(StageName.parse(name).round) for name in part.members]
+    names = ["base" if name == BASELINE else str(StageName.parse(name).round)
+             for name in part.members]
     top = max(map(max, part.disagreement)) or 1.0
     for i, j in itertools.product(range(len(names)), repeat=2):
         value = part.disagreement[i][j]
-        axis.fill([j - 0.48, j + 0.48, j + 0.48, j - 0.48], [i - 0.48, i - 0.48, i + 0.48, i + 0.48],
-                  color=part.colour, alpha=0.05 + 0.55 * value / top, linewidth=0)
+        (left, right), (low, high) = ((place - 0.48, place + 0.48) for place in (j, i))
+        axis.fill([left, right, right, left], [low, low, high, high], color=part.colour,
+                  alpha=min(max(0.05 + 0.55 * value / top, 0), 1), linewidth=0)
         axis.text(j, i, f"{value:.1f}", ha="center", va="center", fontsize=8, color=INK)
     axis.set_xticks(range(len(names)), names)
     axis.set_yticks(range(len(names)), names)
@@ -226,7 +211,8 @@ def disagreement_figure(summaries: Sequence[Summary]) -> Figure | None:
         return None
     columns = min(2, len(found))
     lines = -(-len(found) // columns)
-    figure = Figure(figsize=(max(5.2, 4.4 * columns), 4.1 * lines + 0.5), dpi=DPI, layout="constrained")
+    size = max(5.2, 4.4 * columns), 4.1 * lines + 0.5
+    figure = Figure(figsize=size, dpi=DPI, layout="constrained")
     title = f"{subject(summaries)}: disagreement of the snapshots (% of the test images)"
     figure.suptitle(title, fontsize=11)
     axes = figure.subplots(lines, columns, squeeze=False).flatten()
@@ -243,109 +229,3 @@ def heat_figure(part: Retrained) -> Figure:
     figure, axis = small(*[0.62 * len(part.members) + 0.8] * 2)
     heat_panel(axis, part)
     return figure
-
-
-def learning_rate_figure(summaries: Sequence[Summary]) -> Figure | None:
-    """The learning rate of all stages in a row, from the recipes and the schedules of training."""
-    distinct: list[tuple[Summary, dict]] = []
-    for one, rates in sorted(((one, curves(one)) for one in summaries), key=lambda two: -len(two[1])):
-        if rates and not any(rates.items() <= other.items() for _, other in distinct):
-            distinct.append((one, rates))  # else all of it is drawn already
-    if not distinct:
-        return None
-    title = f"{subject(summaries)}: learning rate of the stages"
-    figure, axes = panels(len(distinct), title, 3.8, 6.0)
-    for axis, (one, rates) in zip(axes, distinct, strict=True):
-        rates_panel(axis, one, rates)
-        if len(distinct) > 1:
-            axis.set_title(one.run.label, fontsize=10, pad=18)
-    axes[0].set_ylabel("learning rate")
-    return figure
-
-
-def steps_of(one: Summary) -> int:
-    """How many steps an epoch learning-rate curves have: as many as can be seen."""
-    longest = max(said["epochs"] for said in one.run.record.recipe["trainings"].values())
-    return max(1, min(STEPS, STEPS * 1000 // longest))
-
-
-def curves(one: Summary) -> dict[str, list[float]]:
-    """The learning rate of every step by kind of stage; nothing of an unknown schedule."""
-    made = {kind: one.run.record.training(kind) for kind in one.run.record.recipe["trainings"]}
-    if None in made.values():
-        return {}
-    return {kind: learning_rates(training, steps_of(one)) for kind, training in made.items()}
-
-
-def rates_panel(axis: Axes, one: Summary, rates: dict[str, list[float]]) -> None:
-    """A run's stages one after the other, the peaks of one-cycle schedules marked."""
-    own, *others = one.retrained
-    looks = {BASELINE: ("baseline", BASELINE_COLOUR), KESI: ("distillation (KESI)", KESI_COLOUR)}
-    looks |= {part.name: (f"{part.label} retraining", part.colour) for part in one.retrained}
-    steps, start, told = steps_of(one), 0.0, set()
-    rounds = one.run.record.rounds
-
-    def draw_stage(kind: str, **style) -> float:
-        training = one.run.record.training(kind)
-        cycles = training.schedule == "onecycle"
-        label = looks[kind][0] + (f", peak {training.lr:g}" if cycles else "")
-        axis.plot([start + step / steps for step in range(len(rates[kind]))], rates[kind],
-                  color=looks[kind][1], linewidth=1.6, label=None if kind in told else label,
-                  marker="v" if cycles else None, markersize=5,
-                  markevery=[rates[kind].index(max(rates[kind]))], **style)
-        told.add(kind)
-        return len(rates[kind]) / steps
-
-    whole = sum(map(len, (rates[BASELINE], rates[KESI]))) + rounds * len(rates[own.name])
-    first = "baseline" if len(rates[BASELINE]) > 0.15 * whole else "base"
-    above = [(own.name, str(place)) for place in range(1, rounds + 1)]
-    for kind, text in [(BASELINE, first), *above, (KESI, "KESI")]:
-        for other in others if kind == own.name else ():
-            if len(rates[other.name]) == len(rates[kind]):
-                draw_stage(other.name, linestyle="--")
-        epochs = draw_stage(kind)
-        axis.text(start + epochs / 2, 1.02, text, transform=axis.get_xaxis_transform(), ha="center",
-                  va="bottom", fontsize=8, color=looks[kind][1])
-        start += epochs
-        axis.axvline(start, color="#bbbbbb", linewidth=0.6, zorder=1)
-    axis.set_yscale("log")
-    axis.set_xlim(0, start)
-    axis.margins(y=0.12)
-    axis.set_xlabel("epochs of all stages in a row (numbers above: rounds)")
-    axis.legend(frameon=True, framealpha=0.9, edgecolor="none", fontsize=8, loc="lower left")
-
-
-def widths_figure(one: Summary, row: Row) -> Figure | None:
-    """What pruning left of every layer: filters, or non-zero weights, of the first seed."""
-    result = next(iter(row.results.values()), None)
-    if not isinstance(result, Result) or not result.layers:
-        return None
-    names, before, after = zip(*result.layers, strict=True)
-    figure, axis = small(6.4, 0.7 + 0.2 * len(names))
-    places = range(len(names))
-    axis.barh(places, before, color=one.retrained[0].colour, alpha=0.25, height=0.75)
-    axis.barh(places, after, color=one.retrained[0].colour, height=0.75)
-    for place, whole, left in zip(places, before, after, strict=True):
-        axis.text(whole, place, f" {left:,} of {whole:,}", va="center", fontsize=8, color=INK)
-    axis.set_yticks(places, names, fontsize=8)
-    axis.set(ylim=(len(names) - 0.5, -0.5), xlim=(0, 1.25 * max(max(before), 1)),
-             xlabel="filters" if one.run.record.method == "filter" else "weights")
-    axis.grid(False, axis="y")
-    return figure
-
-
-def epochs_figure(histories: Sequence[Sequence[Epoch]], fields: dict[str, tuple[str, str]],
-                  y_label: str) -> Figure | None:
-    """Curves of a stage over its epochs, a line a seed; ``fields``: name to (label, colour)."""
-    figure, axis = small()
-    for name, (label, colour) in fields.items():
-        for number, rows in enumerate(histories):
-            known = [(row.epoch, value) for row in rows if (value := getattr(row, name)) is not None]
-            if known:
-                axis.plot(*zip(*known, strict=True), color=colour, linewidth=1.2,
-                          label=None if number else label, marker="." if len(known) < 10 else None)
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-    axis.set(xlabel="epoch", ylabel=y_label)
-    if fields.keys() == {"lr"}:
-        axis.set_yscale("log")
-    return finished(figure, [axis], 8)

@@ -43,7 +43,7 @@ def page(runs: Sequence[Path], out: Path | None = None, data_name: str | None = 
     and UsageError without matplotlib.
     """
     try:
-        from kesi.report import figures
+        from kesi.report import curves, figures
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "matplotlib":
             raise
@@ -76,11 +76,11 @@ def page(runs: Sequence[Path], out: Path | None = None, data_name: str | None = 
         heats=[(f"{one.run.label}, {part.label} retraining", drawn(figures.heat_figure, part))
                for one in summaries for part in one.retrained if part.disagreement],
         widths=[(f"{one.run.label}: layers of {row.stage}, seed {min(row.results)}",
-                 drawn(figures.widths_figure, one, row))
+                 drawn(curves.widths_figure, one, row))
                 for one in summaries if (row := newest(one)) is not None],
         runs=[{"label": one.run.label, "last": one.last, "tiles": tiles(one),
                "sources": provenance(one.run), "steps": next_steps(one.run),
-               "stages": [(stage, epochs, [(title, drawn(figures.epochs_figure, *what))
+               "stages": [(stage, epochs, [(title, drawn(curves.epochs_figure, *what))
                                            for title, *what in kinds], stage in (BASELINE, KESI))
                           for stage, epochs, kinds in stages(one, figures)]} for one in summaries])
     write_text(Path(out), text + "\n")
@@ -134,7 +134,7 @@ def stages(one: Summary, figures) -> list[tuple[str, str, list[tuple]]]:
 
 
 def next_steps(run: Run) -> list[tuple[str, str]]:
-    """What can be done with a run and the command lines for it: continue, repeat, use its network."""
+    """What can be done with a run, and the command lines: continue, repeat, use its network."""
     command = re.sub(r" --fresh\b", "", requoted(run.record.command or "kesi run"))
     checkout = f"git checkout {run.record.commit}\n" if run.record.commit else ""
     if OURS.match(command):
@@ -162,8 +162,8 @@ def next_steps(run: Run) -> list[tuple[str, str]]:
         check = ("Check the files, and compute the accuracies anew.",
                  f"{kesi} verify {folder}{_given(command, '--data')}")
     else:
-        check = ("Check the files. Accuracies of images that were handed over in Python are computed "
-                 "anew there, by kesi.report.verify.verify(folder, dataset).",
+        check = ("Check the files. Accuracies of images that were handed over in Python are "
+                 "computed anew there, by kesi.report.verify.verify(folder, dataset).",
                  f"{kesi} verify {folder} --no-accuracy")
     what = "Use the compressed network, or look at it next to its baseline"
     return [*steps, (f"{what}{note}.", "\n".join(lines)), check]

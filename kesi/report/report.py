@@ -59,7 +59,7 @@ class Report:
 
 
 def main_csv(rows: Sequence[Row]) -> list[dict]:
-    """The main table as numbers: single parameters and MACs, percent, empty where there is nothing."""
+    """The main table as numbers: single parameters and MACs, percent, empty without a value."""
     columns = [column.fields(rows) for column in tables.COLUMNS]
     return [{"method": row.label, "arch": row.run.record.arch, "dataset": row.run.record.dataset}
             | {name: value for column in columns for name, value in column[place].items()}
@@ -145,9 +145,9 @@ def _texts(made: Report, rows: Sequence[Row], runs: Sequence[Run]) -> dict[str, 
 def draw(summaries: Sequence[Summary], out: Path) -> tuple[list[Path], str | None]:
     """The plots, or no plots and how to get them."""
     try:
-        from kesi.report import figures
+        from kesi.report import curves
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "matplotlib":
             raise
         return [], f"no plots, since {NO_PLOTS}"
-    return figures.draw(summaries, out), None
+    return curves.draw(summaries, out), None

@@ -26,7 +26,7 @@ def versions_of(origin: Origin) -> str | None:
 
 
 def parents_of(result: Result | Ensemble) -> list[str]:
-    """The digest of the network that a result was made from; of an ensemble, those of its members."""
+    """The digest of the network that a result was made from; of an ensemble, its members'."""
     if isinstance(result, Ensemble):
         return result.members_digests
     return [result.parent.network] if result.parent and result.parent.network else []
@@ -67,7 +67,8 @@ def row_origin(row: Row) -> dict:
     results = list(row.results.values())
     recipe = row.run.record.recipe_hash
     return {"seed_numbers": " ".join(map(str, row.results)),
-            "recipe_hash": distinct(results, lambda one: getattr(one, "recipe_hash", None) or recipe),
+            "recipe_hash": distinct(results,
+                                    lambda one: getattr(one, "recipe_hash", None) or recipe),
             "commit": distinct(starts(results), commit_of),
             "versions": distinct(starts(results), versions_of),
             "device": distinct(starts(results), lambda one: one.device),
@@ -97,6 +98,6 @@ def origins_table(rows: Sequence[Row]) -> Table:
         body.append([row.label, *(cell or NONE for cell in cells)])
     columns = ["method", "seeds", "recipe", "commit", "version", "device", "network", "made from"]
     return Table("Rows and networks", columns, body, [
-        f"The first {DIGITS} digits of SHA-256 over weights, shapes and masks, one for each seed; an "
-        "ensemble is made from its members. A + stands for uncommitted changes. table.csv and "
+        f"The first {DIGITS} digits of SHA-256 over weights, shapes and masks, one for each seed; "
+        "an ensemble is made from its members. A + stands for uncommitted changes. table.csv and "
         "stages.csv have all of it whole, with the commands."])

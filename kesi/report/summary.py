@@ -1,4 +1,4 @@
-"""Every number of a report, computed once for each run; tables, figures and the page format them."""
+"""Every number of a report, computed once for each run; tables, figures and page format them."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -174,8 +174,9 @@ def _row(run: Run, stage: str, label: str, baseline: Row | None = None) -> Row:
         theirs = None  # all of its figures are after five rounds
     row = Row(label, run, stage, results, params, nonzero, macs, published=theirs)
     whole = baseline or row
+    left = _share(macs, whole.macs)
     return replace(row, remaining=_share(row.size, whole.size),
-                   saved=None if _share(macs, whole.macs) is None else 100 - _share(macs, whole.macs))
+                   saved=None if left is None else 100 - left)
 
 
 def main_rows(summaries: Sequence[Summary]) -> list[Row]:
@@ -221,7 +222,7 @@ def paper_macs(row: Row) -> int | None:
         with torch.device("meta"):  # shapes are enough
             network = models.create(result.arch, result.num_classes, result.cfg)
         return count(network, result.image_size)
-    except (KeyError, ValueError, RuntimeError):  # a network that this process cannot build
+    except (LookupError, ArithmeticError, ValueError, TypeError, RuntimeError):  # cannot be built
         return None
 
 

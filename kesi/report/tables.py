@@ -14,7 +14,7 @@ NONE = "–"
 
 @dataclass
 class Table:
-    """A table of finished text; headers end with their unit in parentheses, notes stand below it."""
+    """A table of finished text; headers end with their unit in parentheses, notes below it."""
 
     title: str
     columns: list[str]
@@ -68,9 +68,9 @@ def cell(value: float | str | Spread | None, digits: int = 2, scale: float = 1.0
 class Column:
     """A column of the main table and of table.csv.
 
-    ``value`` of a row: a number, a text, a Spread over seeds, or None. The table shows it divided by
-    ``scale``, table.csv under ``name`` as it is. A column without any value is left out; ``shown``
-    tells of which rows the table has it.
+    ``value`` of a row: a number, a text, a Spread over seeds, or None. The table shows it divided
+    by ``scale``, table.csv under ``name`` as it is. A column without any value is left out;
+    ``shown`` tells of which rows the table has it.
     """
 
     header: str
@@ -82,7 +82,8 @@ class Column:
 
     def fields(self, rows: Sequence[Row]) -> list[dict]:
         """What table.csv says of every row: nothing, one field, or mean and standard deviation."""
-        name, values = self.name or self.header.partition(" (")[0], [self.value(row) for row in rows]
+        name = self.name or self.header.partition(" (")[0]
+        values = [self.value(row) for row in rows]
         if all(value is None for value in values):
             return [{} for _ in rows]
         if any(isinstance(value, Spread) for value in values):
@@ -139,27 +140,27 @@ def main_table(rows: Sequence[Row], summaries: Sequence[Summary]) -> Table:
 
 
 def main_notes(rows: Sequence[Row], summaries: Sequence[Summary], published: bool) -> list[str]:
-    """What a reader of the main table has to know; of the paper where its columns are ``published``."""
+    """What a reader of the main table has to know; ``published``: of the paper's columns, too."""
     records = [one.run.record for one in summaries]
     counts = sorted({record.rounds for record in records})
     several = any(len(row.results) > 1 for row in rows)
     tested = {record.data.get("images", {}).get("test") for record in records}
     images = f"{tested.pop():,} " if len(tested) == 1 and None not in tested else ""
     over = ", mean ± sample standard deviation over seeds" * several
-    notes = [f"Pruned networks are those after round {' and '.join(map(str, counts))}. Accuracy is on "
-             f"the {images}test images after the last epoch{over}."]
-    notes += [f"{one.last.label} lost: it is {one.lost:.2f} points below the snapshot that it started "
-              f"from." for one in summaries if one.lost is not None]
+    notes = [f"Pruned networks are those after round {' and '.join(map(str, counts))}. Accuracy is "
+             f"on the {images}test images after the last epoch{over}."]
+    notes += [f"{one.last.label} lost: it is {one.lost:.2f} points below the snapshot that it "
+              f"started from." for one in summaries if one.lost is not None]
     if any(part.ensemble in rows or part.ensemble.results for one in summaries
            for part in one.retrained):
         notes.append("An ensemble's parameters and MACs are those of all its members together.")
     if _weights(rows):
-        notes.append("Weight pruning leaves zeros in networks of unchanged shape: their MACs are those "
-                     "of the dense network.")
+        notes.append("Weight pruning leaves zeros in networks of unchanged shape: their MACs are "
+                     "those of the dense network.")
     if not published:
         return notes
-    notes.append("Columns marked \"paper\" are the figures that Le, Vo and Thoai (arXiv 2006.11487) "
-                 "print, not results of these runs.")
+    notes.append("Columns marked \"paper\" are the figures that Le, Vo and Thoai (arXiv "
+                 "2006.11487) print, not results of these runs.")
     notes += [note for note in [_rounding(rows)] if note]
     remark = paper.REMARKS.get((records[0].arch, records[0].dataset))
     return notes + [remark] * bool(remark) + [line for one in summaries for line in departures(one)]
@@ -168,8 +169,8 @@ def main_notes(rows: Sequence[Row], summaries: Sequence[Summary], published: boo
 def _rounding(rows: Sequence[Row]) -> str | None:
     """How the paper's share of saved MACs comes about, if it comes from rounded numbers."""
     baseline = next((row for row in rows if row.published and row.published.macs_saved == 0), None)
-    small = next((row for row in rows if row.results and row.published and row.published.macs_saved),
-                 None)
+    small = next((row for row in rows
+                  if row.results and row.published and row.published.macs_saved), None)
     before, after = (row and paper_macs(row) for row in (baseline, small))
     if not before or not after:
         return None
@@ -177,9 +178,9 @@ def _rounding(rows: Sequence[Row]) -> str | None:
     rounded = 100 * (1 - round(left, 2) / round(shown, 2)) if round(shown, 2) else 0.0
     if abs(rounded - small.published.macs_saved) >= 0.1:
         return None
-    return (f"The paper's MACs saved come from its authors' count, rounded to two decimals of a giga "
-            f"({shown:.2f} to {left:.2f}); counted so and unrounded, {100 - 100 * left / shown:.2f} % "
-            f"are saved.")
+    return (f"The paper's MACs saved come from its authors' count, rounded to two decimals of a "
+            f"giga ({shown:.2f} to {left:.2f}); counted so and unrounded, "
+            f"{100 - 100 * left / shown:.2f} % are saved.")
 
 
 def departures(summary: Summary) -> list[str]:
@@ -195,7 +196,8 @@ def differences(summary: Summary) -> list[str]:
     record = summary.run.record
     stages = [result for results in summary.run.seeds.values() for result in results.values()]
     precisions = {getattr(result, "settings", {}).get("precision", "fp32") for result in stages}
-    return paper.departures(record.recipe, record.data, set(map(str, precisions)), record.pretrained)
+    precisions = set(map(str, precisions))
+    return paper.departures(record.recipe, record.data, precisions, record.pretrained)
 
 
 def rounds_table(summary: Summary) -> Table:
@@ -221,7 +223,7 @@ def rounds_table(summary: Summary) -> Table:
     notes = ["Test accuracy, mean over seeds; round 0 is the baseline. \"pruned\" is before that "
              "round's retraining, \"ensemble\" that of all networks up to the round."]
     if noted:
-        notes.append(f"Authors' notes (lr 0.1, steps at 20 and 30; not one-cycle): single runs that "
-                     f"are not in the paper. The ensemble of their five pruned networks, with summed "
-                     f"logits, reaches {together} %.")
+        notes.append(f"Authors' notes (lr 0.1, steps at 20 and 30; not one-cycle): single runs "
+                     f"that are not in the paper. The ensemble of their five pruned networks, with "
+                     f"summed logits, reaches {together} %.")
     return Table(f"{run.label[:1].upper()}{run.label[1:]} round by round", columns, body, notes)

@@ -46,14 +46,14 @@ def images_of(run: Path, data: str, download: bool = False) -> Dataset:
     if not isinstance(said.get("name"), str):
         raise KesiError(f"{run / 'run.json'} does not say what images were used")
     if said["name"] not in DATASETS:
-        raise UsageError(f"the images of {run} were handed over in Python ({said['name']!r:.60}) and "
-                         f"cannot be loaded anew: use --no-accuracy, or "
+        raise UsageError(f"the images of {run} were handed over in Python ({said['name']!r:.60}) "
+                         f"and cannot be loaded anew: use --no-accuracy, or "
                          f"kesi.report.verify.verify(run, dataset) in Python")
     return load_described(said, data, download)
 
 
 def verify(run: Path, dataset: Dataset | None = None, device: str = "cpu") -> "Verifier":
-    """Check every seed and stage of a run; ``failures`` of what is returned has a line for each trouble.
+    """Check every seed and stage of a run; ``failures`` of what it returns are lines of trouble.
 
     ``dataset``: the run's images, on which accuracies are computed anew; None leaves them alone.
     Raises UsageError where ``run`` is none, KesiError for a bad run.json and for other images.
@@ -62,7 +62,8 @@ def verify(run: Path, dataset: Dataset | None = None, device: str = "cpu") -> "V
     record, recipe = verifier.record, verifier.record.recipe
     found = {seed for path in Path(run).iterdir() if (seed := layout.seed_of(path)) is not None}
     verifier.check("run.json", set(record.seeds) == found and bool(found),
-                   f"it speaks of seeds {sorted(record.seeds)}, and there are folders of {sorted(found)}")
+                   f"it speaks of seeds {sorted(record.seeds)}, and there are folders of "
+                   f"{sorted(found)}")
     verifier.check("run.json", bool(record.data), "it does not say data")
     for name in ("arch", "dataset", "method"):
         verifier.equal("run.json", name, getattr(record, name), recipe.get(name))
@@ -118,7 +119,8 @@ class Verifier:
             name = StageName.parse(path.name.removeprefix(f"{ENSEMBLE}-"))
             ours = name.kind in known and (name.round or name.text != path.name)
             if ours and path.name not in self.record.stages():  # anything else is nobody's claim
-                self.check(f"seed{number}/{path.name}", False, "run.json does not speak of this stage")
+                self.check(f"seed{number}/{path.name}", False,
+                           "run.json does not speak of this stage")
         for stage in stages:
             where, folder = f"seed{number}/{stage}", self.run / f"seed{number}" / stage
             try:
@@ -142,7 +144,7 @@ class Verifier:
                 self._evaluate(where, folder, found, result)
 
     def _anew(self, where: str, folder: Path, found: Checkpoint, result: Result) -> None:
-        """Make a result from checkpoint and epochs, as training does, and name fields that differ."""
+        """Make a result from checkpoint and epochs, as training does, and name what differs."""
         info, adopted = found.info, result.adopted_from is not None
         self.equal(where, "its images", info.data, self.record.data)
         self.equal(where, "the recipe hash", info.recipe_hash,
@@ -175,7 +177,7 @@ class Verifier:
             self.check(where, not broken, f"pruned weights are not zero in {', '.join(broken)}")
 
     def _lineage(self, where: str, folder: Path, found: Checkpoint, result: Result) -> None:
-        """That a stage was made from just the files, and by the recipe, that the method asks for."""
+        """That a stage was made from just the files, and by the recipe, of the method."""
         info, recipe, record = found.info, self.record.recipe, self.record
         name, beside, adopted = StageName.parse(folder.name), folder.parent, result.adopted_from
         self._descent(where, folder, found)
@@ -184,8 +186,8 @@ class Verifier:
         if adopted is None:
             self.equal(where, "the recipe", info.recipe, recipe["trainings"].get(name.kind))
             parent = info.parent and info.parent.network
-            for what, wanted in (("training", info.recipe), ("data", info.data), ("seed", info.seed),
-                                 ("parent", parent), ("pretrained", info.pretrained)):
+            for what, wanted in {"training": info.recipe, "data": info.data, "seed": info.seed,
+                                 "parent": parent, "pretrained": info.pretrained}.items():
                 self.equal(where, f"{what} in settings", info.settings.get(what), wanted)
         if name.text == BASELINE:
             self.equal(where, "whether it was taken over", adopted is not None,
@@ -212,7 +214,8 @@ class Verifier:
             self._made_from(where, folder, pruned.info.parent, before)
             what = {"method": recipe["method"], "criterion": recipe["criterion"],
                     "amount": recipe["rounds"][name.round - 1]}
-            for key, wanted in {**what, "round": name.round, "recipe_hash": recipe_hash(what)}.items():
+            what |= {"recipe_hash": recipe_hash(what), "round": name.round}
+            for key, wanted in what.items():
                 self.equal(where, key, getattr(pruned.info, key), wanted)
 
     def _made_from(self, where: str, folder: Path, said: Reference | None, path: Path) -> None:

@@ -18,6 +18,8 @@ from kesi.system.errors import UsageError
 
 MEASURES = ("macs", "params")
 
+ALLOCATIONS = ("paper", "uniform")  # that need no network
+
 NO_EVIDENCE = Evidence()
 
 # How late a step is taken: (place of the width, filters before it, filters after it) -> a number.
