@@ -25,8 +25,7 @@ from kesi.method.pruning import prune_filters
 from kesi.method.training import Options
 from kesi.own import compress, graphs
 from kesi.own.graphs import GRAPHS, analyse
-from kesi.report.next_steps import next_steps
-from kesi.report.page import page
+from kesi.report.page import next_steps, page
 from kesi.runs.folder import read_fields
 from kesi.runs.results import load_run
 from kesi.system.errors import KesiError, UsageError
