@@ -7,7 +7,7 @@ DEMO := runs/demo
 DIGITS := $(BIN)/python cifar/pipeline.py --arch resnet20 --dataset digits --compare --no-report --seeds $(SEEDS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test slow chaos bench docs lint clean
+.PHONY: help setup demo test slow chaos bench gpu docs lint clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## */  make \1\t/' | expand -t 16
@@ -35,12 +35,26 @@ test: $(VENV)/.ready ## Run the tests of the method, about five minutes on two c
 slow: $(VENV)/.ready ## Run the tests of notebook, documents, own networks, benchmarks and Ray, about as long again
 	$(PYTEST) -m slow
 
-chaos: $(VENV)/.ready ## Kill pipelines 100 times at random moments and compare with runs left alone
+chaos: $(VENV)/.ready ## Kill pipelines 100 times and compare with runs left alone, then tamper with runs 100 times
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos --kills 50 --seed 0 --method filter
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos --kills 50 --seed 0 --method weight
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.tampering --tamperings 100 --seed 0
 
 bench: $(VENV)/.ready ## Measure the speed of this machine against the classic way, about a quarter of an hour
 	$(BIN)/python -m benchmarks.throughput --json benchmarks/throughput.json
+
+# A Python that is named is used as it is: on a rented machine it has torch, and there may be no network.
+NAMED := $(filter command environment,$(origin PYTHON))
+LIMIT ?= 570
+DEVICE ?= auto
+ARCH ?= resnet56
+DATASET ?= digits
+DATA ?= data
+SCALE ?= 1
+GPU ?= runs/gpu
+gpu: $(if $(NAMED),,$(VENV)/.ready) ## All that a first rented GPU should tell, within LIMIT seconds; goes on with the same command
+	PYTHONPATH=. $(if $(NAMED),$(PYTHON),$(BIN)/python) -m benchmarks.gpu --limit $(LIMIT) --device $(DEVICE) \
+		--arch $(ARCH) --dataset $(DATASET) --data $(DATA) --epochs-scale $(SCALE) --save $(GPU)
 
 docs: $(VENV)/.ready ## Make the API reference in docs/api
 	$(BIN)/python docs/build.py

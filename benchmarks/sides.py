@@ -98,7 +98,7 @@ class Ours:
 
 def size_of(arch: str) -> int:
     """Pixels of the images that a network is for."""
-    return 224 if arch in ("resnet18", "resnet34") else 32
+    return models.ARCHITECTURES[arch].image_size
 
 
 def recipe_of(arch: str, method: str = "filter") -> Recipe:

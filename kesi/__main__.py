@@ -12,7 +12,7 @@ COMMANDS = {  # name: (module, function, what it does)
     "tensorboard": ("kesi.cli.runs", "tensorboard", "the curves of a run as TensorBoard event files"),
     "predict": ("kesi.cli.networks", "predict", "what a network says of image files"),
     "compare": ("kesi.cli.networks", "compare", "checkpoints side by side: size, MACs, latency, accuracy"),
-    "export": ("kesi.cli.networks", "export", "a checkpoint as ONNX, torch.export or safetensors, checked"),
+    "export": ("kesi.cli.export", "export", "a checkpoint as a folder to hand over, or as one file, checked"),
     "landscape": ("kesi.cli.networks", "landscape", "the loss between networks, or around one"),
 }
 WITH = "--with"

@@ -1,63 +1,52 @@
 """The networks, by name: ``create("resnet56", num_classes=10)``.
 
 A network is described by ``arch``, ``num_classes`` and ``cfg``, the widths that pruning may shorten.
+To add a family, write a module with a table ARCHITECTURES and add its line to the one below.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
-from torch import nn
+from . import imagenet_resnet, preresnet, resnet, vgg, wideresnet
+from .base import Architecture, Network, Prunable
 
-from models import imagenet_resnet, preresnet, resnet, vgg, wideresnet
-from models.base import Network, Prunable
+__all__ = ["ARCHITECTURES", "Architecture", "Network", "Prunable", "canonical", "create"]
 
-__all__ = ["ARCHITECTURES", "Architecture", "Network", "Prunable", "create"]
+ARCHITECTURES: dict[str, Architecture] = {
+    **vgg.ARCHITECTURES,
+    **resnet.ARCHITECTURES,
+    **preresnet.ARCHITECTURES,
+    **wideresnet.ARCHITECTURES,
+    **imagenet_resnet.ARCHITECTURES,
+}
 
-
-@dataclass(frozen=True)
-class Architecture:
-    """How to build a network of one name, and its widths before any pruning."""
-
-    build: Callable[[int, list], nn.Module]
-    cfg: tuple
-
-
-def _architectures() -> dict[str, Architecture]:
-    table = {f"vgg{depth}": Architecture(vgg.VGG, cfg) for depth, cfg in vgg.CONFIGS.items()}
-    for depth in (20, 32, 56, 110):
-        table[f"resnet{depth}"] = Architecture(resnet.ResNet, resnet.base_cfg(depth))
-    for depth in (110, 164):
-        bottleneck = depth >= preresnet.BOTTLENECK_DEPTH
-        table[f"preresnet{depth}"] = Architecture(
-            lambda classes, cfg, bottleneck=bottleneck: preresnet.PreResNet(classes, cfg, bottleneck),
-            preresnet.base_cfg(depth))
-    for depth, factor, dropout in ((16, 8, 0.0), (28, 10, 0.3)):
-        table[f"wrn-{depth}-{factor}"] = Architecture(
-            lambda classes, cfg, factor=factor, dropout=dropout:
-                wideresnet.WideResNet(classes, cfg, factor, dropout),
-            wideresnet.base_cfg(depth, factor))
-    for depth in imagenet_resnet.BLOCKS:
-        table[f"resnet{depth}"] = Architecture(
-            lambda classes, cfg, depth=depth: imagenet_resnet.ImageNetResNet(classes, cfg, depth),
-            imagenet_resnet.base_cfg(depth))
-    return table
+MOST_CLASSES = 1_000_000
 
 
-ARCHITECTURES: dict[str, Architecture] = _architectures()
+def canonical(name: str) -> str:
+    """The name of the network that ``name`` means: the authors' "wrn_16_8" is "wrn-16-8" here.
+
+    A name that means none comes back as it is.
+    """
+    other = name.lower().replace("_", "-")
+    return name if name in ARCHITECTURES or other not in ARCHITECTURES else other
 
 
 def create(arch: str, num_classes: int, cfg: Sequence | None = None) -> Network:
     """Build a network with freshly drawn weights.
 
-    ``cfg`` gives the widths (default: unpruned): for VGG the filters of every convolution with ``"M"`` for
-    each pool, for the others one number a block. The result carries ``arch``, ``num_classes`` and ``cfg``.
-    Raises ValueError for an unknown name, fewer than two classes, or a cfg that is not a shortening of the
-    unpruned one.
+    ``cfg`` gives the widths (default: unpruned): for VGG the filters of every convolution with
+    ``"M"`` for each pool, for the others one number a block. The result carries ``arch``,
+    ``num_classes`` and ``cfg``. Raises ValueError for an unknown name, fewer than two classes, or a
+    cfg that is not a shortening of the unpruned one.
     """
+    arch = canonical(arch)
     if arch not in ARCHITECTURES:
-        raise ValueError(f"unknown architecture {arch!r}; choose one of: {', '.join(ARCHITECTURES)}")
-    if isinstance(num_classes, bool) or not isinstance(num_classes, int) or not 2 <= num_classes <= 1_000_000:
-        raise ValueError(f"a classifier needs at least 2 classes (and at most a million), not {num_classes!r}")
+        known = ", ".join(ARCHITECTURES)
+        raise ValueError(f"unknown architecture {arch!r}; choose one of: {known}")
+    whole = isinstance(num_classes, int) and not isinstance(num_classes, bool)
+    if not whole or not 2 <= num_classes <= MOST_CLASSES:
+        raise ValueError(f"a classifier needs at least 2 classes (and at most a million), "
+                         f"not {num_classes!r}")
     architecture = ARCHITECTURES[arch]
     cfg = list(architecture.cfg if cfg is None else cfg)
     _check_cfg(arch, cfg, architecture.cfg)
@@ -67,7 +56,7 @@ def create(arch: str, num_classes: int, cfg: Sequence | None = None) -> Network:
 
 
 def _check_cfg(arch: str, cfg: list, unpruned: tuple) -> None:
-    """Widths may only shrink; anything else would not be this network (and could ask for any memory)."""
+    """Widths may only shrink: else it is not this network, and could ask for any memory."""
     if len(cfg) != len(unpruned):
         raise ValueError(f"cfg of {arch} has {len(unpruned)} entries, not {len(cfg)}")
     for place, (width, most) in enumerate(zip(cfg, unpruned, strict=True)):
@@ -75,5 +64,5 @@ def _check_cfg(arch: str, cfg: list, unpruned: tuple) -> None:
             if width != most:
                 raise ValueError(f"cfg of {arch}: entry {place} should be {most!r}, not {width!r}")
         elif isinstance(width, bool) or not isinstance(width, int) or not 1 <= width <= most:
-            raise ValueError(f"cfg of {arch}: entry {place} should be a whole number from 1 to {most}, "
-                             f"not {width!r}")
+            raise ValueError(f"cfg of {arch}: entry {place} should be a whole number from 1 to "
+                             f"{most}, not {width!r}")

@@ -1,19 +1,52 @@
-"""What all networks share: how one names its prunable convolutions, and how it is initialised."""
+"""What all networks share: what a name stands for, what can be pruned, how weights are drawn."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
+
+STAGE_RATES = (0.1, 0.2, 0.3)  # the paper's share of filters that go in a round, by stage
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A network of one name: how it is built, and what the method has to know about it.
+
+    ``build(num_classes, cfg)`` gives the network; ``cfg`` are its widths before any pruning, see
+    create(). ``rates``: the share of filters that goes in a round of filter pruning, one number for
+    each width of ``cfg`` (pools not counted). ``sparsities``: the share of zero weights after each
+    round of weight pruning. ``baseline``: which of kesi.method.recipes.BASELINES trains it on small
+    images. ``in_paper``: whether the paper reports on it; the settings of the others are those of
+    their relatives. ``image_size``: the pixels of the images that it is made for. ``pretrained``:
+    the name of torchvision's weights for it.
+
+    ``graph`` is for networks that are no Network and so cannot say themselves what is pruned: an
+    object with ``convs`` (for each width the names of its convolutions), ``problem`` (why the
+    widths are not known, or "") and ``prune(model, cfg)``, which gives a smaller copy. See
+    kesi.own.graphs.Graph.
+    """
+
+    build: Callable[[int, list], nn.Module]
+    cfg: tuple
+    rates: tuple[float, ...] = ()
+    sparsities: tuple[float, ...] = ()
+    baseline: str = "cifar"
+    in_paper: bool = False
+    image_size: int = 32
+    pretrained: str = ""
+    graph: Any = None
 
 
 @dataclass(frozen=True)
 class Prunable:
     """A convolution whose filters can go, by module names within the network.
 
-    ``bn`` normalises its output, ``readers`` take that output as their input (a following convolution, or
-    a linear layer with one input a channel), ``width`` is its place among the numbers of ``cfg``
-    (pools not counted). Two convolutions with the same ``width`` keep the same number of filters.
+    ``bn`` normalises its output, ``readers`` take that output as their input (a following
+    convolution, or a linear layer with one input a channel), ``width`` is its place among the
+    numbers of ``cfg`` (pools not counted). Two convolutions with the same ``width`` keep the same
+    number of filters.
     """
 
     conv: str
@@ -38,7 +71,7 @@ class Network(nn.Module):
         raise TypeError(f"{type(self).__name__} does not say what can be pruned")
 
     def conv_bn_pairs(self) -> list[tuple[str, str]]:
-        """(convolution, batch norm) names where the norm alone reads the convolution, so that they fold."""
+        """(convolution, norm) names where the norm alone reads the convolution: they fold."""
         raise TypeError(f"{type(self).__name__} does not say which norms follow a convolution")
 
 
@@ -51,16 +84,18 @@ def initialise(network: nn.Module, bn_weight: float = 1.0, linear_std: float | N
                linear_bias: bool = False) -> None:
     """Draw the weights as the paper does (section 2 of its supplement lists them for each network).
 
-    Convolutions: normal, std sqrt(2 / (kh * kw * out_channels)) (He et al. 2015, fan out). Batch norms:
-    ``bn_weight`` and 0. Linear layers: torch's own draw, or normal with ``linear_std``; their bias is set
-    to 0 where ``linear_std`` is given or ``linear_bias`` asks for it.
+    Convolutions: normal, std sqrt(2 / (kh * kw * out_channels)) (He et al. 2015, fan out). Batch
+    norms: weight ``bn_weight`` after a convolution and 1 after a linear layer, bias 0. Linear
+    layers: torch's own draw, or normal with ``linear_std``; their bias is set to 0 where
+    ``linear_std`` is given or ``linear_bias`` asks for it.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels
             nn.init.normal_(module.weight, 0.0, (2.0 / fan_out) ** 0.5)
         elif isinstance(module, (nn.BatchNorm2d, nn.BatchNorm1d)):
-            nn.init.constant_(module.weight, bn_weight)
+            flat = isinstance(module, nn.BatchNorm1d)
+            nn.init.constant_(module.weight, 1.0 if flat else bn_weight)
             nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Linear):
             if linear_std is not None:
@@ -70,13 +105,23 @@ def initialise(network: nn.Module, bn_weight: float = 1.0, linear_std: float | N
 
 
 def relu_(x: torch.Tensor) -> torch.Tensor:
-    """ReLU in place. Right after a norm, a convolution or a sum, none of which needs its output for gradients."""
+    """ReLU in place, right after a norm, a convolution or a sum: none needs its output later."""
     return torch.relu_(x)
 
 
 def global_pool(x: torch.Tensor) -> torch.Tensor:
     """(N, C, H, W) -> (N, C): the mean over all positions."""
     return x.mean((2, 3))
+
+
+def stage_rates(cfg: Sequence[int], whole: Sequence[tuple[int, int]] = ()) -> tuple[float, ...]:
+    """One rate a block by its stage, for cfg of three equally long stages.
+
+    ``whole``: the (stage, block) pairs, both from 0, that keep all filters.
+    """
+    blocks = len(cfg) // len(STAGE_RATES)
+    return tuple(0.0 if (stage, block) in whole else rate
+                 for stage, rate in enumerate(STAGE_RATES) for block in range(blocks))
 
 
 def blocks_of(cfg: Sequence[int], stages: int) -> list[list[int]]:

@@ -1,10 +1,13 @@
-"""ResNet for full-size images (He et al. 2016, table 1): 18 and 34 layers, torchvision's parameter names."""
+"""ResNet for full-size images (He et al. 2016, table 1), 18 and 34 layers.
+
+The parameters have torchvision's names.
+"""
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.base import Network, Prunable, conv, global_pool, initialise, relu_
+from .base import Architecture, Network, Prunable, conv, global_pool, initialise, relu_
 
 WIDTHS = (64, 128, 256, 512)
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
@@ -12,7 +15,8 @@ BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 
 def base_cfg(depth: int) -> tuple[int, ...]:
     """One number a block, the filters of its first convolution."""
-    return tuple(width for width, blocks in zip(WIDTHS, BLOCKS[depth], strict=True) for _ in range(blocks))
+    stages = zip(WIDTHS, BLOCKS[depth], strict=True)
+    return tuple(width for width, blocks in stages for _ in range(blocks))
 
 
 class BasicBlock(nn.Module):
@@ -73,3 +77,16 @@ class ImageNetResNet(Network):
             if block.downsample is not None:
                 pairs.append((f"{name}.downsample.0", f"{name}.downsample.1"))
         return pairs
+
+
+RATES = {64: 0.1, 128: 0.1, 256: 0.2, 512: 0.3}  # of a block, by the width of its stage
+
+
+def _architecture(depth: int) -> Architecture:
+    cfg = base_cfg(depth)
+    return Architecture(lambda classes, cfg: ImageNetResNet(classes, cfg, depth), cfg,
+                        tuple(RATES[width] for width in cfg), (0.27, 0.46, 0.60, 0.70, 0.80),
+                        in_paper=True, image_size=224, pretrained=f"ResNet{depth}_Weights")
+
+
+ARCHITECTURES = {f"resnet{depth}": _architecture(depth) for depth in BLOCKS}

@@ -1,9 +1,12 @@
-"""Pre-activation ResNet for 32-px images (He et al. 2016b): 110 layers of basic blocks, 164 of bottlenecks."""
+"""Pre-activation ResNet for 32-px images (He et al. 2016b).
+
+110 layers of basic blocks, or 164 of bottlenecks.
+"""
 
 import torch
 from torch import nn
 
-from models.base import Network, Prunable, blocks_of, conv, global_pool, initialise, relu_
+from .base import Architecture, Network, Prunable, blocks_of, conv, global_pool, initialise, relu_, stage_rates
 
 WIDTHS = (16, 32, 64)
 BOTTLENECK_DEPTH = 164
@@ -76,3 +79,13 @@ class PreResNet(Network):
 
     def conv_bn_pairs(self) -> list[tuple[str, str]]:
         return [(layer.conv, layer.bn) for layer in self.prunable()]
+
+
+def _architecture(depth: int) -> Architecture:
+    cfg, bottleneck = base_cfg(depth), depth >= BOTTLENECK_DEPTH
+    rates = stage_rates(cfg, whole=((0, 17), (1, 0), (2, 0)))
+    return Architecture(lambda classes, cfg: PreResNet(classes, cfg, bottleneck), cfg, rates,
+                        (0.27, 0.46, 0.60, 0.70, 0.80), in_paper=bottleneck)
+
+
+ARCHITECTURES = {f"preresnet{depth}": _architecture(depth) for depth in (110, 164)}

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.base import Network, Prunable, blocks_of, conv, global_pool, initialise, relu_
+from .base import Architecture, Network, Prunable, blocks_of, conv, global_pool, initialise, relu_, stage_rates
 
 WIDTHS = (16, 32, 64)
 
@@ -50,7 +50,8 @@ class ResNet(Network):
         for stage, (width, inners) in enumerate(zip(WIDTHS, blocks_of(cfg, 3), strict=True), start=1):
             blocks = []
             for block, inner in enumerate(inners):
-                blocks.append(BasicBlock(channels, inner, width, stride=2 if stage > 1 and block == 0 else 1))
+                stride = 2 if stage > 1 and block == 0 else 1
+                blocks.append(BasicBlock(channels, inner, width, stride))
                 channels = width
             setattr(self, f"layer{stage}", nn.Sequential(*blocks))
         self.fc = nn.Linear(channels, num_classes)
@@ -71,3 +72,18 @@ class ResNet(Network):
     def conv_bn_pairs(self) -> list[tuple[str, str]]:
         inner = [(f"{name}.conv{i}", f"{name}.bn{i}") for name in self._block_names() for i in (1, 2)]
         return [("conv1", "bn1"), *inner]
+
+
+# The (stage, block) pairs that keep all filters: most where the shape changes. Those of 20 and 32
+# layers are not in the paper.
+WHOLE = {20: ((1, 0), (2, 0)), 32: ((1, 0), (2, 0)), 56: ((0, 7), (1, 0), (2, 0), (2, 8)),
+         110: ((0, 17), (1, 0), (2, 0))}
+
+SPARSITIES = {**dict.fromkeys((20, 32, 56), (0.22, 0.39, 0.51, 0.59, 0.66)),
+              110: (0.27, 0.46, 0.60, 0.70, 0.80)}
+
+ARCHITECTURES = {
+    f"resnet{depth}": Architecture(ResNet, base_cfg(depth), stage_rates(base_cfg(depth), whole),
+                                   SPARSITIES[depth], in_paper=depth in (56, 110))
+    for depth, whole in WHOLE.items()
+}

@@ -4,13 +4,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.base import Network, Prunable, conv, global_pool, initialise
+from .base import Architecture, Network, Prunable, conv, global_pool, initialise
 
 CONFIGS = {
     11: (64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512),
     13: (64, 64, "M", 128, 128, "M", 256, 256, "M", 512, 512, "M", 512, 512),
     16: (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512),
-    19: (64, 64, "M", 128, 128, "M", 256, 256, 256, 256, "M", 512, 512, 512, 512, "M", 512, 512, 512, 512),
+    19: (64, 64, "M", 128, 128, "M", 256, 256, 256, 256, "M",
+         512, 512, 512, 512, "M", 512, 512, 512, 512),
 }
 
 
@@ -32,8 +33,8 @@ class VGG(Network):
             layers += [conv(channels, width), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
             channels = width
         self.feature = nn.Sequential(*layers)
-        self.classifier = nn.Sequential(nn.Linear(channels, 512), nn.BatchNorm1d(512), nn.ReLU(inplace=True),
-                                        nn.Linear(512, num_classes))
+        self.classifier = nn.Sequential(nn.Linear(channels, 512), nn.BatchNorm1d(512),
+                                        nn.ReLU(inplace=True), nn.Linear(512, num_classes))
         initialise(self, bn_weight=0.5, linear_std=0.01)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -44,8 +45,22 @@ class VGG(Network):
 
     def prunable(self) -> list[Prunable]:
         following = [f"feature.{index}" for index in self._convs[1:]] + ["classifier.0"]
+        readers = zip(self._convs, following, strict=True)
         return [Prunable(f"feature.{index}", f"feature.{index + 1}", (reader,), width)
-                for width, (index, reader) in enumerate(zip(self._convs, following, strict=True))]
+                for width, (index, reader) in enumerate(readers)]
 
     def conv_bn_pairs(self) -> list[tuple[str, str]]:
         return [(f"feature.{index}", f"feature.{index + 1}") for index in self._convs]
+
+
+def _rates(cfg: tuple) -> tuple[float, ...]:
+    """A quarter of the first convolution and of those with 512 filters; the others stay whole."""
+    widths = [width for width in cfg if width != "M"]
+    return tuple(0.25 if place == 0 or width == 512 else 0.0 for place, width in enumerate(widths))
+
+
+ARCHITECTURES = {
+    f"vgg{depth}": Architecture(VGG, cfg, _rates(cfg), (0.20, 0.40, 0.60, 0.80, 0.95),
+                                in_paper=depth == 16)
+    for depth, cfg in CONFIGS.items()
+}

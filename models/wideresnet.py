@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.base import Network, Prunable, blocks_of, conv, global_pool, initialise, relu_
+from .base import Architecture, Network, Prunable, blocks_of, conv, global_pool, initialise, relu_, stage_rates
 
 STEM = 16
 WIDTHS = (16, 32, 64)
@@ -16,7 +16,10 @@ def base_cfg(depth: int, factor: int) -> tuple[int, ...]:
 
 
 class WideBlock(nn.Module):
-    """A pre-activation basic block; where the shape changes, both paths start after the first norm and ReLU."""
+    """A pre-activation basic block.
+
+    Where the shape changes, both paths start after the first norm and ReLU.
+    """
 
     def __init__(self, inputs: int, inner: int, outputs: int, stride: int, dropout: float):
         super().__init__()
@@ -76,3 +79,14 @@ class WideResNet(Network):
 
     def conv_bn_pairs(self) -> list[tuple[str, str]]:
         return [(layer.conv, layer.bn) for layer in self.prunable()]
+
+
+def _architecture(depth: int, factor: int, dropout: float) -> Architecture:
+    cfg = base_cfg(depth, factor)
+    return Architecture(lambda classes, cfg: WideResNet(classes, cfg, factor, dropout), cfg,
+                        stage_rates(cfg), (0.27, 0.46, 0.60, 0.70, 0.77), baseline="wrn",
+                        in_paper=depth == 16)
+
+
+ARCHITECTURES = {f"wrn-{depth}-{factor}": _architecture(depth, factor, dropout)
+                 for depth, factor, dropout in ((16, 8, 0.0), (28, 10, 0.3))}

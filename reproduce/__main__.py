@@ -18,12 +18,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from kesi.cli import entry, flags
-from kesi.method import paper
+from kesi.method.recipes import METHODS
+from kesi.method.snapshot import BASELINE
 from kesi.report.report import main_csv, stages_csv
 from kesi.report.sources import origins_table
-from kesi.report.tables import Row, Table, main_notes, main_rows, main_table
+from kesi.report.summary import Row, Summary, main_rows, summarise
+from kesi.report.tables import Table, main_table
 from kesi.runs.results import Run
-from kesi.system import files
+from kesi.system import files, seeds
 from kesi.system.errors import KesiError, UsageError
 from kesi.system.files import csv_text
 from reproduce import cluster, grid
@@ -67,7 +69,7 @@ def _parse():
                         help="the paper's cifar (18 pipelines a seed) and tinyimagenet (2), or digits (2, to try it)")
     for name in ("arch", "dataset", "method"):
         parser.add_argument(f"--{name}", nargs="+", metavar="NAME", help=f"only the pipelines of this {name}")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="default: 0 1 2")
+    parser.add_argument("--seeds", type=seeds.seed, nargs="+", default=[0, 1, 2], metavar="N", help="default: 0 1 2")
     parser.add_argument("--save", type=Path, default=Path("runs", "reproduce"), metavar="DIR",
                         help="where the runs go, a folder each (default: %(default)s)")
     parser.add_argument("--data", default="data", metavar="DIR", help="where the images are (default: %(default)s)")
@@ -90,8 +92,6 @@ def _parse():
         raise UsageError(f"a pipeline uses one GPU at most: --gpus takes 0 to 1, not {args.gpus:g}")
     if args.cpus < 1:
         raise UsageError(f"--cpus must be at least 1, not {args.cpus}")
-    if min(args.seeds) < 0:
-        raise UsageError(f"--seeds takes numbers of at least 0, not {min(args.seeds)}")
     args.flags = [word for name in ("device", "threads", "eval_every", "precision", "compile", "save_every")
                   if (value := getattr(args, name)) != parser.get_default(name)
                   for word in (f"--{name.replace('_', '-')}", str(value))]
@@ -155,14 +155,16 @@ def report(statuses: Sequence[Status], out: Path) -> str:
         return "nothing is finished yet"
     tables, origins = [], []
     for dataset in dict.fromkeys(status.job.recipe.dataset for status in with_results):
-        rows, runs = [], []
+        rows, summaries = [], []
         for arch in dict.fromkeys(status.job.recipe.arch for status in with_results):
-            found = merged([status for status in with_results
-                            if (status.job.recipe.arch, status.job.recipe.dataset) == (arch, dataset)])
-            runs, rows = [*runs, *found], [*rows, *(main_rows(found) if found else ())]
-        tables.append(_table(dataset, rows, runs))
-        named = [replace(row, label=f"{row.run.info['arch']} {row.label}") for row in rows]
-        origins.append(replace(origins_table(named), title=f"{dataset}: rows and networks"))
+            found = [summarise(replace(run, label=f"{arch} {run.label}")) for run in merged(
+                [status for status in with_results
+                 if (status.job.recipe.arch, status.job.recipe.dataset) == (arch, dataset)])]
+            summaries += found
+            rows += [row if row.stage != BASELINE else replace(row, label=f"{arch} {row.label}")
+                     for row in (main_rows(found) if found else ())]
+        tables.append(_table(dataset, rows, summaries))
+        origins.append(replace(origins_table(rows), title=f"{dataset}: rows and networks"))
         files.write_text(out / f"{dataset}.csv", csv_text(main_csv(rows)))
     states = [f"- {status.job.name}: {status.state}, {len(status.finished)} of {len(status.job.stages)} stages"
               for status in statuses if status.state != DONE]
@@ -176,30 +178,17 @@ def report(statuses: Sequence[Status], out: Path) -> str:
 def merged(statuses: Sequence[Status]) -> list[Run]:
     """The runs of a network on a data set, filter pruning first, each with all of its seeds."""
     found: dict[str, Run] = {}
-    for status in sorted(statuses, key=lambda one: list(paper.CRITERIA).index(one.job.recipe.method)):
-        method = status.job.recipe.method
-        run = found.setdefault(method, Run(status.run.folder, status.run.info, {}, paper.CRITERIA[method]))
+    for status in sorted(statuses, key=lambda one: list(METHODS).index(one.job.recipe.method)):
+        run = found.setdefault(status.job.recipe.method, replace(status.run, seeds={}))
         run.seeds[status.job.seed] = status.results
     return list(found.values())
 
 
-def _table(dataset: str, rows: Sequence[Row], runs: Sequence[Run]) -> Table:
+def _table(dataset: str, rows: Sequence[Row], summaries: Sequence[Summary]) -> Table:
     """main_table() for all networks of a data set, which then stand in the first column."""
-    named = [replace(row, label=f"{row.run.info['arch']} {row.label}") for row in rows]
-    table = main_table(named, runs)
-    table.title, table.columns[0] = f"{dataset}, seeds {_seeds(runs)}", "network and method"
-    table.notes = main_notes(named, runs, published=False)
-    if any(row.published for row in rows):
-        table.notes.append("Columns marked \"paper\" are the figures that Le, Vo and Thoai (arXiv 2006.11487) print, "
-                           "not results of these runs. Their MACs saved come from MACs rounded to two decimals of a "
-                           "giga.")
-    departing: dict[str, list[str]] = {}
-    for run in runs:
-        phrase = "; ".join(paper.departures(run.info.get("recipe") or {}, usual=True))
-        departing.setdefault(phrase, []).append(f"{run.info['arch']} {run.label}")
-    whose = paper.standard(dataset)
-    table.notes += [f"{', '.join(names)} depart{'s' if len(names) == 1 else ''} from {whose}: {phrase}."
-                    for phrase, names in departing.items() if phrase]
+    table = main_table(rows, summaries)
+    table.title = f"{dataset}, seeds {_seeds([one.run for one in summaries])}"
+    table.columns[0] = "network and method"
     return table
 
 

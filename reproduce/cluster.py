@@ -17,7 +17,7 @@ from pathlib import Path
 
 from kesi import data
 from kesi.system import files
-from kesi.system.errors import UsageError
+from kesi.system.errors import UsageError, controls
 from kesi.system.locks import in_use
 from reproduce.grid import ROOT, Job
 
@@ -178,7 +178,11 @@ def slurm_script(jobs: Sequence[Job], title: str, gpus: float, cpus: int, save: 
     """
     if gpus not in (0, 1):
         raise UsageError(f"Slurm gives whole GPUs: --gpus takes 0 or 1 with --slurm, not {gpus:g}")
-    logs = files.make_folder(Path(save).absolute() / "logs")  # without which Slurm ends a task without a word
+    logs = Path(save).absolute() / "logs"
+    for path in (logs, sys.executable, ROOT):
+        if controls(str(path)):  # a line of its own in the script, which would be run
+            raise UsageError(f"--slurm takes no path with a control character: {str(path)!r}")
+    files.make_folder(logs)  # without which Slurm ends a task without a word
     cases = [f"  {number}) words=({shlex.join(cluster_words(job))}) ;;" for number, job in enumerate(jobs)]
     # Slurm's own lines know no shell: a blank is written with a backslash
     options = [f"--job-name=kesi-{title}", f"--array=0-{len(jobs) - 1}", f"--cpus-per-task={cpus}",

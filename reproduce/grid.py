@@ -6,7 +6,6 @@ A folder of its own lets two seeds of one row run at the same time, on whatever 
 be told from its folder alone, so nothing has to be agreed between the processes that share a grid.
 """
 
-import argparse
 import functools
 import os
 import shlex
@@ -15,13 +14,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import models
-from kesi import checkpoints
-from kesi.cli import flags
+from kesi import checkpoints, models
 from kesi.data import INFO
 from kesi.method import paper, plan, recipes
 from kesi.method.recipes import Recipe
-from kesi.runs.layout import CHECKPOINT
+from kesi.method.snapshot import BASELINE, KESI
+from kesi.runs.layout import CHECKPOINT, RUN
+from kesi.runs.record import Ensemble, Result, stage_names
 from kesi.runs.results import Run, load_run
 from kesi.system import locks
 from kesi.system.errors import KesiError, UsageError, first_line
@@ -45,6 +44,12 @@ class Job:
     seed: int
     folder: Path
     flags: tuple[str, ...] = ()
+    trains: bool = True  # its baseline, in the work that is estimated; else a job before it does
+
+    @property
+    def baselines(self) -> Path:
+        """The folder of the baselines that the pipelines of both methods start from."""
+        return self.folder.parent / f"{self.recipe.dataset}-{self.recipe.arch}-baselines"
 
     @property
     def name(self) -> str:
@@ -53,7 +58,7 @@ class Job:
     @property
     def stages(self) -> list[str]:
         """The stages of which all must be there for the job to be done."""
-        return Run(self.folder, {"compare": True, "rounds": len(self.recipe.rounds)}, {}).stages()
+        return stage_names(list(self.recipe.retrainings), len(self.recipe.rounds))
 
     def words(self) -> list[str]:
         """The command without the interpreter: the pipeline script and its arguments."""
@@ -64,7 +69,7 @@ class Job:
         shown = os.path.relpath(script)
         return [str(script) if shown.startswith("..") else shown, "--arch", used.arch, "--dataset", used.dataset,
                 "--method", used.method, "--compare", "--seeds", str(self.seed), "--save", str(self.folder),
-                "--no-report", *self.flags]
+                "--baseline-folder", str(self.baselines), "--no-report", *self.flags]
 
     def command(self) -> str:
         """The command as one would type it."""
@@ -93,10 +98,10 @@ def jobs(chosen: Sequence[tuple[str, str, str]], seeds: Sequence[int], save: Pat
     words += ["--epochs-scale", str(epochs_scale)] if epochs_scale is not None else []
     found = []
     for arch, dataset, method in chosen:
-        family = "tinyimagenet" if dataset == "tinyimagenet" else "cifar"
-        asked = argparse.Namespace(arch=arch, dataset=dataset, method=method, percent=None, rounds=rounds)
-        recipe = flags.recipe_for(asked, family).scaled(1 if epochs_scale is None else epochs_scale)
-        found += [Job(recipe, seed, save / f"{dataset}-{arch}-{method}-seed{seed}", tuple(words))
+        family = INFO[dataset].family
+        recipe = recipes.recipe(arch, dataset, method, family).changed(rounds=rounds, scale=epochs_scale)
+        trains = not any(job.recipe.arch == arch and job.recipe.dataset == dataset for job in found)
+        found += [Job(recipe, seed, save / f"{dataset}-{arch}-{method}-seed{seed}", tuple(words), trains)
                   for seed in dict.fromkeys(seeds)]
     place = {seed: number for number, seed in enumerate(seeds)}
     return sorted(found, key=lambda job: place[job.seed])
@@ -107,8 +112,9 @@ def work(job: Job) -> dict[str, float]:
     used, info = job.recipe, INFO[job.recipe.dataset]
     costs = _macs(used.arch, used.method, used.rounds, info.image_size)
     networks = [plan.Size(number, 0, 0, cost, 0.0) for number, cost in enumerate(costs)]
-    return {one.name: one.work(info.train_images, networks if one.name == "kesi" else ())
-            for one in plan.stages(used, networks, compare=True)}
+    found = {one.name: one.work(info.train_images, networks if one.name == KESI else ())
+             for one in plan.stages(used, networks)}
+    return found | {BASELINE: found[BASELINE] * job.trains}
 
 
 @functools.cache
@@ -125,7 +131,7 @@ class Status:
 
     job: Job
     state: str
-    results: dict[str, dict] = field(default_factory=dict)
+    results: dict[str, Result | Ensemble] = field(default_factory=dict)
     holder: str = ""
     run: Run | None = None
 
@@ -147,7 +153,7 @@ def look(job: Job) -> Status:
     """
     run, results = None, {}
     try:
-        if (job.folder / "run.json").is_file():
+        if (job.folder / RUN).is_file():
             run = load_run(job.folder)
             _refuse_others(job, run)
             results = run.seeds.get(job.seed, {})
@@ -156,19 +162,19 @@ def look(job: Job) -> Status:
     except KesiError as error:
         run = None
         warnings.warn(f"{error}: {job.name} is not taken as finished", stacklevel=2)
-    if all(stage in results for stage in job.stages) and not _whole(job, results["kesi"]):
-        results = {stage: result for stage, result in results.items() if stage != "kesi"}
+    if all(stage in results for stage in job.stages) and not _whole(job, results[KESI]):
+        results = {stage: result for stage, result in results.items() if stage != KESI}
     if (holder := locks.in_use(job.folder)) is not None:
         return Status(job, RUNNING, results, holder, run)
     return Status(job, DONE if all(stage in results for stage in job.stages) else MISSING, results, run=run)
 
 
-def _whole(job: Job, result: dict) -> bool:
+def _whole(job: Job, result: Result) -> bool:
     """Whether the last network of a job is the one that its result describes; warns where it is not."""
-    path = job.folder / f"seed{job.seed}" / "kesi" / CHECKPOINT
+    path = job.folder / f"seed{job.seed}" / KESI / CHECKPOINT
     try:
         status = path.stat()
-        if _digest(path, status.st_mtime_ns, status.st_size) == result.get("digest"):
+        if _digest(path, status.st_mtime_ns, status.st_size) == result.digest:
             return True
         reason = f"{path} is not the checkpoint that its result describes"
     except (OSError, KesiError) as error:
@@ -183,7 +189,7 @@ def _digest(path: Path, _changed: int, _size: int) -> str | None:
 
 
 def _refuse_others(job: Job, run: Run) -> None:
-    before, now = run.info.get("recipe") or {}, job.recipe.to_dict()
+    before, now = run.record.recipe, job.recipe.describe()
     changed = [name for name in now if before.get(name) != now[name]]
     if changed:
         raise UsageError(f"{job.folder} holds a run with other settings ({', '.join(changed)}): use another --save")
@@ -220,10 +226,10 @@ def hours_left(statuses: Sequence[Status]) -> float | None:
     for status in statuses:
         amounts = work(status.job)
         for stage, result in status.results.items():
-            if stage in amounts and result.get("seconds"):
+            if stage in amounts and result.seconds:
                 for name in (status.job.recipe.arch, ""):
                     spent = speeds.setdefault(name, [0.0, 0.0])
-                    spent[0], spent[1] = spent[0] + result["seconds"], spent[1] + amounts[stage]
+                    spent[0], spent[1] = spent[0] + result.seconds, spent[1] + amounts[stage]
     if "" not in speeds:
         return None
     rates = {name: seconds / macs for name, (seconds, macs) in speeds.items()}

@@ -5,11 +5,14 @@ import math
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
 
 from benchmarks.classic import Classic, distillation_losses, hold_zeros
+from benchmarks.gpu import __main__ as gpu
+from benchmarks.gpu import choice, items
 from benchmarks.scaling import tables
 from benchmarks.sides import Job, Ours, Side, networks, recipe_of
 from benchmarks.throughput import check, quartiles
@@ -134,3 +137,78 @@ def test_quartiles_and_tables():
                    "batches": [{"batch": 32, "step_seconds": 0.1, "images_per_second": 320}],
                    "teachers": [{"teachers": 0, "step_seconds": 0.1, "predicted_seconds": 0.1}]})
     assert "| 128 | 1.000 | 7.800 |" in text and "| 0 | 100.0 | 100.0 | 1.000 |" in text
+
+
+def row(precision, compile_, stage, step, gradient=0.0, first=0.0):
+    return {"precision": precision, "compile": compile_, "stage": stage, "step_seconds": step, "batch": 128,
+            "gradient_apart": gradient, "loss_apart": 0.0, "first_seconds": first}
+
+
+def rows(precision, compile_, step, **more):
+    return [row(precision, compile_, stage, step, **more) for stage in choice.JOBS]
+
+
+def test_the_soonest_way_is_chosen_among_those_that_compute_the_same():
+    fp32, bf16 = rows("fp32", "off", 3.0), rows("bf16", "capture", 1.0)
+    found = choice.choose(fp32 + bf16, "resnet56")
+    assert (found["precision"], found["compile"]) == ("bf16", "capture")
+    found = choice.choose(fp32 + rows("bf16", "capture", 1.0, gradient=1.5), "resnet56")
+    assert (found["precision"], found["compile"]) == ("fp32", "off")
+    for first, chosen in ((60.0, "auto"), (1e9, "capture")):  # seconds to compile, against half of a baseline
+        compiled = row("bf16", "on", "baseline", 0.5, first=first)
+        assert choice.choose([*fp32, *bf16, compiled], "resnet56")["compile"] == chosen
+    with pytest.raises(KesiError, match="no precision"):
+        choice.choose(fp32[:2], "resnet56")
+
+
+def plan(tmp_path, seconds=60.0):
+    return items.Plan(tmp_path, "resnet20", "cpu", "digits", "data", 0.01, time.monotonic() + seconds)
+
+
+def test_what_is_done_is_not_done_again_and_a_failure_stops_nothing_else(tmp_path, monkeypatch, capsys):
+    done = []
+
+    def item(name):
+        def call(_):
+            done.append(name)
+            if name == "b" and done.count("b") == 1:
+                raise KesiError("out of order")
+            if name == "d" and done.count("d") == 1:
+                raise items.OutOfTime
+            return {"says": f"{name} is well"}
+        return call
+
+    monkeypatch.setattr(gpu, "ITEMS", {name: item(name) for name in "abcd"})
+    assert not gpu.go_through(plan(tmp_path)) and done == list("abcd")
+    said = capsys.readouterr().out
+    assert "b: FAILED (out of order)" in said and "d: the time is over" in said
+    assert gpu.go_through(plan(tmp_path)) and done == list("abcd") + ["b", "d"]
+    assert "- b: b is well" in gpu.summary(tmp_path)
+
+
+def test_what_runs_when_the_time_is_over_is_told_to_end(tmp_path):
+    program = ("import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(print('saved')));"
+               "print('begun', flush=True); time.sleep(600)")
+    with pytest.raises(items.OutOfTime):
+        items.run(plan(tmp_path, 5.0), "-c", program, log="child")
+    assert (tmp_path / "child.log").read_text() == "begun\nsaved\n"
+    with pytest.raises(KesiError, match="more than 3 s"):
+        items.run(plan(tmp_path), "-c", program, log="child", most=3)
+
+
+def test_the_table_of_steps_is_measured_once(tmp_path):
+    words = ("benchmarks.gpu.steps", tmp_path, "--arch", "resnet20", "--device", "cpu", "--quick", "--rows")
+    assert works(*words, "off").count("measuring") == 6
+    assert works(*words, "off", "on") == ""
+    found = choice.measured(tmp_path)
+    assert {(one["precision"], one["stage"]) for one in found} == {
+        (precision, stage) for precision in ("fp32", "bf16") for stage in choice.JOBS}
+    assert all(one["gradient_apart"] == 0 for one in found if one["precision"] == "fp32")
+    assert all(one["kernels"] > 50 and one["step_seconds"] > 0 for one in found)
+    assert choice.table(found).count("\n") >= 7
+
+
+def test_the_gpu_tests_are_those_that_are_skipped_by_that_name():
+    done = run("benchmarks.gpu.tests")
+    assert done.returncode == 0 and "passed" not in done.stdout and "skipped" in done.stdout, done.stdout
+    fails("benchmarks.gpu", "--limit", 5, code=2, says="--limit")

@@ -12,7 +12,6 @@ import kesi
 import models
 from kesi import checkpoints
 from kesi.method.pruning import prune_filters, prune_weights
-from kesi.method.recipes import filter_rates
 from kesi.system.errors import KesiError, UsageError
 
 FIXTURES = Path(os.environ.get("KESI_FIXTURES", Path(__file__).parents[2] / "shared" / "fixtures"))
@@ -45,7 +44,8 @@ def test_checkpoints_of_the_released_code_give_their_logits(name):
 @needs_fixtures
 def test_our_vgg_round_is_the_released_codes():
     before = kesi.load_model(FIXTURES / "filter-vgg16-c10.pth.tar")
-    assert same(prune_filters(before, filter_rates("vgg16")), kesi.load_model(FIXTURES / "pruned-vgg16-c10.pth.tar"))
+    pruned = prune_filters(before, models.ARCHITECTURES["vgg16"].rates)
+    assert same(pruned, kesi.load_model(FIXTURES / "pruned-vgg16-c10.pth.tar"))
 
 
 def released(network, kind):
@@ -74,7 +74,7 @@ def test_all_kinds_of_released_checkpoints_load_without_being_told(arch, kind, t
         prune_weights(network, 0.4)
     torch.save(released(network, kind), tmp_path / "x.pth.tar")
     loaded = checkpoints.load(tmp_path / "x.pth.tar")
-    assert loaded.model.arch == arch and loaded.model.cfg == network.cfg and same(loaded.model, network)
+    assert loaded.network.arch == arch and loaded.network.cfg == network.cfg and same(loaded.network, network)
     assert (loaded.masks is not None) == (kind == "weight")
     if kind == "weight":
         assert loaded.masks.sparsity() == pytest.approx(0.4, abs=1e-3)
@@ -88,7 +88,7 @@ def test_what_was_saved_is_what_is_loaded(tmp_path):
     info = {"stage": "onecycle-1", "round": 1, "metrics": {"test_accuracy": 91.5}, "list": [1, 2.5, "x", None, True]}
     digest = checkpoints.save(tmp_path / "a" / "b.pth.tar", network, info, masks, {"epoch": 3})
     loaded = checkpoints.load(tmp_path / "a" / "b.pth.tar")
-    assert same(loaded.model, network) and loaded.info == info and loaded.training == {"epoch": 3}
+    assert same(loaded.network, network) and loaded.info == info and loaded.training == {"epoch": 3}
     assert (loaded.digest, loaded.stage, loaded.round) == (digest, "onecycle-1", 1)
     assert all(torch.equal(loaded.masks.state_dict()[name], mask) for name, mask in masks.state_dict().items())
     assert checkpoints.find(tmp_path / "a" / "b.pth.tar") == tmp_path / "a" / "b.pth.tar"
@@ -205,7 +205,7 @@ def test_flipped_bits_and_cuts_are_refused_or_harmless(tmp_path):
             assert "\n" not in str(error) and str(damaged) in str(error)
             refused += 1
         else:
-            assert same(loaded.model, network) and loaded.info == {"stage": "baseline"}
+            assert same(loaded.network, network) and loaded.info == {"stage": "baseline"}
             assert all(torch.equal(loaded.masks.state_dict()[n], m) for n, m in masks.state_dict().items())
     assert refused > 50
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,19 @@ from PIL import Image
 from torchvision.transforms import functional
 
 import datagen
-from kesi.data import INFO, TrainBatches, cache, eval_batches, load
+from doors import script, works
+from kesi.data import (
+    DATASETS,
+    INFO,
+    DatasetInfo,
+    Images,
+    TrainBatches,
+    cache,
+    eval_batches,
+    load,
+    register_dataset,
+)
+from kesi.data.datasets import load_described
 from kesi.data.decode import Storage, decode
 from kesi.data.sources import digits
 from kesi.system.errors import KesiError, UsageError
@@ -78,8 +91,105 @@ def test_a_description_is_plain_and_complete():
     assert json.loads(json.dumps(description)) == description
     assert description["images"] == {"train": 270, "val": 30, "test": 1497}
     assert description["augmentation"] == {"name": "PadCrop", "size": 16, "padding": 2, "flip": False}
+    assert set(description["digests"]) == {"train", "val", "test"}
     description = load("digits", family="tinyimagenet", image_size=64).describe()
     assert json.loads(json.dumps(description)) == description
+
+
+@pytest.mark.parametrize("change", [
+    lambda split: replace(split, images=255 - split.images),
+    lambda split: replace(split, images=split.images.flip(2)),
+    lambda split: replace(split, labels=split.labels.roll(1)),
+    lambda split: split.subset(torch.arange(len(split)).flip(0)),
+    lambda split: replace(split, images=split.images[:, :, :1].repeat(1, 1, 16, 1)),
+])
+def test_other_pixels_labels_or_orders_have_another_digest(change):
+    digits = load("digits")
+    digests = digits.describe()["digests"]
+    assert load("digits").describe()["digests"] == digests
+    assert digests["train"] != digests["test"]
+    other = replace(digits, train=change(digits.train)).describe()["digests"]
+    assert other["train"] != digests["train"] and other["test"] == digests["test"]
+
+
+def test_class_folders_that_changed_places_have_another_digest(folder):
+    before = load("imagefolder", folder).describe()
+    os.rename(folder / "train/ant", folder / "train/swap")
+    os.rename(folder / "train/bee", folder / "train/ant")
+    os.rename(folder / "train/swap", folder / "train/bee")
+    after = load("imagefolder", folder).describe()
+    assert before["digests"]["train"] != after["digests"]["train"]
+    del before["digests"], after["digests"]
+    assert before == after | {"mean": before["mean"], "std": before["std"]}
+
+
+# Data sets from outside of the package
+
+ADDITION = """
+import torch
+from kesi.data import DatasetInfo, Images, register_dataset, split_of
+
+def load(root, storage, download):
+    pixels = torch.arange(24 * 20 * 20 * 3).view(24, 20, 20, 3).mul(7).remainder(251).byte()
+    labels = torch.arange(24) % 3
+    return Images(split_of((pixels, labels)), split_of((pixels[:6], labels[:6])), ("a", "b", "c"))
+
+register_dataset("my-data", DatasetInfo(load, num_classes=3, train_images=24, test_images=6, side=20))
+"""
+
+
+@pytest.fixture
+def addition(tmp_path):
+    path = tmp_path / "my_data.py"
+    path.write_text(ADDITION)
+    yield path
+    INFO.pop("my-data", None)
+
+
+def test_a_data_set_from_a_file_goes_through_all_commands(addition, tmp_path):
+    words, run = ("--with", addition), tmp_path / "run"
+    options = ("--dataset", "my-data", "--arch", "resnet20")
+    assert "3 classes, 20 px" in kesi("run", *words, *options, "--dry-run")
+    assert "round" in kesi("plan", *words, *options, "--method", "filter")
+    kesi("run", *words, *options, "--epochs", 1, 1, 1, "--rounds", 1, "--no-report", "--save", run)
+    assert "checks hold" in kesi("verify", *words, run)
+    assert "test images of my-data" in kesi(
+        "export", *words, run / "seed0/kesi", "--format", "pt2", "--out", tmp_path / "a.pt2")
+    INFO.pop("my-data")
+    unknown = script("kesi", "run", *options)
+    assert unknown.code == 2 and "my-data" in unknown.err
+
+
+def kesi(*words):
+    return works("kesi", *words)
+
+
+def test_a_registered_data_set_is_brought_to_the_size_that_is_asked_for(addition):
+    exec(addition.read_text(), {})
+    assert "my-data" in DATASETS and INFO["my-data"].image_size == 20
+    assert load("my-data", image_size=(16, 24)).train.images.shape == (24, 16, 24, 3)
+    assert load("my-data", family="tinyimagenet", image_size=32).train.side == 20
+    described = load("my-data", val_fraction=0.25).describe()
+    again = load_described(described, "nowhere").describe()
+    assert again["digests"]["test"] == described["digests"]["test"]
+    with pytest.raises(UsageError, match="there is a data set digits already"):
+        register_dataset("digits", INFO["my-data"])
+    with pytest.raises(UsageError, match="name consists of"):
+        register_dataset("../my", INFO["my-data"])
+
+
+@pytest.mark.parametrize("source, says", [
+    (lambda *_: 1 / 0, "data set wrong cannot be loaded: ZeroDivisionError"),
+    (lambda *_: None, "data set wrong gave a NoneType: return kesi.data.Images"),
+    (lambda *_: Images(load("digits").train, load("digits").test, ("one",)), "labels go from 0 to 9"),
+    (lambda *_: Images(load("digits").train, load("digits", image_size=20).test, ("one",) * 10),
+     "make them equal"),
+])
+def test_a_wrong_source_is_answered_in_one_line(monkeypatch, source, says):
+    monkeypatch.setitem(INFO, "wrong", DatasetInfo(source))
+    with pytest.raises(KesiError) as error:
+        load("wrong")
+    assert says in one_line(error)
 
 
 # Validation split
@@ -115,6 +225,9 @@ def test_a_class_keeps_an_image_and_a_fraction_too_small_is_refused():
         ({"name": "digits", "val_fraction": 1.0}, "val fraction 1 "),
         ({"name": "digits", "val_fraction": -0.1}, "val fraction -0.1"),
         ({"name": "digits", "image_size": 4}, "image size 4 is too small"),
+        ({"name": "digits", "image_size": 100_000}, "image size 100000 is too large"),
+        ({"name": "digits", "image_size": (32, 40), "family": "tinyimagenet"}, "not square"),
+        ({"name": "digits", "channels": 0}, "images of 0 channels"),
         ({"name": "digits", "family": "svhn"}, "unknown family 'svhn'"),
     ],
 )
@@ -196,6 +309,29 @@ def test_photographs_are_stored_whole_for_training_and_cropped_for_testing(folde
     assert load("imagefolder", folder, family="tinyimagenet").image_size == 224
 
 
+def test_a_folder_of_grey_images_that_are_not_square(folder):
+    grey = load("imagefolder", folder, image_size=(20, 32), channels=1)
+    assert grey.train.images.shape == (27, 20, 32, 1) and grey.shape == (1, 20, 32)
+    assert len(grey.mean) == 1 and len(grey.describe()["std"]) == 1
+    assert grey.describe()["image_size"] == [20, 32]
+    x, _ = next(TrainBatches(grey, 9, seed=0).epoch(0))
+    assert x.shape == (9, 1, 20, 32)
+    photographs = load("imagefolder", folder, family="tinyimagenet", image_size=32, channels=1)
+    for x, _ in (*TrainBatches(photographs, 9, seed=0).epoch(0),
+                 *eval_batches(photographs, photographs.test)):
+        assert x.shape[1:] == (1, 32, 32) and torch.isfinite(x).all()
+
+
+def test_what_is_not_square_is_resized_and_cropped_at_the_centre(tmp_path):
+    pixels = datagen.picture(np.random.default_rng(6), 50, 90, 0)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    for size, resize in (((30, 40), (30, 54)), ((20, 60), (33, 60)), ((60, 30), (60, 108))):
+        found = decode(tmp_path / "a.png", Storage(size, False)).pixels
+        whole = functional.resize(Image.fromarray(pixels), resize)
+        expected = np.asarray(functional.center_crop(whole, size))
+        assert found.shape == (*size, 3) and np.abs(found.astype(int) - expected).max() <= 1
+
+
 def test_val_serves_where_there_is_no_test(tmp_path):
     datagen.write_imagefolder(tmp_path, test_name="val")
     assert len(load("imagefolder", tmp_path).test) == 12
@@ -243,7 +379,7 @@ def test_what_is_wrong_with_a_folder_is_named(folder, spoil, names, says):
     with pytest.raises(KesiError) as error:
         load("imagefolder", folder)
     assert str(folder / names) in one_line(error) and says in one_line(error)
-    assert not list(folder.glob(".kesi-cache/*.part"))
+    assert not list(folder.glob(".kesi-cache/.*.tmp"))
 
 
 def test_what_is_left_out_of_a_folder_is_said(folder):
@@ -350,8 +486,17 @@ def test_images_are_decoded_once(folder, monkeypatch):
     assert arrays(folder) == names and len(names) == 2
     assert torch.equal(first.train.images, second.train.images) and first.mean == second.mean
     assert isinstance(np.load(next(folder.glob(".kesi-cache/*.npy")), mmap_mode="r"), np.memmap)
-    with pytest.raises(TypeError):  # another size is another array, which needs the decoder
+    with pytest.raises(KesiError, match="NoneType"):  # another size is another array, which needs the decoder
         load("imagefolder", folder, image_size=16)
+
+
+def same_size_and_time(path: Path) -> None:
+    """Another picture in an image file, as rsync --times would bring it."""
+    before, content = path.stat(), bytearray(path.read_bytes())
+    content[len(content) * 3 // 4] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_mtime_ns == before.st_mtime_ns
 
 
 @pytest.mark.parametrize(
@@ -361,6 +506,7 @@ def test_images_are_decoded_once(folder, monkeypatch):
         lambda root: (root / "train/ant/000.jpg").unlink(),
         lambda root: os.utime(root / "train/ant/000.jpg", ns=(1, 1)),
         lambda root: (root / "train/ant/000.jpg").rename(root / "train/ant/0.jpg"),
+        lambda root: same_size_and_time(root / "train/ant/000.jpg"),
     ],
 )
 def test_the_cache_follows_the_files(folder, change):
@@ -400,11 +546,43 @@ def test_a_damaged_cache_is_built_again(folder, damage):
     assert arrays(folder)[array.name] != before[array.name]
 
 
+@pytest.mark.parametrize("large", [False, True])
+def test_pixels_that_were_changed_in_the_cache_are_not_believed(folder, monkeypatch, large):
+    if large:
+        monkeypatch.setattr(cache, "CHECKED", 0)
+    expected = load("imagefolder", folder)
+    pixels = expected.train.images.clone()  # not mapped from the file
+    array = next(folder.glob(".kesi-cache/train*.npy"))
+    content, before = array.read_bytes(), array.stat()
+    array.write_bytes(content[:128] + bytes(255 - byte for byte in content[128:]))
+    os.utime(array, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.warns(UserWarning, match="is damaged: the images are decoded anew"):
+        found = load("imagefolder", folder)
+    assert torch.equal(found.train.images, pixels)
+    assert found.describe() == expected.describe()
+
+
+def test_a_large_array_is_read_once_where_it_was_moved(folder, monkeypatch):
+    monkeypatch.setattr(cache, "CHECKED", 0)
+    load("imagefolder", folder)
+    read = []
+    digest_of = cache.digest_of
+    monkeypatch.setattr(cache, "digest_of", lambda images: read.append(1) or digest_of(images))
+    load("imagefolder", folder)
+    assert not read
+    array = next(folder.glob(".kesi-cache/train*.npy"))
+    shutil.copy(array, folder / "copy")
+    os.replace(folder / "copy", array)  # the same bytes in another file
+    load("imagefolder", folder)
+    load("imagefolder", folder)
+    assert len(read) == 1
+
+
 def test_an_unreadable_image_leaves_no_cache(folder):
     (folder / "train/cat/zzz.png").write_bytes(b"not an image")
     with pytest.raises(KesiError):
         load("imagefolder", folder)
-    assert [path.name for path in (folder / ".kesi-cache").iterdir()] == ["lock"]
+    assert [path.name for path in (folder / ".kesi-cache").iterdir()] == []
 
 
 BUILD = """
@@ -432,14 +610,14 @@ def build_in_process(folder: Path, seconds_per_image: float) -> subprocess.Popen
 def test_a_killed_build_leaves_nothing_that_looks_finished(folder):
     process = build_in_process(folder, 0.5)
     deadline = time.monotonic() + 60
-    while not list(folder.glob(".kesi-cache/train*.part")):
+    while not list(folder.glob(".kesi-cache/.train*.tmp")):
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    assert list(folder.glob(".kesi-cache/*.part")) and not arrays(folder)
+    assert list(folder.glob(".kesi-cache/.*.tmp")) and not arrays(folder)
     assert len(load("imagefolder", folder).train) == 27
-    assert not list(folder.glob(".kesi-cache/*.part")) and len(arrays(folder)) == 2
+    assert not list(folder.glob(".kesi-cache/.*.tmp")) and len(arrays(folder)) == 2
 
 
 def test_builders_at_the_same_time_share_the_work(folder):
@@ -449,7 +627,7 @@ def test_builders_at_the_same_time_share_the_work(folder):
     sums, decoded = zip(*(map(int, output.split()) for output, _ in results), strict=True)
     assert set(sums) == {load("imagefolder", folder).train.images.long().sum().item()}
     assert sum(decoded) == 27 + 12  # each image once, by either of them
-    assert not list(folder.glob(".kesi-cache/*.part")) and len(arrays(folder)) == 2
+    assert not list(folder.glob(".kesi-cache/.*.tmp")) and len(arrays(folder)) == 2
 
 
 def test_a_folder_that_cannot_be_written_to_is_cached_elsewhere(folder, tmp_path, monkeypatch, capsys):

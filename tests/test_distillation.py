@@ -8,7 +8,14 @@ import torch.nn.functional as F
 
 import models
 from kesi.data import load
-from kesi.method.distillation import Distillation, SnapshotEnsemble, agreement, distillation_loss, frozen
+from kesi.method.distillation import (
+    Distillation,
+    SnapshotEnsemble,
+    agreement,
+    frozen,
+)
+from kesi.method.objectives import KullbackLeibler, mean_probabilities
+from kesi.method.snapshot import Snapshot
 from kesi.system.errors import UsageError
 
 
@@ -22,13 +29,17 @@ def networks(count=3, arch="resnet20", classes=5):
     return found
 
 
+def ensemble_of(*networks):
+    return SnapshotEnsemble([Snapshot(f"member {n}", one) for n, one in enumerate(networks)])
+
+
 @pytest.mark.parametrize("temperature", [1.0, 5.0])
 def test_one_loss_has_the_gradient_of_the_mean_of_kl_terms(temperature):
     torch.manual_seed(0)
     teachers = torch.randn(4, 8, 6, dtype=torch.float64) * 3
     student = torch.randn(8, 6, dtype=torch.float64)
     one, many = student.clone().requires_grad_(), student.clone().requires_grad_()
-    loss = distillation_loss(one.double(), torch.softmax(teachers / temperature, 2).mean(0), temperature)
+    loss = KullbackLeibler(temperature)(one, teachers, None)
     loss.backward()
     terms = 0
     for teacher in teachers:  # written out from the definition of the Kullback-Leibler divergence
@@ -42,15 +53,16 @@ def test_one_loss_has_the_gradient_of_the_mean_of_kl_terms(temperature):
 
 def test_loss_is_zero_only_where_the_student_equals_the_teacher():
     logits = torch.randn(4, 5)
-    assert distillation_loss(logits, torch.softmax(logits / 5, 1), 5.0).item() == pytest.approx(0, abs=1e-5)
-    assert distillation_loss(logits + torch.randn(4, 5), torch.softmax(logits / 5, 1), 5.0).item() > 0.01
+    loss = KullbackLeibler(5.0)
+    assert loss(logits, logits[None], None).item() == pytest.approx(0, abs=1e-5)
+    assert loss(logits + torch.randn(4, 5), logits[None], None).item() > 0.01
 
 
 def test_no_gradient_reaches_a_teacher_and_none_is_changed():
     teachers = networks()
     before = [copy.deepcopy(teacher.state_dict()) for teacher in teachers]
     student = models.create("resnet20", 5)
-    objective = Distillation(SnapshotEnsemble(teachers), 5.0)
+    objective = Distillation(ensemble_of(*teachers))
     images = torch.randn(4, 3, 16, 16)
     objective(student(images), images, torch.zeros(4, dtype=torch.long)).backward()
     assert all(parameter.grad is not None for parameter in student.parameters())
@@ -75,19 +87,19 @@ def test_frozen_teacher_predicts_what_the_network_predicts(arch):
 
 def test_probabilities_are_the_mean_of_the_members_softmax():
     members, images = networks(), torch.randn(4, 3, 16, 16)
-    ensemble = SnapshotEnsemble(members)
+    logits = ensemble_of(*members).logits(images)
     for temperature in (1.0, 5.0):
         expected = torch.stack([torch.softmax(m(images) / temperature, 1) for m in members]).mean(0)
-        assert torch.allclose(ensemble.probabilities(images, temperature), expected, atol=1e-5)
+        assert torch.allclose(mean_probabilities(logits, temperature), expected, atol=1e-5)
 
 
 def test_members_have_to_know_the_same_classes():
     with pytest.raises(UsageError, match="a has 5, b has 7"):
-        SnapshotEnsemble([models.create("resnet20", 5), models.create("resnet20", 7)], ["a", "b"])
+        SnapshotEnsemble([Snapshot("a", models.create("resnet20", 5)), Snapshot("b", models.create("resnet20", 7))])
     with pytest.raises(UsageError, match="at least one"):
         SnapshotEnsemble([])
     with pytest.raises(UsageError, match="temperature"):
-        Distillation(SnapshotEnsemble(networks(1)), 0.0)
+        KullbackLeibler(0.0)
 
 
 def test_agreement_by_hand():
@@ -105,7 +117,7 @@ def test_agreement_by_hand():
 def test_ensemble_predicts_each_member_on_the_whole_split_in_order():
     dataset = load("digits")
     members = networks(2, classes=10)
-    logits = SnapshotEnsemble(members).predict(dataset, dataset.test)
+    logits = ensemble_of(*members).predict(dataset, dataset.test)
     assert logits.shape == (2, 1497, 10)
     from kesi.method.training import predict
     assert torch.allclose(logits[1], predict(members[1], dataset, dataset.test), rtol=1e-3, atol=1e-4)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from doors import ROOT, works
+from kesi.system import distributed
 
 WORKER = ROOT / "tests" / "ddp_worker.py"
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
@@ -92,10 +93,19 @@ def test_a_pipeline_of_two_processes_is_continued_by_three_and_is_whole(tmp_path
 
 
 def test_a_dead_rank_ends_the_job_instead_of_hanging_it(tmp_path):
+    """The other one waits for it in a sum by then, where it would wait for half an hour."""
     program = tmp_path / "dies.py"
-    program.write_text("import os, torch\nfrom kesi import distributed\ndistributed.start('cpu')\n"
-                       "if distributed.rank() == 1:\n    os.kill(os.getpid(), 9)\n"
-                       "distributed.total(torch.ones(1))\n")
-    ended = subprocess.run([*TORCHRUN, "2", str(program)], env=environment(), text=True, capture_output=True,
-                           timeout=120)
-    assert ended.returncode != 0 and "Signal 9" in ended.stderr
+    program.write_text(
+        "import os, sys, torch\nfrom pathlib import Path\nfrom kesi.system import distributed\n"
+        "distributed.start('cpu')\n"
+        "Path(sys.argv[1], str(distributed.rank())).write_text(str(os.getpid()))\n"
+        "distributed.barrier()\n"  # both are there: nobody dies, or waits, while they still connect
+        "if distributed.rank() == 1:\n    os.kill(os.getpid(), 9)\n"
+        "distributed.total(torch.ones(1))\nPath(sys.argv[1], 'went on').touch()\n")
+    limit = distributed.PATIENCE.total_seconds() / 2  # a hang lasts longer; a busy machine does not
+    ended = subprocess.run([*TORCHRUN, "2", str(program), str(tmp_path)], env=environment(), text=True,
+                           capture_output=True, timeout=limit)
+    assert ended.returncode != 0, ended.stderr
+    assert (tmp_path / "0").exists() and not (tmp_path / "went on").exists(), ended.stderr
+    killed = (tmp_path / "1").read_text()
+    assert f"Signal 9 (SIGKILL) received by PID {killed}" in ended.stderr, ended.stderr

@@ -6,38 +6,96 @@ import torchvision
 
 import models
 from kesi.method import plan
+from kesi.method.paper import published
+from kesi.method.pruning.filters import pruned_widths
 from kesi.method.recipes import recipe
-from kesi.method.sizes import macs
+from kesi.method.sizes import macs, paper_macs
 
-# Parameters in millions and MACs (CIFAR in millions at 32 px, Tiny-ImageNet in billions at 224 px) of rounds
-# 0 to 5, as measured on the authors' definitions.
+# Parameters and MACs in millions of rounds 0 to 5: 10 classes at 32 px, the last two of 200 classes
+# at 224 px.
 SIZES = {
-    "resnet56": ("cifar10", (0.853, 0.654, 0.514, 0.418, 0.340, 0.284), (127.65, 104.19, 86.22, 72.02, 61.25, 52.71)),
-    "resnet110": ("cifar10", (1.728, 1.257, 0.923, 0.698, 0.516, 0.384),
-                  (257.11, 204.12, 163.73, 132.15, 108.16, 89.22)),
-    "preresnet164": ("cifar10", (1.703, 1.092, 0.742, 0.542, 0.403, 0.314),
-                     (260.28, 190.11, 144.70, 113.35, 92.71, 77.86)),
-    "wrn-16-8": ("cifar10", (10.961, 8.011, 5.894, 4.379, 3.278, 2.479),
-                 (1552.37, 1237.85, 997.26, 810.98, 665.57, 550.71)),
-    "vgg16": ("cifar10", (14.988, 9.455, 6.273, 4.431, 3.356, 2.715), (314.82, 254.64, 218.02, 195.34, 180.88, 171.63)),
-    "resnet18": ("tinyimagenet", (11.279, 8.307, 6.171, 4.637, 3.520, 2.708),
-                 (1.825, 1.529, 1.297, 1.107, 0.956, 0.836)),
-    "resnet34": ("tinyimagenet", (21.387, 15.968, 12.019, 9.127, 6.991, 5.404),
-                 (3.680, 3.054, 2.560, 2.155, 1.832, 1.572)),
+    "resnet56": ((0.853, 0.654, 0.514, 0.418, 0.340, 0.284),
+                 (125.49, 102.19, 84.35, 70.26, 59.57, 51.09), 59.28),
+    "resnet110": ((1.728, 1.257, 0.923, 0.698, 0.516, 0.384),
+                  (252.89, 200.25, 160.14, 128.80, 104.99, 86.19), 65.92),
+    "preresnet164": ((1.703, 1.092, 0.742, 0.542, 0.403, 0.314),
+                     (247.65, 178.17, 133.34, 102.48, 82.18, 67.62), 72.69),
+    "wrn-16-8": ((10.961, 8.011, 5.894, 4.379, 3.278, 2.479),
+                 (1548.15, 1233.92, 993.56, 807.47, 662.23, 547.51), 64.63),
+    "vgg16": ((14.988, 9.455, 6.273, 4.431, 3.356, 2.715),
+              (313.46, 253.38, 216.84, 194.22, 179.80, 170.58), 45.58),
+    "resnet18": ((11.279, 8.307, 6.171, 4.637, 3.520, 2.708),
+                 (1813.66, 1518.10, 1286.67, 1097.11, 946.40, 826.61), 54.42),
+    "resnet34": ((21.387, 15.968, 12.019, 9.127, 6.991, 5.404),
+                 (3663.35, 3038.13, 2544.78, 2140.72, 1817.95, 1558.63), 57.45),
 }
+# The paper's tool, millions of MACs of the baseline and after round 5, where they are known.
+TOOL = {"resnet56": (127.09, 52.28), "preresnet164": (257.11, 75.29), "resnet18": (1822, 834)}
 # Millions of non-zero parameters after round 5 of weight pruning, the paper's table 2.
 NONZERO = {"resnet56": 0.29, "resnet110": 0.36, "wrn-16-8": 2.53, "vgg16": 1.02}
 
 
+def recipe_of(arch: str):
+    tiny = models.ARCHITECTURES[arch].image_size == 224
+    return recipe(arch, *(("tinyimagenet", "filter", "tinyimagenet") if tiny
+                          else ("cifar10", "filter")))
+
+
+def classes_of(arch: str) -> int:
+    return 200 if models.ARCHITECTURES[arch].image_size == 224 else 10
+
+
+def networks(arch: str):
+    """The baseline and the network after round 5, without weights."""
+    cfg = list(models.ARCHITECTURES[arch].cfg)
+    pruned = cfg
+    for rates in recipe_of(arch).rounds:
+        pruned = pruned_widths(pruned, rates)
+    with torch.device("meta"):
+        return [models.create(arch, classes_of(arch), widths) for widths in (cfg, pruned)]
+
+
 @pytest.mark.parametrize("arch", SIZES)
 def test_sizes_of_all_rounds_are_the_published_ones(arch):
-    dataset, params, macs = SIZES[arch]
-    tiny = dataset == "tinyimagenet"
-    found = plan.sizes(recipe(arch, dataset, "filter", "tinyimagenet" if tiny else "cifar"), 200 if tiny else 10,
-                       224 if tiny else 32)
+    params, macs, saved = SIZES[arch]
+    found = plan.sizes(recipe_of(arch), classes_of(arch), models.ARCHITECTURES[arch].image_size)
     assert [round(size.params / 1e6, 3) for size in found] == list(params)
-    unit, digits = (1e9, 3) if tiny else (1e6, 2)
-    assert [round(size.macs / unit, digits) for size in found] == list(macs)
+    assert [round(size.macs / 1e6, 2) for size in found] == list(macs)
+    assert found[-1].macs_saved == saved
+
+
+@pytest.mark.parametrize("arch", SIZES)
+def test_the_papers_shares_of_macs_follow_from_its_tool(arch):
+    """It divided figures that were rounded to two decimals of a giga."""
+    counts = [paper_macs(network, models.ARCHITECTURES[arch].image_size)
+              for network in networks(arch)]
+    if arch in TOOL:
+        digits = 2 if counts[0] < 1e9 else 0
+        assert tuple(round(count / 1e6, digits) for count in counts) == TOOL[arch]
+    before, after = (round(count / 1e9, 2) for count in counts)
+    if arch in ("resnet18", "resnet34"):  # of which the figures themselves are printed
+        assert (before, after) == {"resnet18": (1.82, 0.83), "resnet34": (3.68, 1.57)}[arch]
+        return
+    printed = list(published(arch, "cifar10", "filter").values())[-1].macs_saved
+    assert 100 * (1 - after / before) == pytest.approx(printed, abs=0.05)
+
+
+def test_how_much_the_two_ways_of_counting_differ():
+    shares = [1 - macs(network, size) / paper_macs(network, size)
+              for arch, size in (("wrn-28-10", 32), ("preresnet164", 32))
+              for network in networks(arch)]
+    assert (round(min(shares), 3), round(max(shares), 2)) == (0.001, 0.10)
+
+
+@pytest.mark.parametrize(("network", "count"), [
+    (torch.nn.Conv2d(6, 8, 3, padding=1, groups=2), 8 * 3 * 9 * 16),
+    (torch.nn.Conv2d(6, 6, 3, stride=2, padding=1, groups=6), 6 * 9 * 4),
+    (torch.nn.Sequential(torch.nn.Conv2d(6, 2, 1, bias=False), torch.nn.BatchNorm2d(2),
+                         torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(32, 5)),
+     6 * 2 * 16 + 32 * 5)])
+def test_macs_are_those_of_convolutions_and_linear_layers(network, count):
+    before = torch.nn.Conv2d(3, 6, 1)
+    assert macs(torch.nn.Sequential(before, network), 4) == 3 * 6 * 16 + count
 
 
 @pytest.mark.parametrize("arch", NONZERO)
@@ -88,6 +146,7 @@ def test_initial_weights_have_the_papers_spread():
     weight = network.feature[10].weight  # 3x3, 256 filters
     assert weight.std().item() == pytest.approx((2 / (9 * len(weight))) ** 0.5, rel=0.02)
     assert torch.equal(network.feature[1].weight, torch.full((64,), 0.5))
+    assert torch.equal(network.classifier[1].weight, torch.ones(512))
     assert network.classifier[0].weight.std().item() == pytest.approx(0.01, rel=0.02)
 
 
@@ -117,5 +176,26 @@ def test_a_module_of_two_names_is_counted_and_left_alone():
             return self.branches[0](x).mean((2, 3))
 
     network = Twice()
-    assert macs(network, 8) == 3 * 4 * 64 + 2 * 4 * 64  # the convolution and the global pool
+    assert macs(network, 8) == 3 * 4 * 64
     assert network.left.weight.device.type == network.branches[0].weight.device.type == "cpu"
+
+
+def test_every_network_says_what_the_method_has_to_know():
+    for name, network in models.ARCHITECTURES.items():
+        widths = [width for width in network.cfg if width != "M"]
+        assert len(network.rates) == len(widths), name
+        assert len(network.sparsities) == 5 and sorted(network.sparsities) == list(network.sparsities)
+        with torch.device("meta"):
+            assert network.image_size >= models.create(name, 10).min_image_size
+    assert {name for name, network in models.ARCHITECTURES.items() if network.in_paper} == set(SIZES)
+    assert {name for name, network in models.ARCHITECTURES.items() if network.image_size == 224} == {
+        "resnet18", "resnet34"}
+
+
+@pytest.mark.parametrize(("typed", "name"), [("wrn_16_8", "wrn-16-8"), ("WRN_28_10", "wrn-28-10"),
+                                             ("resnet56", "resnet56"), ("lenet_5", "lenet_5")])
+def test_names_of_the_released_code_are_understood(typed, name):
+    assert models.canonical(typed) == name
+    if name in models.ARCHITECTURES:
+        with torch.device("meta"):
+            assert models.create(typed, 10).arch == name

@@ -18,13 +18,14 @@ import kesi
 import models
 from kesi import checkpoints
 from kesi.checkpoints.checkpoint import load
+from kesi.data import datasets
 from kesi.data.arrays import from_arrays
-from kesi.data.sources.digits import load_digits
-from kesi.method import recipes
 from kesi.method.pruning import prune_filters
 from kesi.method.training import Options
 from kesi.own import compress, graphs
-from kesi.own.graphs import GRAPHS, analyse
+from kesi.own.compress import Compressed
+from kesi.own.graphs import analyse
+from kesi.own.registry import SPARSITIES
 from kesi.report.page import next_steps, page
 from kesi.runs.folder import read_fields
 from kesi.runs.results import load_run
@@ -103,19 +104,19 @@ def small_densenet() -> nn.Module:
 
 def digits(size: int, count: int):
     """``count`` digits to train and 100 to test, as pairs."""
-    train, test = load_digits(size)
+    loaded = datasets.load("digits", image_size=size)
+    train, test = loaded.train, loaded.test
     return ((train.take(0, count).permute(0, 3, 1, 2), train.labels[:count]),
             (test.take(0, 100).numpy(), test.labels[:100].numpy()))
 
 
 @pytest.fixture
-def registry(monkeypatch):
+def registry():
     """Networks registered by a test are gone after it."""
-    monkeypatch.setattr(models, "ARCHITECTURES", dict(models.ARCHITECTURES))
-    before = dict(GRAPHS)
+    before = dict(models.ARCHITECTURES)
     yield
-    GRAPHS.clear()
-    GRAPHS.update(before)
+    models.ARCHITECTURES.clear()
+    models.ARCHITECTURES.update(before)
 
 
 def seeded(build):
@@ -130,7 +131,7 @@ def zeroed(network: nn.Module, graph: graphs.Graph, gone) -> nn.Module:
 
 
 def weights_of(path: Path) -> dict[str, torch.Tensor]:
-    return load(path).model.state_dict()
+    return load(path).network.state_dict()
 
 
 def assert_same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
@@ -266,7 +267,7 @@ def test_the_concatenating_network_goes_through_the_whole_method(method, tmp_pat
     network = seeded(Concatenating)
     given = copy.deepcopy(network.state_dict())
 
-    def compress(model: nn.Module) -> compress.Compressed:
+    def compress(model: nn.Module) -> Compressed:
         return kesi.compress(model, *digits(16, 64), method, rounds=2, epochs=(2, 1, 1), batch_size=32, flip=False,
                              compare=True, folder=tmp_path / "run", options=CPU)
 
@@ -300,14 +301,14 @@ def test_the_concatenating_network_goes_through_the_whole_method(method, tmp_pat
     assert "depthwise" in text or "left" in text
 
 
-def _smaller_or_masked(result: compress.Compressed, method: str) -> None:
+def _smaller_or_masked(result: Compressed, method: str) -> None:
     """The widths of the plan; or the shares of zeros of the recipe, where the masks say."""
     if method == "filter":
         assert result.network.cfg == [int(int(width * 0.8) * 0.8) for width in (12, 10, 6, 8)]
         assert result.network.down.weight.shape == (result.network.cfg[3], result.network.cfg[0], 3, 3)
         assert result.masks is None
         return
-    share = recipes.OWN_SPARSITIES[1]
+    share = SPARSITIES[1]
     assert result.masks.sparsity() == pytest.approx(share, abs=1e-3)
     for name, mask in result.masks.state_dict().items():
         assert not result.network.get_parameter(name)[~mask].any()
@@ -339,7 +340,8 @@ def test_torchvisions_networks(build, tmp_path, registry):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     checkpoint = load(result.checkpoint)
-    check = export.export(checkpoint, inputs_of(checkpoint), tmp_path / "net.onnx", "onnx").check
+    inputs = inputs_of(checkpoint)
+    check = export.export(checkpoint, inputs, tmp_path / "net.onnx", "onnx", raw=True).check
     assert check.equal == check.images == 100
     images = torch.randn(3, 3, 32, 32)
     found, = onnxruntime.InferenceSession(str(tmp_path / "net.onnx")).run(None, {"images": images.numpy()})
@@ -350,9 +352,10 @@ def test_torchvisions_networks(build, tmp_path, registry):
 def test_a_trained_network_is_the_baseline(tmp_path, registry):
     network = seeded(Concatenating)
 
-    def compress(model: nn.Module) -> compress.Compressed:
+    def compress(model: nn.Module) -> Compressed:
         return kesi.compress(model, *digits(16, 40), rounds=1, rates={"left": 0.5}, epochs=(9, 1, 1), batch_size=20,
-                             folder=tmp_path / "run", options=CPU, trained=True)
+                             folder=tmp_path / "run", options=CPU, trained=True,
+                             accuracy=10)  # of an untrained network
 
     result = compress(network)
     assert_same(weights_of(tmp_path / "run" / "seed0" / "baseline"), network.state_dict())
@@ -383,7 +386,6 @@ def saved(tmp_path_factory):
     checkpoints.save(folder / "net.pth.tar", network, {"stage": "pruned-1"})
     models.ARCHITECTURES.clear()
     models.ARCHITECTURES.update(before)
-    del GRAPHS["elsewhere"]
     (folder / "my_networks.py").write_text(
         "import kesi\nfrom test_own import Concatenating\n"
         "kesi.register('elsewhere', Concatenating, image_size=16)\n")
@@ -561,8 +563,9 @@ def test_arrays_of_either_layout_are_the_same_data_set():
 
 
 @pytest.mark.parametrize(("images", "labels", "said"), [
-    (torch.zeros(2, 3, 8, 8), [0, 1], "uint8"), (torch.zeros(2, 1, 8, 8, dtype=torch.uint8), [0, 1], "shape"),
-    (torch.zeros(2, 3, 8, 9, dtype=torch.uint8), [0, 1], "squares"),
+    (torch.full((2, 3, 8, 8), 0.3), [0, 1], "uint8"),
+    (torch.zeros(2, 1, 8, 8, dtype=torch.uint8), [0, 1], "8x8 px in 1 channels .* 8x8 px in 3 channels"),
+    (torch.zeros(2, 3, 8, 9, dtype=torch.uint8), [0, 1], "8x9 px in 3 channels .* 8x8 px in 3 channels"),
     (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), [0], "whole number for each of the 2"),
     (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), [0.0, 1.0], "whole number"),
     (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), [0, 3], "from 0 to 3; 2 classes")])

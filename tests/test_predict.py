@@ -33,7 +33,7 @@ def test_digits_as_png_files(filter_run, tmp_path):
     for number in range(12):
         Image.fromarray(digits.test.images[number].numpy()).save(tmp_path / f"{number:02d}.png")
     found = predict.predict_images(checkpoint, [tmp_path])
-    expected = predict_split(checkpoint.model, digits, digits.test)[:12].double().softmax(1)
+    expected = predict_split(checkpoint.network, digits, digits.test)[:12].double().softmax(1)
     assert [one.path.name for one in found] == [f"{number:02d}.png" for number in range(12)]
     for one, row in zip(found, expected, strict=True):
         assert sum(one.probabilities) == pytest.approx(1)
@@ -50,7 +50,7 @@ def test_photographs_as_the_test_images_of_a_folder(tmp_path, arch, family, size
     checkpoint = saved(tmp_path / "c.pth.tar", arch, dataset)
     files = [path for name in dataset.classes for path in predict.image_files([root / "test" / name])]
     assert len(files) == len(dataset.test) > 6
-    expected = predict_split(checkpoint.model, dataset, dataset.test).double().softmax(1)
+    expected = predict_split(checkpoint.network, dataset, dataset.test).double().softmax(1)
     for one, row in zip(predict.predict_images(checkpoint, files), expected, strict=True):
         assert torch.allclose(torch.tensor(one.probabilities).double(), row[list(one.labels)], atol=1e-5)
         assert one.classes == tuple(("ant", "bee", "cat")[label] for label in one.labels)

@@ -277,6 +277,6 @@ def test_ray_continues_the_pipeline_of_a_lost_worker(tmp_path):
         assert len(files) == 4
         for file in files:
             other = tmp_path / "runs" / file.relative_to(tmp_path / "whole")
-            one, other = (checkpoints.load(path).model.state_dict() for path in (file, other))
+            one, other = (checkpoints.load(path).network.state_dict() for path in (file, other))
             assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one), file
     assert not [*(tmp_path / "runs").rglob(LOCK)]

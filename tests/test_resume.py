@@ -24,7 +24,7 @@ from kesi.data import Split, load
 from kesi.method.pruning import prune_weights
 from kesi.method.recipes import ONE_CYCLE
 from kesi.method.training import Options
-from kesi.runs import states
+from kesi.runs import resume
 from kesi.runs.stage import Context
 from kesi.runs.steps import retrain
 from kesi.system import files
@@ -98,9 +98,9 @@ def epoch_of(path):
 @pytest.mark.parametrize("stop_after", [0, 1, 5])
 def test_an_interrupt_loses_the_epoch_in_progress_and_no_other(train, whole, tmp_path, save_every, stop_after, capsys):
     train(tmp_path, save_every, stop_after)
-    assert (tmp_path / states.STATE).exists() == bool(stop_after)
+    assert (tmp_path / resume.STATE).exists() == bool(stop_after)
     if stop_after:
-        assert epoch_of(tmp_path / states.STATE) == stop_after
+        assert epoch_of(tmp_path / resume.STATE) == stop_after
         assert ("saved as it was after" in capsys.readouterr().out) == (stop_after % save_every != 0)
     assert digest(train(tmp_path, save_every)) == digest(whole)
     assert ("continues after epoch" in capsys.readouterr().out) == bool(stop_after)
@@ -111,7 +111,7 @@ def test_an_interrupted_write_is_made_good(train, whole, tmp_path, monkeypatch):
     write, calls = files.os.replace, []
 
     def interrupted(source, target):
-        if str(target).endswith(states.STATE):
+        if str(target).endswith(resume.STATE):
             calls.append(target)
             if len(calls) == 2:
                 raise KeyboardInterrupt
@@ -120,18 +120,18 @@ def test_an_interrupted_write_is_made_good(train, whole, tmp_path, monkeypatch):
     monkeypatch.setattr(files.os, "replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path)
-    assert epoch_of(tmp_path / states.STATE) == 2 and epoch_of(tmp_path / states.PREVIOUS) == 1
+    assert epoch_of(tmp_path / resume.STATE) == 2 and epoch_of(tmp_path / resume.PREVIOUS) == 1
     assert digest(train(tmp_path)) == digest(whole)
 
 
 def test_an_error_saves_the_last_good_epoch_too(train, whole, tmp_path):
     train(tmp_path, 10, 3, interrupt=MemoryError)
-    assert epoch_of(tmp_path / states.STATE) == 3 and digest(train(tmp_path)) == digest(whole)
+    assert epoch_of(tmp_path / resume.STATE) == 3 and digest(train(tmp_path)) == digest(whole)
 
 
 def test_the_copy_on_the_host_does_not_follow_the_training():
     value = {"a": [torch.ones(2), 3], "b": ({"c": torch.ones(1)},)}
-    copied = states.on_host(value)
+    copied = resume.on_host(value)
     value["a"][0].zero_(), value["b"][0]["c"].zero_(), value["a"].append(4)
     assert copied["a"][0].tolist() == [1, 1] and len(copied["a"]) == 2 and copied["b"][0]["c"].tolist() == [1]
 
@@ -147,33 +147,33 @@ def damage(path):
 
 def test_a_damaged_state_is_reported_and_the_one_before_it_used(train, whole, tmp_path, capsys):
     train(tmp_path, 1, 4)
-    damage(tmp_path / states.STATE)
-    with pytest.warns(UserWarning, match=rf"{states.STATE} is damaged.*: trying {states.PREVIOUS}") as seen:
+    damage(tmp_path / resume.STATE)
+    with pytest.warns(UserWarning, match=rf"{resume.STATE} is damaged.*: trying {resume.PREVIOUS}") as seen:
         train(tmp_path, 1, 4 - 3)  # one more epoch only, so that the good one before must still be there
     assert len(seen) == 1 and "continues after epoch 3" in capsys.readouterr().out
-    assert epoch_of(tmp_path / states.STATE) == 4 and epoch_of(tmp_path / states.PREVIOUS) == 3
+    assert epoch_of(tmp_path / resume.STATE) == 4 and epoch_of(tmp_path / resume.PREVIOUS) == 3
     assert digest(train(tmp_path)) == digest(whole)
     assert sorted(os.listdir(tmp_path)) == ["checkpoint.pth.tar", "metrics.jsonl", "result.json"]
 
 
 def test_without_a_whole_state_the_stage_starts_over(train, whole, tmp_path, capsys):
     train(tmp_path, 1, 4)
-    damage(tmp_path / states.STATE)
-    (tmp_path / states.PREVIOUS).write_bytes(b"")
+    damage(tmp_path / resume.STATE)
+    (tmp_path / resume.PREVIOUS).write_bytes(b"")
     with pytest.warns(UserWarning, match="damaged or not a checkpoint.*: the stage starts over"):
         assert digest(train(tmp_path)) == digest(whole)
     assert "continues" not in capsys.readouterr().out
 
 
 def test_a_state_of_nothing_is_no_state(train, whole, tmp_path):
-    tmp_path.joinpath(states.STATE).write_bytes(whole.read_bytes())
+    tmp_path.joinpath(resume.STATE).write_bytes(whole.read_bytes())
     with pytest.warns(UserWarning, match="is not the state of an unfinished stage: the stage starts over"):
         assert digest(train(tmp_path)) == digest(whole)
 
 
 def test_a_kill_between_the_two_renames_costs_one_epoch(train, whole, tmp_path, capsys):
     train(tmp_path, 1, 3)
-    (tmp_path / states.STATE).replace(tmp_path / states.PREVIOUS)
+    (tmp_path / resume.STATE).replace(tmp_path / resume.PREVIOUS)
     assert digest(train(tmp_path)) == digest(whole)
     assert "continues after epoch 3" in capsys.readouterr().out
 
@@ -218,7 +218,7 @@ def limited(megabytes, code):
 
 def test_a_full_disk_leaves_the_last_good_state_and_one_line(train, whole, tmp_path, pruned):
     train(tmp_path, 1, 2)
-    before = (tmp_path / states.STATE).read_bytes()
+    before = (tmp_path / resume.STATE).read_bytes()
     code, out, err = limited(len(before) * 0.7 / 2**20, f"""
 import sys
 sys.argv = ["finetune.py"]
@@ -239,7 +239,7 @@ entry.run(lambda: retrain(Context(d, 0, Options(eval_every=0)), stage, __import_
 """)
     assert code == 1 and "continues after epoch 2" in out
     assert err.startswith("error: cannot write") and err.count("\n") == 1 and "File too large" in err, err
-    assert (tmp_path / states.STATE).read_bytes() == before
+    assert (tmp_path / resume.STATE).read_bytes() == before
     assert not [name for name in os.listdir(tmp_path) if name.endswith(".tmp") or name == LOCK]
     assert digest(train(tmp_path)) == digest(whole)
 
@@ -349,7 +349,7 @@ def test_where_there_are_no_locks_this_is_said_and_the_work_goes_on(tmp_path, mo
 def test_a_fresh_start_moves_the_old_stage_aside_without_its_lock(train, tmp_path):
     train(tmp_path / "x", stop_after=2)
     train(tmp_path / "x", fresh=True, stop_after=1)
-    assert epoch_of(tmp_path / "x" / states.STATE) == 1 and epoch_of(tmp_path / "x.old-1" / states.STATE) == 2
+    assert epoch_of(tmp_path / "x" / resume.STATE) == 1 and epoch_of(tmp_path / "x.old-1" / resume.STATE) == 2
     assert not list(tmp_path.rglob(LOCK))
 
 
@@ -425,8 +425,8 @@ def test_what_a_damaged_stage_was_made_anew_from_by_another_command_keeps_its_ch
     outcome = script("cifar/pipeline.py", *words, "--no-report", "--save-every", "9")
     assert outcome.code == 0 and re.search("onecycle-1/checkpoint.pth.tar is damaged.*runs again", outcome.err), outcome
     assert broken.read_bytes() != before.pop(broken)  # it names the other command
-    assert checkpoints.load(broken).network_digest == checkpoints.load(
-        weight_run / "seed0" / "onecycle-1").network_digest
+    assert checkpoints.load(broken).digest == checkpoints.load(
+        weight_run / "seed0" / "onecycle-1").digest
     assert all(path.read_bytes() == content for path, content in before.items())
     works("kesi", "report", run, "--no-plots")
     works("kesi", "verify", run, "--no-accuracy")
@@ -445,8 +445,8 @@ def test_a_stage_that_comes_out_otherwise_does_not_take_the_place_of_the_one_tha
     assert all(path.read_bytes() == content for path, content in before.items())
     other = checkpoints.load(run / "seed0" / "baseline" / "other.pth.tar")
     assert script("cifar/pipeline.py", *words).code == 0
-    assert checkpoints.load(broken).network_digest == checkpoints.load(weight_run / "seed0/baseline").network_digest
-    assert other.network_digest != checkpoints.load(broken).network_digest
+    assert checkpoints.load(broken).digest == checkpoints.load(weight_run / "seed0/baseline").digest
+    assert other.digest != checkpoints.load(broken).digest
     works("kesi", "verify", run, "--no-accuracy")
 
 
@@ -454,15 +454,15 @@ def test_a_state_from_elsewhere_is_looked_at_before_anything_is_replaced(train, 
     one = ("cifar/train.py", "--arch", "resnet20", "--dataset", "digits", "--epochs", 3, "--batch-size", 512)
     for name, seed in (("a", 0), ("b", 1)):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(states.Saver, "after_epoch", interrupted(states.Saver.after_epoch))
+            patch.setattr(resume.Saver, "after_epoch", interrupted(resume.Saver.after_epoch))
             assert script(*one, "--save", tmp_path / name, "--seed", seed).code == 130
-    state = tmp_path / "a" / states.STATE
+    state = tmp_path / "a" / resume.STATE
     before = state.read_bytes()
     fails(*one, "--save", tmp_path / "a", "--resume", tmp_path / "b", code=2, says="has a state of its own")
     fails(*one, "--save", tmp_path / "c", "--resume", tmp_path / "b", code=2, says="another seed (1, now 0)")
     fails(*one, "--save", tmp_path / "a", "--resume", tmp_path / "b", "--fresh", code=2, says="give one of them")
     fails(*one, "--save", tmp_path / "a", "--precision", "bf16", code=2, says="another precision (auto, now bf16)")
-    assert state.read_bytes() == before and not (tmp_path / "c" / states.STATE).exists()
+    assert state.read_bytes() == before and not (tmp_path / "c" / resume.STATE).exists()
     assert "continues after epoch 1" in works(*one, "--save", tmp_path / "d", "--resume", tmp_path / "a")
     assert "continues after epoch 1" in works(*one, "--save", tmp_path / "a", "--eval-every", 1)
     d, a = (json.loads((tmp_path / name / "result.json").read_text()) for name in "da")

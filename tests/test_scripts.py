@@ -21,7 +21,7 @@ TINY = ("--arch", "resnet20", "--dataset", "digits", *SHORT)
 
 
 def same_weights(one, other):
-    a, b = (checkpoints.load(path).model.state_dict() for path in (one, other))
+    a, b = (checkpoints.load(path).network.state_dict() for path in (one, other))
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
@@ -66,7 +66,7 @@ def test_masks_survive_the_whole_pipeline(runs):
         loaded = checkpoints.load(folder / stage / "checkpoint.pth.tar")
         assert loaded.masks.sparsity() == pytest.approx(share, abs=1e-4)
         for name, mask in loaded.masks.state_dict().items():
-            weight = loaded.model.get_parameter(name)
+            weight = loaded.network.get_parameter(name)
             assert not bool(weight[~mask].any()) and float((weight[mask] != 0).float().mean()) > 0.999
 
 
@@ -215,7 +215,7 @@ def test_released_checkpoint_continues_here(tmp_path):
     torch.save({"cfg": network.cfg, "state_dict": network.state_dict()}, tmp_path / "theirs.pth.tar")
     works("cifar/filter_pruning/finetune.py", "--refine", tmp_path / "theirs.pth.tar", "--dataset", "digits", *SHORT,
           "--save", tmp_path / "onecycle")
-    assert checkpoints.load(tmp_path / "onecycle").model.cfg == network.cfg
+    assert checkpoints.load(tmp_path / "onecycle").network.cfg == network.cfg
     fails("cifar/filter_pruning/ensemble_finetune.py", "--refine", tmp_path / "theirs.pth.tar", "--dataset", "digits",
           code=2, says="does not say what it was made from: name the teachers")
     fails("cifar/filter_pruning/finetune.py", "--refine", tmp_path / "theirs.pth.tar", code=2, says="give --dataset")
@@ -276,7 +276,7 @@ def test_dry_run_touches_nothing_and_asks_nothing_of_the_data(tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     out = works("cifar/pipeline.py", "--arch", "resnet56", "--dataset", "cifar10", "--compare", "--seeds", 0, 1, 2,
                 "--dry-run")
-    assert "283,816" in out and "52,707,722" in out and "58.71 %" in out
+    assert "283,816" in out and "51,094,144" in out and "59.28 %" in out
     assert "111,000,000 images to process" in out  # 3 seeds x (300 + 10 x 40 + 40) epochs x 50,000
     assert os.listdir(tmp_path) == []
     assert "?" in works("cifar/pipeline.py", "--dataset", "imagefolder", "--num-classes", 3, "--dry-run")

@@ -14,13 +14,17 @@ import models
 from doors import fails, works
 from kesi import checkpoints
 from kesi.method.distillation import Distillation, SnapshotEnsemble, frozen
-from kesi.method.objectives import cross_entropy
+from kesi.method.objectives import CrossEntropy
 from kesi.method.pruning import prune_weights
-from kesi.method.recipes import DISTILL, ONE_CYCLE
+from kesi.method.recipes import DISTILLATION, OWN, RETRAININGS
 from kesi.method.schedules import optimizer_for, schedule_for
+from kesi.method.snapshot import Snapshot
 from kesi.system import execution
+from kesi.system.capture import CapturedStep
 from kesi.system.errors import UsageError
 from kesi.system.execution import make_step, set_up
+
+ONE_CYCLE, cross_entropy = RETRAININGS[OWN].training, CrossEntropy()
 
 needs_graph = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: captures a CUDA graph")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: its fused optimiser and precisions")
@@ -86,8 +90,12 @@ def reference(model, objective, given):
     return losses, correct, model
 
 
+def ensemble_of(*networks, device="cpu"):
+    return SnapshotEnsemble([Snapshot(f"member {n}", one) for n, one in enumerate(networks)], device)
+
+
 def distillation(device="cpu"):
-    return Distillation(SnapshotEnsemble([network(1), network(2, (2,) * 9)], device=device), 5.0)
+    return Distillation(ensemble_of(network(1), network(2, (2,) * 9), device=device))
 
 
 @pytest.mark.parametrize("make_objective", [lambda: cross_entropy, distillation], ids=["cross-entropy", "distillation"])
@@ -151,7 +159,7 @@ def test_a_compiled_step_is_the_eager_one(capsys):
 
 @pytest.mark.parametrize("error", [RuntimeError("no compiler\nsecond line"), ValueError()])
 def test_where_compiling_fails_one_line_says_so_and_the_step_runs(monkeypatch, capsys, error):
-    def compile_(function):
+    def compile_(function, **_):
         def call(*_):
             raise error
         return call
@@ -165,7 +173,7 @@ def test_where_compiling_fails_one_line_says_so_and_the_step_runs(monkeypatch, c
 
 
 def test_auto_does_not_compile_on_a_cpu(monkeypatch):
-    monkeypatch.setattr(torch, "compile", lambda function: pytest.fail("compiled"))
+    monkeypatch.setattr(torch, "compile", lambda function, **_: pytest.fail("compiled"))
     for steps_ in (1, 10**6):
         step = make_step(network(), cross_entropy, "cpu", "fp32", "auto", steps_)
         step(*batches(2)[0])
@@ -173,13 +181,13 @@ def test_auto_does_not_compile_on_a_cpu(monkeypatch):
 
 def test_auto_compiles_long_stages_on_a_gpu_and_captures_every_one(monkeypatch):
     compiled = []
-    monkeypatch.setattr(torch, "compile", lambda function: compiled.append(function) or function)
+    monkeypatch.setattr(torch, "compile", lambda function, **_: compiled.append(function) or function)
     for steps_, times in ((execution.COMPILE_FROM_STEPS - 1, 0), (execution.COMPILE_FROM_STEPS, 1)):
         compiled.clear()
-        assert isinstance(make_step(network(), cross_entropy, "cuda", "fp32", "auto", steps_), execution._Captured)
+        assert isinstance(make_step(network(), cross_entropy, "cuda", "fp32", "auto", steps_), CapturedStep)
         assert len(compiled) == times
     compiled.clear()
-    assert not isinstance(make_step(network(), cross_entropy, "cuda", "fp32", "off", 10**6), execution._Captured)
+    assert not isinstance(make_step(network(), cross_entropy, "cuda", "fp32", "off", 10**6), CapturedStep)
     assert not compiled
 
 
@@ -218,7 +226,7 @@ def test_the_flags_through_a_script(tmp_path):
     words = ("cifar/train.py", "--arch", "resnet20", "--dataset", "digits", "--epochs", 1, "--device", "cpu")
     for name in ("a", "b"):
         works(*words, "--deterministic", "--compile", "off", "--save", tmp_path / name)
-    a, b = (checkpoints.load(tmp_path / name / "checkpoint.pth.tar").model.state_dict() for name in ("a", "b"))
+    a, b = (checkpoints.load(tmp_path / name / "checkpoint.pth.tar").network.state_dict() for name in ("a", "b"))
     assert all(torch.equal(a[name], b[name]) for name in a)
     works(*words, "--precision", "bf16", "--save", tmp_path / "c")
     fails(*words, "--precision", "tf32", "--save", tmp_path / "d", code=2, says="tf32 is for GPUs")
@@ -241,7 +249,7 @@ def test_masks_are_one_operation_a_step():
 def test_teachers_are_frozen_folded_and_in_layout():
     original = network(1)
     state = copy.deepcopy(original.state_dict())
-    ensemble = SnapshotEnsemble([original, network(2)])
+    ensemble = ensemble_of(original, network(2))
     for member in ensemble.members:
         assert not member.training and not any(weight.requires_grad for weight in member.parameters())
         assert not any(isinstance(module, nn.BatchNorm2d) for module in member.modules())
@@ -249,7 +257,7 @@ def test_teachers_are_frozen_folded_and_in_layout():
                    if weight.dim() == 4)
     student, ((images, labels),) = network(), batches(4)
     before = [copy.deepcopy(member.state_dict()) for member in ensemble.members]
-    train(student, Distillation(ensemble, 5.0), "off", [(images, labels)])
+    train(student, Distillation(ensemble), "off", [(images, labels)])
     for member, held in zip(ensemble.members, before, strict=True):
         assert all(torch.equal(value, held[name]) for name, value in member.state_dict().items())
         assert all(weight.grad is None for weight in member.parameters())
@@ -274,7 +282,7 @@ def test_full_precision_is_for_a_while(monkeypatch):
 def test_only_batches_of_the_first_shape_are_compiled(monkeypatch):
     """The last batch of an epoch is smaller: compiling it anew would take longer than it."""
     compiled = []
-    monkeypatch.setattr(torch, "compile", lambda function: lambda x, y: compiled.append(len(x)) or function(x, y))
+    monkeypatch.setattr(torch, "compile", lambda function, **_: lambda x, y: compiled.append(len(x)) or function(x, y))
     model, given = network(), batches(6, 6, 3, 6)
     expected = train(copy.deepcopy(model), cross_entropy, "off", given)
     found = train(model, cross_entropy, "on", given)
@@ -314,11 +322,11 @@ def test_capturing_counts_as_no_step():
 
 @needs_graph
 def test_teachers_are_inside_the_graph():
-    ensemble = SnapshotEnsemble([network(1), network(2)], device="cuda")
+    ensemble = ensemble_of(network(1), network(2), device="cuda")
     calls = []
     for member in ensemble.members:
         member.register_forward_hook(lambda *_: calls.append(1))
-    step = make_step(network(device="cuda"), Distillation(ensemble, 5.0), "cuda", "fp32", "auto", 1)
+    step = make_step(network(device="cuda"), Distillation(ensemble), "cuda", "fp32", "auto", 1)
     first, second = batches(8, 8, device="cuda")
     one, _ = step(*first)
     captured = len(calls)
@@ -350,7 +358,7 @@ def test_what_a_captured_step_returns_outlives_the_next_one():
 
 
 @needs_gpu
-@pytest.mark.parametrize("stage", [ONE_CYCLE, DISTILL], ids=["sgd", "adam"])
+@pytest.mark.parametrize("stage", [ONE_CYCLE, DISTILLATION], ids=["sgd", "adam"])
 def test_the_fused_optimiser_with_a_captured_step_follows_the_schedule(stage):
     stage, given = replace(stage, epochs=1), batches(*ODD, device="cuda")
     weights = []
@@ -372,7 +380,7 @@ def test_the_fused_optimiser_with_a_captured_step_follows_the_schedule(stage):
 
 @needs_bf16
 def test_bf16_is_the_default_on_a_gpu_and_close_to_fp32():
-    assert set_up("cuda", "auto", False) == "bf16" and torch.backends.cudnn.benchmark
+    assert set_up("cuda", "auto", False) == "bf16"
     given = batches(*ODD, device="cuda")
     exact = train(network(device="cuda"), cross_entropy, "off", given, "cuda")[0]
     half = train(network(device="cuda"), cross_entropy, "auto", given, "cuda", "bf16")[0]

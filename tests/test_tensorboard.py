@@ -48,20 +48,56 @@ def test_a_run_that_goes_on_is_brought_up_to_date(filter_run, tmp_path):
     lines = (filter_run / "seed0/baseline/metrics.jsonl").read_text().splitlines(keepends=True)
     metrics = run / "seed0/baseline/metrics.jsonl"
     metrics.write_text(lines[0])
-    first, = tensorboard.write_events(run, logs)
-    other = first.with_name("events.out.tfevents.of-somebody-else")
-    other.write_bytes(b"")
-    assert len(scalars(first.parent)["loss/train"]) == 1
-    assert tensorboard.write_events(run, logs) == [first]
+    folder, = tensorboard.write_events(run, logs)
+    assert folder == logs / "seed0/baseline" and len(scalars(folder)["loss/train"]) == 1
+    (folder / "events.out.tfevents.of-somebody-else").write_bytes(b"")
+    before = written(folder)
+    assert tensorboard.write_events(run, logs) == [folder] and written(folder) == before
     metrics.write_text(lines[0] + lines[0].replace('"epoch": 1', '"epoch": 2'))
-    before = first.read_bytes()
-    files = tensorboard.write_events(run, logs)  # added to: an open TensorBoard would not notice that a file is gone
-    assert len(files) == 2 and first in files and first.read_bytes() == before and other.exists()
-    assert [step for step, _ in scalars(first.parent)["loss/train"]] == [1, 2]
+    tensorboard.write_events(run, logs)
+    after = written(folder)  # what is there stays: an open TensorBoard would not notice that a file is gone
+    assert len(after) == len(before) + 1 and before.items() <= after.items()
+    assert [step for step, _ in scalars(folder)["loss/train"]] == [1, 2]
     metrics.write_text(json.dumps(json.loads(lines[0]) | {"lr": 0.5}) + "\n")  # started over
-    last, = tensorboard.write_events(run, logs)
-    assert last not in files and not first.exists() and other.exists()
-    assert [step for step, _ in scalars(first.parent)["loss/train"]] == [1]
+    tensorboard.write_events(run, logs)
+    found = scalars(folder)
+    assert [step for step, _ in found["loss/train"]] == [1] and found["learning rate"] == [(1, 0.5)]
+
+
+def test_an_open_tensorboard_sees_a_run_grow_and_start_over(filter_run, tmp_path):
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    run, logs = tmp_path / "run", tmp_path / "logs"
+    (run / "seed0" / "baseline").mkdir(parents=True)
+    shutil.copy(filter_run / "run.json", run)
+    row = json.loads((filter_run / "seed0/baseline/metrics.jsonl").read_text().splitlines()[0])
+    metrics = run / "seed0/baseline/metrics.jsonl"
+
+    def write(*epochs, lr):
+        lines = (json.dumps(row | {"epoch": epoch, "lr": lr}) + "\n" for epoch in epochs)
+        metrics.write_text("".join(lines))
+
+    live = tensorboard.Live(run, logs)
+    write(1, lr=0.5)
+    live.after_epoch(metrics.parent)
+    opened = reader.EventAccumulator(str(logs / "seed0/baseline"))
+    for epochs, lr, writes in (((1,), 0.5, None), ((1, 2), 0.5, live.after_epoch),
+                               ((1, 2, 3), 0.5, live.after_epoch), ((1,), 0.25, "started over")):
+        write(*epochs, lr=lr)
+        if writes == "started over":
+            live.after_stage()
+            live = tensorboard.Live(run, logs)
+            live.after_epoch(metrics.parent)
+        elif writes:
+            writes(metrics.parent)
+        opened.Reload()
+        assert [(event.step, event.value) for event in opened.Scalars("learning rate")] == [
+            (epoch, lr) for epoch in epochs]
+    live.after_stage()
+
+
+def written(folder):
+    """{file: content} of a folder."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def test_what_is_wrong_is_said(filter_run, tmp_path, monkeypatch):
@@ -103,4 +139,6 @@ def test_events_are_there_after_every_epoch_and_once_when_a_run_goes_on(tmp_path
                     ("kesi", 1)]
     logs = tmp_path / "run" / "tensorboard"
     before = sorted(logs.rglob("events*"))
-    assert len(before) == 4 and sorted(tensorboard.write_events(tmp_path / "run", logs)) == before  # all up to date
+    assert len(before) == 4
+    tensorboard.write_events(tmp_path / "run", logs)  # all up to date
+    assert sorted(logs.rglob("events*")) == before

@@ -35,7 +35,7 @@ def test_pipeline_on_the_layout_as_it_is_distributed(tiny, tmp_path, method):
     assert (last["num_classes"], last["image_size"], last["dataset"]) == (3, 64, "tinyimagenet")
     loaded = checkpoints.load(tmp_path / "run" / "seed0" / "kesi")
     if method == "filter":  # stages 1 and 2 lose 0.1, stage 3 0.2, stage 4 0.3, twice
-        assert loaded.model.cfg == [51, 51, 103, 103, 163, 163, 250, 250]
+        assert loaded.network.cfg == [51, 51, 103, 103, 163, 163, 250, 250]
     else:
         share = recipe("resnet18", "tinyimagenet", "weight").rounds[1]
         assert loaded.masks.sparsity() == pytest.approx(share, abs=1e-4)
@@ -94,7 +94,7 @@ def test_pretrained_weights_start_the_baseline_and_the_last_layer_is_refitted(tm
     data = write_imagefolder(tmp_path / "photos", classes=("cat", "dog"))
     works("tinyimagenet/train.py", "--arch", "resnet18", "--dataset", "imagefolder", "--data", data, "--image-size", 64,
           "--epochs", 1, "--lr", 1e-12, "--pretrained", tmp_path / "resnet18.pth", "--save", tmp_path / "b")
-    trained = checkpoints.load(tmp_path / "b").model
+    trained = checkpoints.load(tmp_path / "b").network
     assert torch.allclose(trained.layer3[0].conv1.weight, theirs.layer3[0].conv1.weight, atol=1e-6)
 
 

@@ -13,18 +13,16 @@ from pathlib import Path
 
 import torch
 
-import models
-from kesi import checkpoints
+from kesi import models
 from kesi.checkpoints import fields, safety
 from kesi.checkpoints.records import Info, Reference, decode, encode
 from kesi.checkpoints.released import classes_of, published_info, recognise, skeleton, widths_of
 from kesi.method.pruning.masks import Masks
 from kesi.method.pruning.weights import masks_from_zeros
 from kesi.method.snapshot import Snapshot, digest_of
-from kesi.own.graphs import GRAPHS
+from kesi.models import Network
 from kesi.system.errors import KesiError, UsageError, first_line
 from kesi.system.files import write_atomic
-from models import Network
 
 FORMAT = "kesi-checkpoint"
 
@@ -68,8 +66,8 @@ def save(path: Path, snapshot: Snapshot, info: Info, training: dict | None = Non
 def contents(snapshot: Snapshot, info: Info, training: dict | None = None) -> dict:
     """What a checkpoint says, but for its digest. The weights are not copied where they are on the CPU already.
 
-    ``training`` is the state of an unfinished stage (optimiser, schedule, epoch, history). Raises KesiError when a weight is not finite: good
-    weights are never replaced by broken ones.
+    ``training`` is the state of an unfinished stage (optimiser, schedule, epoch, history). Raises
+    KesiError when a weight is not finite: good weights are never replaced by broken ones.
     """
     model, masks = snapshot.network, snapshot.masks
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
@@ -122,9 +120,11 @@ def load(path: str | Path, arch: str | None = None, num_classes: int | None = No
     """
     path = find(path)
     content = read(path)
+    arch = arch and models.canonical(arch)
     if arch is not None and arch not in models.ARCHITECTURES:
         raise UsageError(f"unknown architecture {arch!r}; choose one of: {', '.join(models.ARCHITECTURES)}")
     state = _state_dict(path, content)
+    safety.check_weights(path, state)
     ours = content.get("format") == FORMAT
     if arch is None:
         arch = content["arch"] if ours else recognise(path, state)
@@ -133,11 +133,12 @@ def load(path: str | Path, arch: str | None = None, num_classes: int | None = No
     classes = content["num_classes"] if ours else classes_of(path, state)
     if num_classes is not None and num_classes != classes:
         raise UsageError(f"{path} has {classes} classes, not {num_classes}")
-    checkpoints.require(arch, path)
-    if arch in GRAPHS and GRAPHS[arch].problem and content.get("cfg"):
-        raise UsageError(f"{path} cannot be loaded: {GRAPHS[arch].problem}")
+    require(arch, path)
+    graph = models.ARCHITECTURES[arch].graph
+    if graph and graph.problem and content.get("cfg"):
+        raise UsageError(f"{path} cannot be loaded: {graph.problem}")
     try:
-        cfg = content.get("cfg") or (None if arch in GRAPHS else widths_of(arch, state))
+        cfg = content.get("cfg") or (None if graph else widths_of(arch, state))
         _refuse_other_shapes(arch, classes, cfg, state)
         model = models.create(arch, classes, cfg)
         model.load_state_dict(state)

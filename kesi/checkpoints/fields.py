@@ -1,18 +1,19 @@
-"""What the JSON files of a run may say: looked through once when they are read, so that nobody else has to doubt them.
+"""What the JSON files of a run may say, looked through once when they are read.
 
 A forged or half-written value ends in one line that names the file and the field.
 """
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
-from kesi.system.errors import KesiError
+from kesi.data.datasets import LARGEST
+from kesi.method.schedules import DIVERGED
+from kesi.system.errors import KesiError, controls
 
 Check = Callable[[object], bool]
 
-MOST = 1e18  # of any number; beyond it sums and formats overflow
-
-LARGEST = 4096  # pixels of an image; more is a slip, or a file that asks for the memory
+MOST = DIVERGED  # of any number: what a run may write can be read
 
 
 def number(value: object) -> bool:
@@ -33,14 +34,24 @@ def text(value: object) -> bool:
     return isinstance(value, str)
 
 
+def line(value: object) -> bool:
+    """A string without control characters, which would begin a line of their own where it is shown."""
+    return text(value) and not controls(value)
+
+
+def commit(value: object) -> bool:
+    """A commit, which is hexadecimal."""
+    return text(value) and re.fullmatch("[0-9a-f]{4,64}", value) is not None
+
+
 def file_path(value: object) -> bool:
-    """A path that a system would take."""
-    return text(value) and "\0" not in value and len(value) < 4096 and all(map(file_name, value.split("/")))
+    """A path that a system would take, on one line."""
+    return line(value) and len(value) < 4096 and all(map(file_name, value.split("/")))
 
 
 def file_name(value: object) -> bool:
     """A name of a file or folder, or none."""
-    return text(value) and not {"\0", "/"} & set(value) and len(value.encode(errors="replace")) < 256
+    return line(value) and "/" not in value and len(value.encode(errors="replace")) < 256
 
 
 def true_or_false(value: object) -> bool:
@@ -80,8 +91,8 @@ def described(value: object) -> bool:
 REFERENCE: dict[str, Check] = {"path": file_path, "stage": text, "network": optional(text)}
 
 ORIGIN: dict[str, Check] = {
-    "commit": optional(text), "dirty": optional(true_or_false), "versions": optional(mapping(text)),
-    "device": optional(text), "command": optional(text), "recipe_hash": optional(text)}
+    "commit": optional(commit), "dirty": optional(true_or_false), "versions": optional(mapping(line)),
+    "device": optional(line), "command": optional(line), "recipe_hash": optional(line)}
 
 
 def origin(value: object) -> bool:

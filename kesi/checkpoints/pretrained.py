@@ -5,12 +5,11 @@ from pathlib import Path
 import torch
 import torchvision
 
+from kesi import models
+from kesi.models import Network
 from kesi.system.errors import KesiError, UsageError
-from models import Network
 
 DOWNLOAD = "torchvision"  # instead of a path: torchvision's own download
-
-ENUMS = {"resnet18": "ResNet18_Weights", "resnet34": "ResNet34_Weights"}
 
 
 def load_pretrained(model: Network, source: str) -> Network:
@@ -21,9 +20,10 @@ def load_pretrained(model: Network, source: str) -> Network:
     drawn. Raises UsageError for a network that torchvision has no weights for or a missing file, KesiError
     for a file that is not such weights and for a failed download.
     """
-    if model.arch not in ENUMS:
+    if not models.ARCHITECTURES[model.arch].pretrained:
+        offered = [arch for arch, network in models.ARCHITECTURES.items() if network.pretrained]
         raise UsageError(f"--pretrained: torchvision has no ImageNet weights for {model.arch}; "
-                         f"choose one of: {', '.join(ENUMS)}")
+                         f"choose one of: {', '.join(offered)}")
     state = _download(model.arch) if source == DOWNLOAD else _read(Path(source))
     own = model.state_dict()
     missing = own.keys() - state.keys()
@@ -54,7 +54,7 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _download(arch: str) -> dict[str, torch.Tensor]:
-    weights = getattr(torchvision.models, ENUMS[arch]).IMAGENET1K_V1
+    weights = getattr(torchvision.models, models.ARCHITECTURES[arch].pretrained).IMAGENET1K_V1
     try:
         return dict(weights.get_state_dict(progress=True, check_hash=True, weights_only=True))
     except (OSError, RuntimeError) as error:

@@ -17,17 +17,18 @@ T = TypeVar("T")
 Round = Annotated[int, fields.whole(0, 1000)]
 Count = Annotated[int, fields.whole(0)]
 Data = Annotated[dict, fields.described]
+Line = Annotated[str, fields.line]  # without control characters
 
 
 @dataclass(kw_only=True)
 class Origin:
     """Where something was made: see kesi.system.provenance."""
 
-    commit: str | None = None
+    commit: Annotated[str, fields.commit] | None = None
     dirty: bool | None = None
-    versions: dict[str, str] = field(default_factory=dict)
-    device: str | None = None
-    command: str | None = None
+    versions: dict[str, Line] = field(default_factory=dict)
+    device: Line | None = None
+    command: Line | None = None
 
 
 @dataclass(kw_only=True)

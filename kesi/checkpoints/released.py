@@ -5,11 +5,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-import models
+from kesi import models
 from kesi.checkpoints.records import Info
-from kesi.own.graphs import GRAPHS
+from kesi.models import Network
 from kesi.system.errors import KesiError
-from models import Network
 
 
 def skeleton(arch: str, num_classes: int = 2, cfg: list | None = None) -> Network:
@@ -23,7 +22,8 @@ def recognise(path: Path, state: dict) -> str:
 
     Raises KesiError where it is none or could be several.
     """
-    found = [arch for arch in models.ARCHITECTURES if arch not in GRAPHS and _could_be(arch, state)]
+    found = [arch for arch, network in models.ARCHITECTURES.items()
+             if network.graph is None and _could_be(arch, state)]
     if len(found) != 1:
         what = "fits none" if not found else f"could be any of {', '.join(found)}: say which (--arch)"
         raise KesiError(f"the network in {path} {what if found else what + ' of ours by its parameter names'}")

@@ -26,6 +26,8 @@ VALUES, DEPTH = 2_000_000, 50  # in all of a file, counted where they are repeat
 
 STRING = 100  # characters that count as a value
 
+PROTOCOL = b"\x80"  # with which a pickle begins, and so a checkpoint of before torch 1.6
+
 _STORAGES = ("Double", "Float", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
 
 GLOBALS = {"collections OrderedDict", "collections Counter", "torch Size", "torch.nn.parameter Parameter",
@@ -39,7 +41,8 @@ CONTENT = {"arch": fields.text, "num_classes": fields.integer, "cfg": lambda val
            "state_dict": fields.dictionary, "info": fields.dictionary, "masks": optional(fields.dictionary),
            "training": optional(fields.dictionary), "digest": fields.text}
 
-TRAINING = {"epoch": fields.integer, "history": fields.several(fields.dictionary), "optimizer": fields.dictionary, "schedule": fields.dictionary}
+TRAINING = {"epoch": fields.integer, "history": fields.several(fields.dictionary),
+            "optimizer": fields.dictionary, "schedule": fields.dictionary}
 
 
 def check_file(path: Path) -> None:
@@ -47,12 +50,15 @@ def check_file(path: Path) -> None:
     size = path.stat().st_size
     try:
         with open(path, "rb") as file:
-            zipped = file.read(4) == b"PK\3\4"  # how torch tells, too
+            head = file.read(512)
             file.seek(0)
-            if zipped:
+            if head.startswith(b"PK\3\4"):  # how torch tells, too
                 _check_archive(path, file, size)
-            elif tarfile.is_tarfile(path):  # of torch before 0.1.10, which unpacked it to the disk
+            elif b"ustar" in head[257:265] or (head[:1] == PROTOCOL and tarfile.is_tarfile(path)):
+                # of torch before 0.1.10, which unpacked it to the disk
                 raise KesiError(f"{path} is a tar archive, which is not read")
+            elif head[:1] != PROTOCOL:  # before anything looks for a structure in what may be long
+                raise KesiError(f"{path} is damaged or not a checkpoint: it begins with {head[:4]!r}")
             else:
                 for _ in range(5):  # magic number, protocol, system, content, names of the storages that follow
                     _check_pickle(path, file, size)
@@ -83,7 +89,7 @@ def _check_pickle(path: Path, file: Any, size: int) -> None:
     """One pickle, instruction by instruction, none of which is carried out."""
     last = None
     for number, (code, argument, _) in enumerate(pickletools.genops(file)):
-        if number > PICKLE:
+        if number > 2 * VALUES:
             raise KesiError(f"{path} is not a checkpoint: it has too many values")
         if code.name in ("GLOBAL", "INST") and argument not in GLOBALS or code.name == "STACK_GLOBAL":
             name = "a name that it makes up" if argument is None else str(argument).replace(" ", ".")[:100]
@@ -116,6 +122,15 @@ def check_content(path: Path, content: dict) -> None:
             raise KesiError(f"{path} is refused: it holds a {type(value).__name__}")
     if total > 2 * size + 2**20:  # twice: two names for the same weights are possible
         raise KesiError(f"{path} is refused: it has {size:,} bytes, and tensors of {total:,}")
+
+
+def check_weights(path: Path, state: dict[str, torch.Tensor]) -> None:
+    """That a network can be computed with. Raises KesiError that names the first tensor that forbids it."""
+    for name, value in state.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise KesiError(f"{path} is damaged: {name} holds values that are not finite")
+        if name.endswith("running_var") and bool((value < 0).any()):
+            raise KesiError(f"{path} is damaged: {name} holds a negative variance")
 
 
 def check_fields(path: Path, content: dict) -> None:

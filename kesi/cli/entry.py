@@ -4,10 +4,13 @@ import argparse
 import difflib
 import importlib.util
 import inspect
+import io
+import math
 import os
 import re
 import signal
 import sys
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,7 +18,7 @@ from pathlib import Path
 import torch
 
 from kesi.system import distributed
-from kesi.system.errors import KesiError, UsageError, first_line
+from kesi.system.errors import KesiError, UsageError, controls, first_line
 
 WITH = "--with"
 
@@ -27,6 +30,17 @@ class _Parser(argparse.ArgumentParser):
         unknown = re.match(r"unrecognized arguments: (--[\w-]+)", message)
         close = difflib.get_close_matches(unknown.group(1), self._option_string_actions, 1, 0.75) if unknown else []
         raise UsageError(f"{message}{f'; did you mean {close[0]}?' if close else ''} (see {self.prog} --help)")
+
+    def parse_known_args(self, args=None, namespace=None):
+        """Argparse's, of words that can be shown and written down as they are."""
+        words = list(sys.argv[1:] if args is None else args)
+        for before, word in zip(["", *words], words, strict=False):
+            flag, equals, value = word.partition("=") if word.startswith("--") else (before, "=", word)
+            if equals and not value:
+                raise UsageError(f"{flag or 'an argument'} is empty: give a value, or leave it away")
+            if controls(word):
+                raise UsageError(f"{flag or 'an argument'} holds a control character: {word!r:.100}")
+        return super().parse_known_args(words, namespace)
 
 
 def parser(doc: str, prog: str | None = None) -> argparse.ArgumentParser:
@@ -71,16 +85,20 @@ def run(main: Callable[[], None], resumes: bool = False) -> None:
     ``resumes``: it is one that, started again, continues where it was interrupted, which is said then.
     """
     warnings.showwarning = lambda message, *_args, **_kwargs: print(f"warning: {message}", file=sys.stderr)
-    if not distributed.is_main():  # the first of several processes speaks for all
-        warnings.showwarning = lambda *_args, **_kwargs: None
-        sys.stdout = open(os.devnull, "w")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # also where SIGINT is ignored, as in background jobs
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that knows no "±" is no reason to fail after hours
+        sys.stdout.reconfigure(errors="replace")
+    _listen(_once())
+    speaks = True
     try:
+        speaks = distributed.is_main()
+        if not speaks:  # the first of several processes speaks for all
+            warnings.showwarning = lambda *_args, **_kwargs: None
+            sys.stdout = open(os.devnull, "w")
         load_additions(sys.argv[1:])
         main()
         distributed.stop()
     except UsageError as error:
-        _end(str(error) if distributed.is_main() else "", 2)
+        _end(str(error) if speaks else "", 2)
     except KesiError as error:
         _end(str(error), 1)
     except torch.OutOfMemoryError:
@@ -91,8 +109,29 @@ def run(main: Callable[[], None], resumes: bool = False) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever reads has had enough
         sys.exit(1)
     except KeyboardInterrupt:
+        _listen(lambda *_: None)  # it is ending; not SIG_IGN, which a child would inherit
         without = ", without --fresh," if "--fresh" in sys.argv else ""
         _end("interrupted" + f"; the same command{without} continues from the last saved epoch" * resumes, 130)
+
+
+def _listen(handler: Callable) -> None:
+    """Let ``handler`` have SIGTERM, and SIGINT unless it is ignored, as in background jobs."""
+    signal.signal(signal.SIGTERM, handler)
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, handler)
+
+
+def _once() -> Callable:
+    """A handler that interrupts once for the signals of a second: schedulers and shells send several."""
+    last = -math.inf
+
+    def interrupt(*_: object) -> None:
+        nonlocal last
+        if time.monotonic() - last > 1:
+            last = time.monotonic()
+            raise KeyboardInterrupt
+
+    return interrupt
 
 
 def _end(message: str, code: int) -> None:

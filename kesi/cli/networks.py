@@ -1,4 +1,4 @@
-"""Commands about finished networks: compare, predict, export, landscape."""
+"""Commands about finished networks: compare, predict, landscape; export has a file of its own."""
 
 import csv
 import sys
@@ -6,22 +6,15 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
-
 from kesi import checkpoints
 from kesi.checkpoints.checkpoint import Checkpoint
 from kesi.cli import entry
 from kesi.cli.flags import add_inputs, chosen_device
-from kesi.method.sizes import parameters
-from kesi.runs import lineage
 from kesi.system.errors import KesiError, UsageError
 from kesi.system.files import csv_text, make_folder, write_text
 from kesi.tools.compare import compare as compare_networks
 from kesi.tools.compare import names as names_of
-from kesi.tools.export import BATCHES, Exported, baseline_of, latencies, measured
-from kesi.tools.export import export as export_network
-from kesi.tools.formats import FORMATS, OPSET, runner
-from kesi.tools.inputs import Inputs, dataset_of, first_images, inputs_of
+from kesi.tools.inputs import dataset_of, first_images, inputs_of
 from kesi.tools.landscape import _draw, _same_shape, line, plane
 from kesi.tools.predict import Prediction, predict_images
 
@@ -97,99 +90,16 @@ def compare(argv: Sequence[str] | None = None) -> None:
 
 
 
-def export(argv: Sequence[str] | None = None) -> None:
-    """A checkpoint as a file that other programs run, tried against the original before it is kept.
-
-        kesi export runs/digits-resnet20-filter/seed0/kesi --format onnx --normalise --out kesi.onnx
-        kesi export runs/digits-resnet20-weight/seed0/kesi --format safetensors --sparse --out kesi.safetensors
-
-    onnx: opset 18, for onnxruntime and others. pt2: torch.export, for torch.export.load without this package.
-    safetensors: the weights and what network they belong to, for kesi.export.load_safetensors. The first two take
-    float32 images (batch, 3, S, S) of any number and give logits (batch, classes): RGB, scaled to 0..1 and then
-    normalised as in training, or with --normalise just 0..1.
-
-    The written file is loaded again and run on test images at several batch sizes; it appears under its name only
-    if it agrees with the checkpoint. Then sizes and latencies are measured, the baseline's in turn with the
-    compressed network's. What to expect of them: a filter-pruned network is smaller and faster. A weight-pruned one
-    is smaller once it is compressed (--sparse, or any zip), but not faster on dense hardware: a multiplication by
-    zero takes as long as any other.
-    """
-    parser = entry.parser(export.__doc__, "kesi export")
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint, or the folder of its stage")
-    parser.add_argument("--format", choices=FORMATS, required=True)
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE")
-    parser.add_argument("--normalise", action="store_true", help="take images scaled to 0..1 (onnx, pt2)")
-    parser.add_argument("--sparse", action="store_true",
-                        help="keep the non-zero weights of weight-pruned convolutions only (safetensors)")
-    parser.add_argument("--baseline", type=Path, metavar="FILE",
-                        help="to compare with (default: the checkpoint's own, where it is still in its run)")
-    parser.add_argument("--no-latency", action="store_true", help="compare the sizes only")
-    add_inputs(parser, device=False)
-    args = parser.parse_args(argv)
-    chosen_device(args)  # the CPU, with as many --threads
-    checkpoint = checkpoints.load(args.checkpoint, args.arch)
-    inputs = inputs_of(checkpoint, args.dataset, args.image_size, args.data)
-    baseline = baseline_of(checkpoint, args.baseline, args.arch)
-    exported = export_network(checkpoint, inputs, args.out, args.format, normalise=args.normalise, sparse=args.sparse,
-                      root=args.data)
-    print(*described(checkpoint, inputs, exported, args), sep="\n", flush=True)
-    if baseline is None or baseline.network_digest == checkpoint.network_digest:
-        print("no baseline to compare with was found beside the checkpoint: name it with --baseline"
-              if baseline is None else "this is a baseline: there is nothing to compare it with")
-        if not args.no_latency:
-            run = runner(exported.path, args.format)
-            print(*(f"{what}: {1e3 * seconds:.2f}" for what, (seconds,) in latencies([run], inputs)), sep="\n")
-    else:
-        rows = measured(exported, baseline, inputs, args.format, args.normalise, not args.no_latency)
-        print(*comparison(rows, lineage.method_of(checkpoint)), sep="\n")
-    print(f"written to {args.out}")
-
-
-def described(checkpoint: Checkpoint, inputs: Inputs, exported: Exported, args) -> list[str]:
-    """What was exported, and how it did."""
-    scaled = "0..1" if args.normalise else "0..1, then normalised as in training"
-    form = {"onnx": f"onnx, opset {OPSET}", "pt2": f"pt2 (torch.export) of torch {torch.__version__}",
-            "safetensors": f"safetensors, {'sparse' if args.sparse else 'dense'}"}[args.format]
-    check, total = exported.check, parameters(checkpoint.model)
-    zeros = checkpoint.masks.pruned() if checkpoint.masks else 0
-    return [f"{checkpoint.model.arch}, {checkpoint.model.num_classes} classes, {total - zeros:,} non-zero of {total:,} "
-            f"parameters; {form}",
-            f"input: float32 (batch, 3, {inputs.image_size}, {inputs.image_size}), RGB scaled to {scaled}; output: "
-            f"logits (batch, {checkpoint.model.num_classes})",
-            f"checked on {check.images} {check.source}",
-            f"max abs difference to the checkpoint {check.difference:.2g} in logits up to {check.largest:.3g}, the "
-            f"same class on {check.equal} of {check.images}; batches of {', '.join(map(str, BATCHES))} and "
-            f"{check.images} ran",
-            f"size {exported.size:,} bytes, deflated {exported.deflated:,}"]
-
-
-def comparison(rows: Sequence[tuple[str, float, float]], method: str | None) -> list[str]:
-    """The measured figures as a table, and what they mean for a weight-pruned network."""
-    lines = [f"{'':<26} {'baseline':>12} {'compressed':>12} {'ratio':>7}"]
-    lines += [f"{what:<26} {whole:>12,.2f} {small:>12,.2f} {whole / small:>6.2f}x" for what, whole, small in rows]
-    slower = [what.partition(" (")[0] for what, whole, small in rows if "latency" in what and small > whole]
-    if method == "filter" and slower:
-        lines.append(f"not faster here at {' and '.join(slower)}: fewer filters are less work, but a runtime likes "
-                     "widths that fill its vectors, and times wander on a busy machine")
-    if method == "weight":
-        deflated = next(row for row in rows if "deflated" in row[0])
-        slow = "".join(f"; {what.partition(' (')[0]}: {small:.2f} ms, the baseline's {whole:.2f} ms"
-                       for what, whole, small in rows if "latency" in what)
-        lines.append(f"weight pruning makes the file smaller when compressed ({deflated[2]:,.1f} kB deflated, the "
-                     f"baseline's {deflated[1]:,.1f} kB), not the network faster on dense hardware{slow}")
-    return lines
-
-
 def _lines(loaded: Sequence[Checkpoint], args, device: str) -> None:
     """The lines between checkpoints, to line.csv and line.png."""
     for one, other in zip(loaded, loaded[1:], strict=False):  # before anything is computed
-        _same_shape(one.model.state_dict(), other.model.state_dict())
+        _same_shape(one.network.state_dict(), other.network.state_dict())
     inputs = inputs_of(loaded[0], args.dataset, args.image_size, args.data)
     dataset = dataset_of(loaded[0], inputs, args.data, not args.no_download)
     make_folder(args.out)  # now, and not after all that is computed
     split, names, rows = first_images(dataset.test, args.images), names_of(loaded), []
     for place, (one, other) in enumerate(zip(loaded, loaded[1:], strict=False)):
-        for point in line(one.model, other.model, dataset, split, args.points, recompute_bn=args.recompute_bn,
+        for point in line(one.network, other.network, dataset, split, args.points, recompute_bn=args.recompute_bn,
                           device=device):
             rows.append({"from": names[place], "to": names[place + 1], **asdict(point)})
         segment = rows[-args.points:]
@@ -209,7 +119,7 @@ def _plane(checkpoint: Checkpoint, args, device: str) -> None:
     dataset = dataset_of(checkpoint, inputs, args.data, not args.no_download)
     make_folder(args.out)
     split = first_images(dataset.test, args.images)
-    found = plane(checkpoint.model, dataset, split, args.radius, args.grid, seed=args.seed,
+    found = plane(checkpoint.network, dataset, split, args.radius, args.grid, seed=args.seed,
                   recompute_bn=args.recompute_bn, device=device)
     write_text(args.out / "plane.csv", csv_text([asdict(point) for point in found]))
     print(args.out / "plane.csv")

@@ -1,15 +1,16 @@
 """What the script of the whole pipeline does: it reads its flags, and runs all five steps with the recipe they give."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from kesi.cli import entry, flags
 from kesi.data import INFO
 from kesi.method import plan, recipes
+from kesi.method.objectives import LOSSES
+from kesi.method.snapshot import BASELINE
 from kesi.report import report
 from kesi.runs import pipeline
-from kesi.system import distributed
+from kesi.system import distributed, seeds
 from kesi.system.errors import UsageError
 from kesi.tools import tensorboard
 
@@ -27,23 +28,29 @@ def run_pipeline(doc: str, family: str, argv: Sequence[str] | None = None, prog:
     """All five steps from the command line, of a script for images of one size or the other."""
     tiny = family == "tinyimagenet"
     parser = entry.parser(doc, prog)
-    flags.add_network(parser, "resnet18" if tiny else "resnet56")
+    flags.add_network(parser, "resnet18" if tiny else "resnet56", both=True)
     flags.add_data(parser, "tinyimagenet" if tiny else "cifar10", family)
     flags.add_pretrained(parser)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N", help="default: 0")
-    parser.add_argument("--compare", action="store_true",
-                        help="also retrain the usual way, for all rows of the paper's table")
+    parser.add_argument("--seeds", type=seeds.seed, nargs="+", default=[0], metavar="N", help="default: 0")
+    parser.add_argument("--compare", nargs="*", metavar="NAME", default=False,
+                        help="also retrain in these other ways, for all rows of the paper's table (without a "
+                             f"NAME: in all: {', '.join(list(recipes.RETRAININGS)[1:])})")
     parser.add_argument("--save", type=Path, metavar="DIR", help="default: runs/<dataset>-<arch>-<method>")
     flags.add_rounds(parser)
     parser.add_argument("--epochs", type=int, nargs=3, metavar=("BASELINE", "RETRAIN", "DISTILL"),
                         help="epochs of the stages, instead of the recipe's")
-    parser.add_argument("--epochs-scale", type=float, default=1.0, metavar="X",
+    parser.add_argument("--epochs-scale", type=float, metavar="X",
                         help="multiply the epochs of every stage (default: 1)")
     parser.add_argument("--batch-size", type=int, metavar="N", help="of every stage, instead of the recipe's")
     parser.add_argument("--lr", type=float, help="of the baseline, and the peak of one-cycle retraining")
     parser.add_argument("--temperature", type=float, metavar="T", help="default: the paper's 5")
+    parser.add_argument("--loss", metavar="NAME",
+                        help=f"what the student is told: {', '.join(LOSSES)} (default: kl, the paper's)")
     parser.add_argument("--model", metavar="FILE",
                         help="start from this trained baseline; {seed} in the path stands for the seed")
+    parser.add_argument("--baseline-folder", metavar="DIR",
+                        help="train the baseline of every seed here, unless another run has: runs of both "
+                             "methods, on several machines too, then start from the same one")
     parser.add_argument("--num-classes", type=int, metavar="N", help="for --dry-run of an imagefolder")
     parser.add_argument("--dry-run", action="store_true", help="print stages, sizes and work; touch nothing")
     parser.add_argument("--fresh", action="store_true", help="start over; the old run is moved aside")
@@ -52,39 +59,42 @@ def run_pipeline(doc: str, family: str, argv: Sequence[str] | None = None, prog:
                         help="write event files to <save>/tensorboard as well, epoch by epoch")
     flags.add_run(parser)
     args = parser.parse_args(argv)
-    if args.model and args.pretrained:
-        raise UsageError("--model is a trained baseline, --pretrained what to train one from: give one of them")
-    if min(args.seeds) < 0:
-        raise UsageError(f"--seeds takes numbers of at least 0, not {min(args.seeds)}")
-    recipe = _pipeline_recipe(args, family)
-    folder = args.save or Path("runs", f"{args.dataset}-{args.arch}-{args.method}")
+    if sum(map(bool, (args.model, args.baseline_folder, args.pretrained and args.model))) > 1:
+        raise UsageError("--model is a trained baseline, --baseline-folder where to train one, --pretrained "
+                         "what to train one from: give --model alone")
+    args.compare = True if args.compare == [] else args.compare
+    methods = list(recipes.METHODS) if args.method == flags.BOTH else [args.method]
+    jobs = {method: (flags.recipe_for(args, family, method), _folder(args, method)) for method in methods}
     if args.dry_run:
         info = INFO.get(args.dataset)
-        print(plan.overview(recipe, *flags.classes_and_size(args, family, args.data), info and info.train_images,
-                               args.seeds, args.compare, folder))
+        for recipe, folder in jobs.values():
+            print(plan.overview(recipe, *flags.classes_and_size(args, family, args.data),
+                                info and info.train_images, args.seeds, folder))
         return
     options = flags.options_for(args)
-    live = None
-    if args.tensorboard and distributed.is_main():
-        live = tensorboard.Live(folder, folder / "tensorboard")
-    settings = pipeline.Settings(recipe, flags.dataset_for(args, family), folder, args.seeds, args.compare, args.model,
-                                 args.pretrained, options, args.fresh, live)
-    images = settings.dataset
-    print(f"{args.arch} on {args.dataset}, {args.method} pruning, on {options.device} -> {folder}\n"
-          f"{len(images.train):,} training and {len(images.test):,} test images of {images.num_classes} classes"
-          + f"\nto watch: tensorboard --logdir {folder / 'tensorboard'}" * args.tensorboard, flush=True)
-    pipeline.run(settings)
+    dataset = flags.dataset_for(args, family)
+    baseline, shared = args.model or args.baseline_folder, args.baseline_folder is not None
+    if shared:
+        baseline = str(Path(baseline, "seed{seed}"))
+    for recipe, folder in jobs.values():
+        live = None
+        if args.tensorboard and distributed.is_main():
+            live = tensorboard.Live(folder, folder / "tensorboard")
+        print(f"{args.arch} on {args.dataset}, {recipe.method} pruning, on {options.device} -> {folder}\n"
+              f"{len(dataset.train):,} training and {len(dataset.test):,} test images of "
+              f"{dataset.num_classes} classes"
+              + f"\nto watch: tensorboard --logdir {folder / 'tensorboard'}" * args.tensorboard, flush=True)
+        pipeline.run(pipeline.Settings(recipe, dataset, folder, args.seeds, baseline, shared,
+                                       args.pretrained, options, args.fresh, live))
+        if baseline is None:  # the second method starts from the same one
+            baseline = str(folder / "seed{seed}" / BASELINE)
+            args.pretrained = None
     if not args.no_report and distributed.is_main():
-        made = report.report([folder])
-        print(made.text)
+        print(report.report([folder for _, folder in jobs.values()]).text)
 
 
-def _pipeline_recipe(args, family: str) -> recipes.Recipe:
-    recipe = flags.recipe_for(args, family).scaled(args.epochs_scale)
-    if args.epochs is not None and min(args.epochs) < 1:
-        raise UsageError(f"--epochs takes three numbers of at least 1, not {args.epochs}")
-    recipe = recipe.changed(args.epochs, args.batch_size, args.lr)
-    if args.temperature is not None:
-        flags.check_temperature(args.temperature)
-        recipe = replace(recipe, temperature=args.temperature)
-    return recipe
+def _folder(args, method: str) -> Path:
+    """Where the run of a method goes; of both, each has a folder of its own in --save."""
+    if args.save is None:
+        return Path("runs", f"{args.dataset}-{args.arch}-{method}")
+    return args.save / method if args.method == flags.BOTH else args.save

@@ -32,7 +32,7 @@ def plan(argv: Sequence[str] | None = None) -> None:
     flags.add_rounds(parser)
     parser.add_argument("--csv", action="store_true", help="print round,params,nonzero_params,macs,macs_saved")
     args = parser.parse_args(argv)
-    family = "tinyimagenet" if args.dataset == "tinyimagenet" else "cifar"
+    family = flags.INFO[args.dataset].family
     rows = sizes(flags.recipe_for(args, family), *flags.classes_and_size(args, family))
     if args.csv:
         writer = csv.DictWriter(sys.stdout, list(asdict(rows[0])), lineterminator="\n")

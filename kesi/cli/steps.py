@@ -7,13 +7,17 @@ from kesi import checkpoints
 from kesi.checkpoints.checkpoint import Checkpoint
 from kesi.cli import entry, flags
 from kesi.method import recipes
+from kesi.method.distillation import Distillation, SnapshotEnsemble
+from kesi.method.objectives import LOSSES
+from kesi.method.pruning.criteria import CRITERIA, Evidence
 from kesi.method.pruning.weights import conv_weights
+from kesi.method.snapshot import ENSEMBLE, KESI, StageName
 from kesi.method.training import evaluate
 from kesi.runs import lineage, steps
 from kesi.runs.layout import CHECKPOINT, PRUNED
 from kesi.runs.lineage import snapshots_of
+from kesi.runs.resume import STATE
 from kesi.runs.stage import Context
-from kesi.runs.states import STATE
 from kesi.system.errors import UsageError
 
 
@@ -29,7 +33,7 @@ def train(doc: str, family: str) -> None:
     parser.add_argument("--evaluate", type=Path, metavar="FILE", help="only tell the test accuracy of this checkpoint")
     args = parser.parse_args()
     recipe = recipes.recipe(args.arch, args.dataset, args.method, family)
-    stage, options = flags.stage_for(args, recipe.baseline), flags.options_for(args)
+    training, options = flags.training_for(args, recipe.baseline), flags.options_for(args)
     if args.evaluate is not None:
         path = checkpoints.find(args.evaluate)
         _tell(path, flags.dataset_for(args, family), options.device)
@@ -37,7 +41,7 @@ def train(doc: str, family: str) -> None:
     folder = args.save or Path("runs", f"{args.dataset}-{args.arch}-{args.method}", f"seed{args.seed}", "baseline")
     resume = _given_state(args)
     context = Context(flags.dataset_for(args, family), args.seed, options, args.fresh, resume=resume)
-    steps.train_baseline(context, args.arch, stage, folder, args.pretrained)
+    steps.train_baseline(context, args.arch, training, folder, args.pretrained)
 
 
 def prune(doc: str, family: str, method: str) -> None:
@@ -50,6 +54,9 @@ def prune(doc: str, family: str, method: str) -> None:
             else "the cumulative share of convolution weights that is zero afterwards")
     parser.add_argument("--percent", type=float, nargs="+", metavar="SHARE",
                         help=f"{what} (default: the paper's for this network and round)")
+    parser.add_argument("--criterion", metavar="NAME",
+                        help=f"what goes first: {', '.join(CRITERIA[method])} (default: "
+                             f"{recipes.METHODS[method]}, the paper's)")
     parser.add_argument("--save", type=Path, metavar="DIR",
                         help="where pruned.pth.tar goes (default: onecycle-<round> beside the model's folder)")
     parser.add_argument("--evaluate", action="store_true", help="tell the test accuracy before and after")
@@ -58,38 +65,38 @@ def prune(doc: str, family: str, method: str) -> None:
     args = parser.parse_args()
     parent = checkpoints.load(args.model, args.arch)
     args.dataset = args.dataset or _dataset_of(parent)
-    recipe = recipes.recipe(parent.model.arch, args.dataset or "", method, family)
+    recipe = recipes.recipe(parent.network.arch, args.dataset or "", method, family).changed(
+        criterion=args.criterion)
     number = lineage.round_of(parent, recipe) + 1
     amount = _amount(args.percent, method, recipe, number)
-    kind = "usual" if parent.info.get("kind") == "usual" else "onecycle"
-    folder = args.save or parent.path.parent.parent / f"{kind}-{number}"
-    dataset = None
-    if args.evaluate:
+    known = parent.info.kind in recipes.RETRAININGS
+    kind = parent.info.kind if known else recipes.OWN
+    folder = args.save or parent.path.parent.parent / StageName(kind, number).text
+
+    def images():
         _need_dataset(args)
-        dataset, options = flags.dataset_for(args, family), flags.options_for(args)
-        before = evaluate(lineage.fitting(parent.path, dataset, args.arch).model, dataset, dataset.test, options.device)
-    path = folder / PRUNED
-    known = _pruned_already(path, parent, method, amount)
-    if not known:
-        steps.prune(parent, method, amount, path, number)
-    pruned = checkpoints.load(path)
-    print(f"round {number}: {_size(checkpoints.load(args.model, args.arch))} -> {_size(pruned)}, "
-          f"{'there already:' if known else 'written to'} {path}")
-    if dataset is not None:
-        after = evaluate(pruned.model, dataset, dataset.test, options.device)
+        return flags.dataset_for(args, family)
+
+    evidence = Evidence(images, parent.info.seed or 0)
+    if args.evaluate:
+        dataset, options = images(), flags.options_for(args)
+        before = evaluate(lineage.fitting(parent.path, dataset, args.arch).network, dataset, dataset.test,
+                          options.device)
+    known = _pruned_already(folder / PRUNED, parent)
+    pruned = steps.prune(parent, recipe, amount, folder, number, evidence)
+    print(f"round {pruned.round}: {_size(parent)} -> {_size(pruned)}, "
+          f"{'there already:' if known else 'written to'} {pruned.path}")
+    if args.evaluate:
+        after = evaluate(pruned.network, dataset, dataset.test, options.device)
         print(f"test accuracy {before[1]:.2f} % before, {after[1]:.2f} % after pruning")
 
 
-def _pruned_already(path: Path, parent: Checkpoint, method: str, amount) -> bool:
+def _pruned_already(path: Path, parent: Checkpoint) -> bool:
     """Whether prune.py was here: what was retrained from its file would not know another. Raises UsageError then."""
-    if not path.is_file():
-        return False
-    before = checkpoints.load(path).info
-    if not parent.is_named_by(before.get("parent") or {}):
-        raise UsageError(f"{path} was pruned with another network (now {parent.path}): use another --save, or "
-                         f"remove it")
-    steps.refuse_other_pruning(path, before, method, amount, before.get("round"))
-    return True
+    if path.is_file() and not parent.is_named_by(checkpoints.load(path).info.parent):
+        raise UsageError(f"{path} was pruned with another network (now {parent.path}): use another "
+                         f"--save, or remove it")
+    return path.is_file()
 
 
 def finetune(doc: str, family: str) -> None:
@@ -100,8 +107,9 @@ def finetune(doc: str, family: str) -> None:
                         help="the usual retraining at a small constant learning rate")
     args = _parse_retraining(parser, "the folder of --refine", family)
     parent = _refined(args, PRUNED)
-    recipe = recipes.recipe(parent.model.arch, args.dataset, lineage.method_of(parent) or "filter", family)
-    stage = flags.stage_for(args, recipe.usual if args.no_onecycle else recipe.retrain)
+    recipe = recipes.recipe(parent.network.arch, args.dataset, lineage.method_of(parent) or "filter", family)
+    name = "usual" if args.no_onecycle else recipes.OWN
+    training = flags.training_for(args, recipe.retrainings[name])
     options = flags.options_for(args)
     dataset = flags.dataset_for(args, family)
     if args.evaluate:
@@ -109,11 +117,12 @@ def finetune(doc: str, family: str) -> None:
         return
     if lineage.method_of(parent) is None:
         raise UsageError(f"{parent.path} was never pruned: run prune.py on it first")
-    if parent.info.get("kind") not in (None, "pruned"):
-        raise UsageError(f"{parent.path} is retrained already ({parent.stage}): give the pruned.pth.tar of prune.py")
+    if parent.info.kind not in (None, "pruned"):
+        raise UsageError(f"{parent.path} is retrained already ({parent.name}): give the pruned.pth.tar of prune.py")
     folder = args.save or parent.path.parent
     context = Context(dataset, args.seed, options, args.fresh, resume=_given_state(args))
-    steps.retrain(context, stage, parent.path, folder)
+    lineage.fitting(parent.path, dataset, args.arch)
+    steps.retrain(context, training, parent, folder)
 
 
 def ensemble_finetune(doc: str, family: str, checkpoint_paths: Sequence[str] = ()) -> None:
@@ -123,31 +132,36 @@ def ensemble_finetune(doc: str, family: str, checkpoint_paths: Sequence[str] = (
     parser.add_argument("--teachers", nargs="+", type=Path, metavar="FILE",
                         help="the members of the ensemble (default: checkpoint_paths at the head of this script, or "
                              "else the baseline and all snapshots that --refine descends from)")
-    parser.add_argument("--temperature", type=float, default=recipes.TEMPERATURE, help="default: %(default)s")
+    parser.add_argument("--temperature", type=float, metavar="T", help="default: the paper's 5")
+    parser.add_argument("--loss", metavar="NAME",
+                        help=f"what the student is told: {', '.join(LOSSES)} (default: kl, the paper's)")
     args = _parse_retraining(parser, "kesi beside the folder of --refine", family)
     parent = _refined(args, CHECKPOINT)
-    recipe = recipes.recipe(parent.model.arch, args.dataset, lineage.method_of(parent) or "filter", family)
-    stage, options = flags.stage_for(args, recipe.distill), flags.options_for(args)
-    flags.check_temperature(args.temperature)
+    recipe = recipes.recipe(parent.network.arch, args.dataset, lineage.method_of(parent) or "filter", family)
+    recipe = recipe.changed(temperature=args.temperature, loss=args.loss)
+    training, options = flags.training_for(args, recipe.distillation), flags.options_for(args)
     if lineage.method_of(parent) is None and not args.evaluate:
         raise UsageError(f"{parent.path} was never pruned: --refine takes the last pruned and retrained snapshot")
     if args.teachers or checkpoint_paths:
-        teachers, how = [checkpoints.find(path) for path in args.teachers or checkpoint_paths], "given"
+        paths, how = [checkpoints.find(path) for path in args.teachers or checkpoint_paths], "given"
     else:
-        teachers, how = snapshots_of(parent), f"found beside {parent.path}"
-    print(f"{len(teachers)} teachers, {how}:", *teachers, sep="\n  ", flush=True)
+        paths, how = [one.path for one in snapshots_of(parent)], f"found beside {parent.path}"
+    print(f"{len(paths)} teachers, {how}:", *paths, sep="\n  ", flush=True)
     dataset = flags.dataset_for(args, family)
-    for path in teachers:  # every one, before anything is computed
-        lineage.fitting(path, dataset, args.arch)
-    context = Context(dataset, args.seed, options, args.fresh, resume=None if args.evaluate else _given_state(args))
-    folder = args.save or parent.path.parent.parent / "kesi"
-    beside = "ensemble" if folder.name == "kesi" else f"ensemble-{folder.name}"  # a second one has other teachers
+    # every one, before anything is computed
+    teachers = [lineage.fitting(path, dataset, args.arch) for path in paths]
+    lineage.fitting(parent.path, dataset, args.arch)
+    context = Context(dataset, args.seed, options, args.fresh,
+                      resume=None if args.evaluate else _given_state(args))
+    folder = args.save or parent.path.parent.parent / KESI
+    beside = ENSEMBLE if folder.name == KESI else f"{ENSEMBLE}-{folder.name}"  # a second one has other teachers
     ensemble = steps.measure_ensemble(context, teachers, None if args.evaluate else folder.parent / beside)
-    print(f"the ensemble's test accuracy: {ensemble['test_accuracy']:.2f} %", flush=True)
+    print(f"the ensemble's test accuracy: {ensemble.test_accuracy:.2f} %", flush=True)
     if args.evaluate:
         _tell(parent.path, dataset, options.device, args.arch)
         return
-    steps.distill(context, stage, args.temperature, parent.path, teachers, folder)
+    objective = Distillation(SnapshotEnsemble(teachers, options.device), recipe.loss)
+    steps.distill(context, training, objective, parent, folder)
 
 
 def _add_refine(parser, text: str) -> None:
@@ -174,7 +188,7 @@ def _refined(args, prefer: str) -> Checkpoint:
 
 
 def _dataset_of(checkpoint: Checkpoint) -> str | None:
-    return checkpoint.info.get("dataset", {}).get("name")
+    return checkpoint.info.data.get("name")
 
 
 def _need_dataset(args) -> None:
@@ -194,17 +208,17 @@ def _amount(percent: list[float] | None, method: str, recipe: recipes.Recipe, nu
 
 
 def _size(checkpoint: Checkpoint) -> str:
-    total = sum(parameter.numel() for parameter in checkpoint.model.parameters())
+    total = sum(parameter.numel() for parameter in checkpoint.network.parameters())
     if checkpoint.masks is None:
         return f"{total:,} parameters"
-    weights = sum(weight.numel() for weight in conv_weights(checkpoint.model).values())
+    weights = sum(weight.numel() for weight in conv_weights(checkpoint.network).values())
     return (f"{total - checkpoint.masks.pruned():,} non-zero of {total:,} parameters "
             f"({checkpoint.masks.pruned() / weights:.1%} of the convolutions pruned)")
 
 
 def _tell(path: Path, dataset, device: str, arch: str | None = None) -> None:
     checkpoint = lineage.fitting(path, dataset, arch)
-    loss, accuracy = evaluate(checkpoint.model, dataset, dataset.test, device)
+    loss, accuracy = evaluate(checkpoint.network, dataset, dataset.test, device)
     print(f"{checkpoint.describe()}: test accuracy {accuracy:.2f} %, loss {loss:.4f}")
 
 

@@ -1,61 +1,212 @@
-"""Images that are in memory already, as a data set."""
+"""Images that are in memory already, or that Python gives one after the other, as a data set."""
 
-from collections.abc import Sequence
+import itertools
+import math
+import operator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
+import torch.utils.data
 from torch import Tensor
 
 from kesi.data.augment import PadCrop
-from kesi.data.datasets import Dataset
-from kesi.data.split import Split, histogram, hold_out, mean_and_std
-from kesi.system.errors import UsageError
+from kesi.data.datasets import SMALLEST, Dataset
+from kesi.data.split import Images, Split, histogram, hold_out, mean_and_std
+from kesi.system.errors import UsageError, first_line
 
-Pairs = tuple[Tensor | np.ndarray, Tensor | np.ndarray | Sequence[int]]
+# (images, labels); or (image, label) by position; or batches of (images, labels)
+Pairs = tuple[Tensor | np.ndarray, Tensor | np.ndarray | Sequence[int]] | (
+    torch.utils.data.Dataset | Iterable[tuple])
+
+ITEMS = 512  # of a torch Dataset at a time, so that floats take little memory
 
 
-def from_arrays(train: Pairs, test: Pairs, classes: int | Sequence[str] | None = None, *, name: str = "images",
-                padding: int | None = None, flip: bool = True, val_fraction: float = 0.0) -> Dataset:
-    """A data set of (images, labels) pairs: uint8 images (N, 3, S, S) or (N, S, S, 3), whole labels (N,) from 0.
+def from_arrays(train: Pairs, test: Pairs, classes: int | Sequence[str] | None = None, *,
+                name: str = "images", padding: int | None = None, flip: bool = True,
+                val_fraction: float = 0.0, mean: Sequence[float] | None = None,
+                std: Sequence[float] | None = None) -> Dataset:
+    """A data set of images and whole labels from 0, in any form that split_of() takes.
 
-    ``classes``: their names or their number (default: as many as the labels say). Training crops the
-    images out of themselves, padded by ``padding`` pixels (default: an eighth of S), and mirrors every other one
-    where ``flip``. Mean and standard deviation are those of the training images; ``val_fraction`` of each class of
-    them is held out. Raises UsageError for anything else than such images and labels.
+    classes: their names or their number (default: as many as the labels say). Training crops the
+    images out of themselves, padded by `padding` pixels (default: an eighth of the shorter side),
+    and mirrors every other one where `flip`. mean, std: what a network trained elsewhere has seen
+    subtracted and divided by, for each channel, of values scaled to 0..1 (default: those of the
+    training images). val_fraction of each class of the training images is held out. Raises
+    UsageError for anything else than such images and labels.
     """
-    train_split, test_split = _split(train, "train"), _split(test, "test")
-    size = train_split.side
-    if test_split.side != size:
-        raise UsageError(f"the training images have {size} px and the test images {test_split.side}: make them equal")
-    if classes is None:
-        classes = max(int(split.labels.max()) for split in (train_split, test_split)) + 1
-    names = tuple(map(str, range(classes) if isinstance(classes, int) else classes))
-    for which, split in (("training", train_split), ("test", test_split)):
-        lowest, highest = int(split.labels.min()), int(split.labels.max())
-        if lowest < 0 or highest >= len(names):
-            raise UsageError(f"the {which} labels go from {lowest} to {highest}; {len(names)} classes are numbered "
-                             f"0 to {len(names) - 1}")
-    mean, std = mean_and_std(histogram(train_split.images))
+    train_split, test_split = split_of(train, "training"), split_of(test, "test")
+    names = _class_names(classes, train_split, test_split)
+    images = Images(train_split, test_split, names)
+    height, width, channels = train_split.images.shape[1:]
+    counted = mean_and_std(histogram(train_split.images))
+    mean, std = (_statistic(what, given, channels) or own for what, given, own in
+                 (("mean", mean, counted[0]), ("std", std, counted[1])))
+    short = min(height, width)
+    padding = short // 8 if padding is None else padding
+    if type(padding) is not int or not 0 <= padding <= short:
+        raise UsageError(f"padding {padding!r:.60}: give a whole number of pixels, 0 to {short}")
+    if not isinstance(val_fraction, (int, float)) or not 0 <= val_fraction < 1:
+        raise UsageError(f"val_fraction {val_fraction!r:.60} is not a share: use 0 or more, and "
+                         f"less than 1")
     kept, held_out = hold_out(train_split, val_fraction) if val_fraction else (train_split, None)
-    padding = size // 8 if padding is None else padding
-    return Dataset(name, kept, test_split, held_out, names, mean, std, size, PadCrop(size, padding, flip))
+    size = height if height == width else (height, width)
+    return Dataset(str(name), kept, images.test, held_out, names, mean, std, size,
+                   PadCrop(size, padding, bool(flip)))
 
 
-def _split(pair: Pairs, which: str) -> Split:
-    """One pair, checked, its images as (N, S, S, 3)."""
-    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
-        raise UsageError(f"{which} has to be a pair (images, labels) or a kesi.data.Dataset, "
-                         f"not a {type(pair).__name__}")
-    images, labels = torch.as_tensor(pair[0]), torch.as_tensor(pair[1])
-    if images.dtype != torch.uint8:
-        raise UsageError(f"the {which} images are {str(images.dtype).removeprefix('torch.')}: give them as uint8, "
-                         f"0 to 255, not normalised")
-    if images.dim() == 4 and images.shape[3] != 3 and images.shape[1] == 3:
+def split_of(images: Pairs, which: str = "given") -> Split:
+    """Images and their labels, checked, as a split. `images` is one of
+
+    - a pair (images, labels) of tensors or arrays: images (N, C, H, W), (N, H, W, C) or (N, H, W),
+      whole labels (N,). The fewer of C and H or W are the channels.
+    - a torch Dataset of (image, label), without augmentation: it is read once, in order.
+    - batches of (images, labels), such as a DataLoader; one that shuffles is read in order.
+
+    Images are uint8, or floats in 0..1 that came from uint8 (a multiple of 1/255 each). Raises
+    UsageError for others; `which` says in the message whose images they are.
+    """
+    if _is_pair(images):
+        parts: Iterable = [images]
+    elif isinstance(images, torch.utils.data.DataLoader) and isinstance(
+            images.sampler, torch.utils.data.RandomSampler):
+        parts = _batches(images.dataset, which)
+    elif isinstance(images, torch.utils.data.Dataset):
+        parts = _batches(images, which)
+    elif isinstance(images, Iterable) and not isinstance(
+            images, (str, bytes, dict, Tensor, np.ndarray)):
+        parts = images
+    else:
+        raise UsageError(f"the {which} images are a {type(images).__name__}: give a pair (images, "
+                         f"labels), a torch Dataset or batches of (images, labels)")
+    pixels, labels = [], []
+    for part in parts:
+        if not isinstance(part, (tuple, list)) or len(part) != 2:
+            raise UsageError(f"the {which} images come with a {type(part).__name__}: give pairs "
+                             f"(images, labels)")
+        pixels.append(_pixels(part[0], which))
+        labels.append(_labels(part[1], len(pixels[-1]), which))
+    if not pixels:
+        raise UsageError(f"there are no {which} images")
+    if len({part.shape[1:] for part in pixels}) > 1:
+        raise UsageError(f"the {which} images are not of one size: resize them first")
+    return Split(torch.cat(pixels), torch.cat(labels)) if len(pixels) > 1 else Split(
+        pixels[0], labels[0])
+
+
+def _is_pair(images: Any) -> bool:
+    """Whether these are (images, labels), and not two batches of such pairs."""
+    if not isinstance(images, (tuple, list)) or len(images) != 2:
+        return False
+    labels = images[1]
+    return not (isinstance(labels, (tuple, list)) and getattr(labels[0], "ndim", 0) > 1)
+
+
+def _batches(dataset: torch.utils.data.Dataset, which: str) -> Iterator[tuple[Tensor, list]]:
+    """The items of a torch Dataset in order, ITEMS at a time: (B, ...) and labels."""
+    stream = isinstance(dataset, torch.utils.data.IterableDataset)
+    try:
+        items = iter(dataset) if stream else (dataset[i] for i in range(len(dataset)))
+        while several := list(itertools.islice(items, ITEMS)):
+            images, labels = zip(*several, strict=True)
+            yield (torch.stack([_tensor(image, f"{which} images") for image in images]),
+                   [operator.index(label) for label in labels])
+    except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
+        raise UsageError(f"the {which} images cannot be read from a {type(dataset).__name__}: "
+                         f"{first_line(error)}; it has to give (image, whole label), images of one "
+                         f"size") from error
+
+
+def _tensor(values: Any, what: str) -> Tensor:
+    """Anything that holds numbers as a plain tensor on the CPU."""
+    try:
+        if not isinstance(values, Tensor):
+            values = np.asarray(values)
+            if values.dtype == object:
+                raise TypeError("they are not numbers, or not all of one length")
+            values = torch.from_numpy(np.require(values, values.dtype.newbyteorder("="), "CW"))
+        if values.layout != torch.strided:
+            raise TypeError("it is sparse")
+        return values.detach().to("cpu").resolve_conj().resolve_neg()
+    except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
+        raise UsageError(f"the {what} cannot be read: {first_line(error)}") from error
+
+
+def _pixels(values: Any, which: str) -> Tensor:
+    """Images as uint8 (N, H, W, C)."""
+    images = _tensor(values, f"{which} images")
+    if images.dim() == 3:
+        images = images[..., None]
+    if images.dim() != 4:
+        raise UsageError(f"the {which} images have shape {tuple(images.shape)}: give (N, C, H, W), "
+                         f"(N, H, W, C) or, grey, (N, H, W)")
+    first, last = images.shape[1], images.shape[3]
+    if first == last:
+        raise UsageError(f"the {which} images have shape {tuple(images.shape)}: is their first or "
+                         f"their last dimension the channels? Give fewer channels than pixels")
+    if first < last:
         images = images.permute(0, 2, 3, 1)
-    if images.dim() != 4 or images.shape[3] != 3 or images.shape[1] != images.shape[2] or images.shape[1] < 8:
-        raise UsageError(f"the {which} images have shape {tuple(images.shape)}: give squares of 8 px or more, "
-                         f"(N, 3, S, S) or (N, S, S, 3); grey ones repeated three times")
-    if labels.shape != images.shape[:1] or not len(labels) or labels.is_floating_point() or labels.is_complex():
-        raise UsageError(f"the {which} labels have shape {tuple(labels.shape)} and type {labels.dtype}: give one whole "
-                         f"number for each of the {len(images)} images")
-    return Split(images.contiguous().cpu(), labels.long().cpu())
+    if min(images.shape[1:3]) < SMALLEST:
+        raise UsageError(f"the {which} images are {images.shape[1]}x{images.shape[2]} px: give "
+                         f"{SMALLEST} px or more")
+    if images.dtype != torch.uint8:
+        images = _bytes(images, which)
+    return images.contiguous()
+
+
+def _bytes(images: Tensor, which: str) -> Tensor:
+    """Floats in 0..1 as the bytes that they came from."""
+    kind = str(images.dtype).removeprefix("torch.")
+    if not images.is_floating_point():
+        raise UsageError(f"the {which} images are {kind}: give them as uint8, 0 to 255")
+    if not len(images) or not 0 <= images.min() <= images.max() <= 1:  # false for NaN as well
+        raise UsageError(f"the {which} images are {kind} and not in 0 to 1: give them as uint8, or "
+                         f"scaled to 0..1, not normalised (mean= and std= say how)")
+    tolerance = 255 * max(torch.finfo(images.dtype).eps, 1e-6)
+    found = torch.empty(images.shape, dtype=torch.uint8)
+    for part, out in zip(images.split(4096), found.split(4096), strict=True):
+        scaled = part.double() * 255
+        out.copy_(scaled.round())
+        if (scaled - out).abs().max() > tolerance:
+            raise UsageError(f"the {which} images are {kind} with values between those of 8 bits: "
+                             f"give (images * 255).round() as uint8")
+    return found
+
+
+def _labels(values: Any, count: int, which: str) -> Tensor:
+    """Labels as int64 (count,)."""
+    labels = _tensor(values, f"{which} labels")
+    whole = not labels.is_floating_point() and not labels.is_complex()
+    if tuple(labels.shape) != (count,) or not count or not whole:
+        raise UsageError(f"the {which} labels have shape {tuple(labels.shape)} and type "
+                         f"{labels.dtype}: give one whole number for each of the {count} images")
+    return labels.long()
+
+
+def _class_names(classes: Any, *splits: Split) -> tuple[str, ...]:
+    """The names of the classes, of which there are no more than images."""
+    if isinstance(classes, (str, bytes)) or not isinstance(classes, (int, Sequence, type(None))):
+        raise UsageError(f"classes {classes!r:.60}: give their names in a list, or their number")
+    if classes is None:
+        classes = max(int(split.labels.max()) for split in splits) + 1
+    if not isinstance(classes, int):
+        return tuple(map(str, classes))
+    images = sum(map(len, splits))
+    if not 1 <= classes <= images:
+        raise UsageError(f"there would be {classes} classes, but there are {images} images: number "
+                         f"the labels from 0 without gaps")
+    return tuple(map(str, range(classes)))
+
+
+def _statistic(what: str, values: Any, channels: int) -> tuple[float, ...] | None:
+    """Mean or std as given, checked; None where none is."""
+    if values is None:
+        return None
+    found = _tensor(values, what)
+    if tuple(found.shape) != (channels,) or found.is_complex():
+        raise UsageError(f"{what} {values!r:.60}: give {channels} number(s), one a channel")
+    numbers = tuple(found.double().tolist())
+    if not all(map(math.isfinite, numbers)) or what == "std" and min(numbers) <= 0:
+        raise UsageError(f"{what} {values!r:.60}: give finite numbers, for std above 0")
+    return numbers

@@ -1,5 +1,6 @@
-"""Batches for training and evaluation: shuffled, augmented and normalised on the device that computes."""
+"""Batches for training and evaluation: shuffled, augmented and normalised on the device."""
 
+import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from kesi.data.augment import Normalise
 from kesi.data.datasets import Dataset
-from kesi.data.split import Split
+from kesi.data.split import Size, Split, height_width
 from kesi.system import seeds
 from kesi.system.errors import UsageError
 
@@ -16,16 +17,18 @@ from kesi.system.errors import UsageError
 class TrainBatches:
     """The training split in batches; every epoch in an order and with an augmentation of its own.
 
-    Order and augmentation of an epoch are a function of (seed, epoch): no other epoch needs to be run before
-    it, and the device, the global random state and `world` make no difference. With world > 1, rank r gets
-    the images r, r + world, ... of every batch, so that the ranks together get what one process would.
+    Order and augmentation of an epoch are a function of (seed, epoch): no other epoch needs to be
+    run before it, and the device, the global random state and `world` make no difference. With
+    world > 1, rank r gets the images r, r + world, ... of every batch, so that the ranks together
+    get what one process would.
 
-    A last batch with fewer than two images for each rank is left out, because BatchNorm cannot take a batch
-    of one image. A rank gets one image more or less than another where `world` does not divide a batch.
+    A last batch with fewer than two images for each rank is left out, because BatchNorm cannot take
+    a batch of one image. A rank gets one image more or less than another where `world` does not
+    divide a batch.
 
-    Where the images, padded, take at most `resident_bytes` (default: 4 GiB on a GPU and at most half of what
-    is free there, 1 GiB on a CPU), they are put on the device once. Otherwise a thread gathers the rows of
-    the next batch while this one is computed, and uint8 travels to the device.
+    Where the images, padded, take at most `resident_bytes` (default: 4 GiB on a GPU and at most
+    half of what is free there, 1 GiB on a CPU), they are put on the device once. Otherwise a thread
+    gathers the rows of the next batch while this one is computed, and uint8 travels to the device.
     """
 
     steps: int  # batches an epoch
@@ -41,14 +44,14 @@ class TrainBatches:
         world: int = 1,
         resident_bytes: int | None = None,
     ) -> None:
-        """Raises UsageError where a batch, or the whole split, has fewer than two images for each rank."""
+        """Raises UsageError where a batch, or the split, has fewer than two images a rank."""
         split, self.device = dataset.train, torch.device(device)
         if batch_size < 2 * world or len(split) < 2 * world:
             small = batch_size < 2 * world
-            what = f"batch size {batch_size}" if small else f"a training split of {len(split)} image(s)"
-            raise UsageError(
-                f"{what} is too small: BatchNorm needs two images a batch for each of {world} process(es)"
-            )
+            what = "batch size" if small else "a training split of"
+            raise UsageError(f"{what} {batch_size if small else f'{len(split)} image(s)'} is too "
+                             f"small: BatchNorm needs two images a batch for each of {world} "
+                             f"process(es)")
         self.split, self.augmentation, self.seed = split, dataset.augmentation, seed
         self.batch_size, self.rank, self.world = batch_size, rank, world
         rest = len(split) % batch_size
@@ -61,17 +64,17 @@ class TrainBatches:
         self._prepared = self.augmentation.prepare(split.images, self.device) if fits else None
 
     def weight(self, step: int) -> float:
-        """By how much this rank's mean over its images of a step has to count in the mean over the ranks.
+        """The weight of this rank's mean over its images of a step in the mean over the ranks.
 
-        1 where all ranks have as many; else its share of the batch times the number of ranks, so that the
-        mean over the ranks is the mean over the images.
+        1 where all ranks have as many; else its share of the batch times the number of ranks, so
+        that the mean over the ranks is the mean over the images.
         """
         start = step * self.batch_size
         whole = min(self.batch_size, self.images - start)
         return len(range(self.rank, whole, self.world)) * self.world / whole
 
     def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches on the device: x float32 (B, 3, S, S), channels_last and normalised, and y int64 (B,)."""
+        """Batches on the device: x float32 (B, C, H, W), normalised, and y int64 (B,)."""
         order, draws = self._drawn(number)
         rows = self.split.indices()[order]
         labels = self._labels[order.to(self.device)]
@@ -85,8 +88,10 @@ class TrainBatches:
             for batch in batches:
                 yield self._augmented(self._prepared, rows[batch], draws[batch]), labels[batch]
             return
-        for batch, images in zip(batches, self._gathered([rows[batch] for batch in batches]), strict=True):
-            prepared = self.augmentation.prepare(images.to(self.device, non_blocking=True), self.device)
+        gathered = self._gathered([rows[batch] for batch in batches])
+        for batch, images in zip(batches, gathered, strict=True):
+            images = images.to(self.device, non_blocking=True)
+            prepared = self.augmentation.prepare(images, self.device)
             everything = torch.arange(len(images), device=self.device)
             yield self._augmented(prepared, everything, draws[batch]), labels[batch]
 
@@ -118,19 +123,35 @@ class TrainBatches:
 
 
 def eval_batches(
-    dataset: Dataset, split: Split, device: torch.device | str = "cpu", batch_size: int = 512
+    dataset: Dataset, split: Split, device: torch.device | str = "cpu", batch_size: int | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """A split in order, without augmentation: x float32 (B, 3, S, S), channels_last, and y int64 (B,)."""
+    """A split in order, not augmented: x float32 (B, C, H, W), channels_last, and y int64 (B,).
+
+    ``batch_size``: default is that of eval_batch_size().
+    """
     normalise = Normalise.of(dataset.mean, dataset.std, device)
+    if batch_size is None:
+        batch_size = eval_batch_size(len(split), dataset.image_size, device)
     for first in range(0, len(split), batch_size):
         last = min(first + batch_size, len(split))
         sizes = None if split.sizes is None else split.sizes[first:last]
         images = split.take(first, last).to(device)
-        yield dataset.augmentation.test(images, sizes, normalise), split.labels[first:last].to(device)
+        labels = split.labels[first:last].to(device)
+        yield dataset.augmentation.test(images, sizes, normalise), labels
+
+
+def eval_batch_size(images: int, size: Size, device: torch.device | str) -> int:
+    """Images of ``size`` pixels a batch: 512 on a CPU; on a GPU, whose time goes into launching small
+    ones, about four million pixels (4,096 images of 32 px), in batches of about equal length."""
+    if torch.device(device).type != "cuda":
+        return 512
+    most = max(512, 2**22 // math.prod(height_width(size)))
+    return -(-images // -(-images // most)) if images else most
 
 
 def _resident_limit(device: torch.device) -> int:
     if device.type != "cuda":
         return 2**30
-    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # free as well, for torch
+    # what torch has reserved and does not use is free as well
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return min(4 * 2**30, (torch.cuda.mem_get_info(device)[0] + cached) // 2)

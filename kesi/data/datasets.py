@@ -1,41 +1,112 @@
 """The data sets, by name: two splits of uint8 images, and what a network needs to know about them.
 
-`load` is the only way in. It gives the images in the form that the augmentation of the caller's scripts
-wants: family "cifar" crops padded images of their final size, family "tinyimagenet" crops and resizes larger
-ones.
+`load` is the only way in. It gives the images in the form that the augmentation of the caller's
+scripts wants: family "cifar" crops padded images of their final size, family "tinyimagenet" crops
+and resizes larger ones.
+
+A data set is one file in `sources/` and its entry in INFO. From outside of the package, in a file
+that is given with `--with`:
+
+    def load(root, storage, download):
+        return Images(split_of(images, labels), split_of(test_images, test_labels), ("cat", "dog"))
+
+    register_dataset("pets", DatasetInfo(load, num_classes=2, side=64))
 """
 
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from kesi.data.augment import Augmentation, PadCrop, RandomResizedCrop
+from kesi.data.decode import Storage
 from kesi.data.sources import cifar, digits, imagefolder, tinyimagenet
-from kesi.data.split import Split, histogram, hold_out, mean_and_std
-from kesi.system.errors import UsageError
+from kesi.data.split import (
+    Images,
+    Size,
+    Split,
+    height_width,
+    histogram,
+    hold_out,
+    mean_and_std,
+    resized,
+)
+from kesi.system.errors import KesiError, UsageError, first_line
 
 FAMILIES = ("cifar", "tinyimagenet")
-DATASETS = ("cifar10", "cifar100", "digits", "imagefolder", "tinyimagenet")
+SMALLEST, LARGEST = 8, 4096  # pixels of a side that a network is shown
 
-CIFAR_STATISTICS = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)  # mean and std as in the paper
+# Gives the images below `root`, downloaded first if they are missing and `download` allows it.
+# A source of files of any size stores them as `Storage` says; another may leave them as they are.
+Source = Callable[[Path, Storage, bool], Images]
+
+CIFAR_STATISTICS = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)  # as in the paper
 IMAGENET_STATISTICS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What is known of a data set before it is loaded."""
+    """A data set by name: how it is loaded, and what is known of it before that."""
 
-    num_classes: int
-    image_size: int  # pixels that the network sees by default
-    train_images: int
-    test_images: int
+    load: Source
+    num_classes: int | None = None  # None: loading tells; so do the numbers of images
+    train_images: int | None = None
+    test_images: int | None = None
+    side: Size | None = None  # pixels of its images; None: files of any size
+    # mean and std by channel, of images scaled to 0..1; None: those of the training images
+    statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    flip: bool = True  # whether a mirrored image is still one of its class
+    family: str = "cifar"  # that of the scripts which the data set belongs to
+    recipe: str | None = None  # the recipe made for it; None: the family's
+    eval_every: int = 1  # epochs between two looks at the test accuracy, 0: after the last only
+    in_paper: bool = False
+
+    def default_size(self, family: str) -> Size:
+        """Pixels that a network sees where nobody says otherwise."""
+        return 224 if family == "tinyimagenet" else self.side or 32
+
+    def stored_size(self, family: str, size: Size) -> Size:
+        """Pixels of the stored images for a network that sees `size`."""
+        if family == "cifar":
+            return size
+        return self.side or RandomResizedCrop(size).test_size
+
+    @property
+    def image_size(self) -> Size:
+        """Pixels that a network sees by default in the data set's own family."""
+        return self.default_size(self.family)
 
 
 INFO = {
-    "cifar10": DatasetInfo(10, 32, 50_000, 10_000),
-    "cifar100": DatasetInfo(100, 32, 50_000, 10_000),
-    "digits": DatasetInfo(10, 16, 300, 1_497),
-    "tinyimagenet": DatasetInfo(200, 224, 100_000, 10_000),
+    "cifar10": DatasetInfo(cifar.load_cifar10, 10, 50_000, 10_000, 32, CIFAR_STATISTICS,
+                           in_paper=True),
+    "cifar100": DatasetInfo(cifar.load_cifar100, 100, 50_000, 10_000, 32, CIFAR_STATISTICS,
+                            in_paper=True),
+    "digits": DatasetInfo(digits.load_digits, 10, 300, 1_497, 16, flip=False, recipe="digits",
+                          eval_every=0),
+    "imagefolder": DatasetInfo(imagefolder.load_imagefolder),
+    "tinyimagenet": DatasetInfo(tinyimagenet.load_tinyimagenet, 200, 100_000, 10_000, 64,
+                                IMAGENET_STATISTICS, family="tinyimagenet", in_paper=True),
 }
+DATASETS = INFO.keys()  # the names, those that are registered later included
+BUILT_IN = tuple(INFO)
+SHIPPED = "digits"  # what is there without a download
+
+
+def register_dataset(name: str, info: DatasetInfo) -> None:
+    """Make a data set known by name to `load` and to all commands (see the head of this file).
+
+    A name that was registered before is replaced. Raises UsageError for one of ours, and for one
+    that could not be part of a path.
+    """
+    if not isinstance(name, str) or not name.replace("-", "").replace("_", "").isalnum():
+        raise UsageError(f"a data set's name consists of letters, digits, '-' and '_', "
+                         f"unlike {name!r:.60}")
+    if name in BUILT_IN:
+        raise UsageError(f"there is a data set {name} already: choose another name")
+    if not isinstance(info, DatasetInfo) or info.family not in FAMILIES:
+        raise UsageError(f"data set {name}: give kesi.data.DatasetInfo(load, ...), "
+                         f"its family one of {', '.join(FAMILIES)}")
+    INFO[name] = info
 
 
 @dataclass(frozen=True)
@@ -47,100 +118,145 @@ class Dataset:
     test: Split
     val: Split | None  # a stratified part of the training images that was held out, if asked for
     classes: tuple[str, ...]
-    mean: tuple[float, float, float]  # of images scaled to 0..1
-    std: tuple[float, float, float]
-    image_size: int  # pixels that the network sees
+    mean: tuple[float, ...]  # by channel, of images scaled to 0..1
+    std: tuple[float, ...]
+    image_size: Size  # pixels that the network sees
     augmentation: Augmentation
 
     @property
     def num_classes(self) -> int:
         return len(self.classes)
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of what the network sees."""
+        return (len(self.mean), *height_width(self.image_size))
+
     def describe(self) -> dict:
-        """What a checkpoint should say about its data; plain values that JSON takes."""
-        augmentation = asdict(self.augmentation)
-        augmentation = {key: list(v) if isinstance(v, tuple) else v for key, v in augmentation.items()}
+        """What a checkpoint should say about its data; plain values that JSON takes.
+
+        `digests` are SHA-256 of pixels and labels, see Split.digest. The first call reads the
+        images once, unless they come from a decode cache, which knows.
+        """
         splits = {"train": self.train, "val": self.val, "test": self.test}
+        splits = {key: split for key, split in splits.items() if split is not None}
+        augmentation = {"name": type(self.augmentation).__name__, **asdict(self.augmentation)}
         return {
             "name": self.name,
             "classes": list(self.classes),
-            "images": {key: len(split) for key, split in splits.items() if split is not None},
-            "image_size": self.image_size,
+            "images": {key: len(split) for key, split in splits.items()},
+            "digests": {key: split.digest for key, split in splits.items()},
+            "image_size": _plain(self.image_size),
             "mean": list(self.mean),
             "std": list(self.std),
-            "augmentation": {"name": type(self.augmentation).__name__, **augmentation},
+            "augmentation": {key: _plain(value) for key, value in augmentation.items()},
         }
+
+
+def _plain(value):
+    return list(value) if isinstance(value, tuple) else value
 
 
 def family_of(said: dict) -> str:
     """The family with which the data set was loaded that describes itself like this."""
-    return "tinyimagenet" if (said.get("augmentation") or {}).get("name") == RandomResizedCrop.__name__ else "cifar"
+    name = (said.get("augmentation") or {}).get("name")
+    return "tinyimagenet" if name == RandomResizedCrop.__name__ else "cifar"
+
+
+def load_described(said: dict, root: str | Path, download: bool = False) -> Dataset:
+    """Load the data set that describes itself like this, without a validation part.
+
+    Raises UsageError for a name that is not in INFO.
+    """
+    size = said.get("image_size")
+    size = tuple(size) if isinstance(size, list) else size
+    return load(said["name"], root, image_size=size, download=download, family=family_of(said),
+                channels=len(said.get("mean") or "RGB"))
 
 
 def load(
     name: str,
     root: str | Path = "data",
     *,
-    image_size: int | None = None,
+    image_size: Size | None = None,
     val_fraction: float = 0.0,
     download: bool = True,
     family: str = "cifar",
+    channels: int | None = None,
 ) -> Dataset:
     """Loads a data set.
 
-    name: one of DATASETS. root: the folder where its files are, or are downloaded to. image_size: pixels that
-    the network sees; the default is the data set's own (32 for a folder of images), and 224 for family
-    "tinyimagenet". val_fraction: the share of each class of the training images to hold out. Mean and std of
-    "digits" and "imagefolder" are those of all their training images, held out or not.
+    name: one of INFO. root: the folder where its files are, or are downloaded to. image_size:
+    pixels that the network sees, a number or (height, width); the default is the data set's own (32
+    for a folder of images), and 224 for family "tinyimagenet", which takes squares only.
+    val_fraction: the share of each class of the training images to hold out. channels: 1 for grey,
+    3 for RGB (default: the data set's own, 3 for a folder of images). Mean and std are those of all
+    training images, held out or not, where the data set does not fix them.
 
-    Raises UsageError for a bad argument and KesiError for missing or damaged files and a failed download.
+    Raises UsageError for a bad argument and KesiError for missing or damaged files and a failed
+    download.
     """
-    _check(name, image_size, val_fraction, family)
-    root, size = Path(root), image_size or _default_size(name, family)
-    augmentation = _augmentation(name, family, size)
-    statistics = None
-    if name == "digits":
-        classes = tuple("0123456789")
-        train, test = digits.load_digits(size if family == "cifar" else INFO[name].image_size)
-    elif name in ("cifar10", "cifar100"):
-        train, test, classes = cifar.load_cifar(name, root, size if family == "cifar" else 32, download)
-        statistics = CIFAR_STATISTICS
-    elif name == "tinyimagenet":
-        train, test, classes = tinyimagenet.load_tinyimagenet(
-            root, size if family == "cifar" else tinyimagenet.SIDE, download
-        )
-        statistics = IMAGENET_STATISTICS
-    else:
-        stored = size if family == "cifar" else augmentation.test_size
-        train, test, classes, statistics = imagefolder.load_imagefolder(
-            root, stored, family == "tinyimagenet"
-        )
+    _check(name, image_size, val_fraction, family, channels)
+    info = INFO[name]
+    size = image_size or info.default_size(family)
+    photographs = family == "tinyimagenet"
+    stored = info.stored_size(family, size)
+    storage = Storage(stored, photographs and info.side is None, channels or 3)
+    try:
+        found = info.load(Path(root), storage, download)
+    except (KesiError, MemoryError):
+        raise
+    except Exception as error:  # of somebody's own source: anything
+        raise KesiError(f"data set {name} cannot be loaded: {type(error).__name__}: "
+                        f"{first_line(error)}") from error
+    _check_found(name, found, channels)
+    train, test = (_at(split, stored) for split in (found.train, found.test))
+    statistics = info.statistics or (found.mean and (found.mean, found.std))
     mean, std = statistics or mean_and_std(histogram(train.images))
     train, val = hold_out(train, val_fraction) if val_fraction else (train, None)
-    return Dataset(name, train, test, val, classes, mean, std, size, augmentation)
+    augmentation = RandomResizedCrop(size, info.flip) if photographs else (
+        PadCrop(size, min(height_width(size)) // 8, info.flip))  # 4 px at 32, as in the paper
+    return Dataset(name, train, test, val, found.classes, mean, std, size, augmentation)
 
 
-def _check(name: str, image_size: int | None, val_fraction: float, family: str) -> None:
-    if name not in DATASETS:
-        raise UsageError(f"unknown data set {name!r}: choose from {', '.join(DATASETS)}")
+def _at(split: Split, size: Size) -> Split:
+    """The split with images of `size`."""
+    images = resized(split.images, size)
+    return split if images is split.images else replace(split, images=images, pixels=None)
+
+
+def _check(name: str, image_size: Size | None, val_fraction: float, family: str,
+           channels: int | None) -> None:
+    if name not in INFO:
+        raise UsageError(f"unknown data set {name!r}: choose from {', '.join(INFO)}")
     if family not in FAMILIES:
         raise UsageError(f"unknown family {family!r}: choose from {', '.join(FAMILIES)}")
-    if image_size is not None and image_size < 8:
-        raise UsageError(f"image size {image_size} is too small: use 8 or more pixels")
+    if image_size is not None:
+        check_size(image_size)
+    if family == "tinyimagenet" and not all(
+            isinstance(size, int) for size in (image_size or 0, INFO[name].side or 0)):
+        raise UsageError(f"{name}: images that are not square are for family cifar; "
+                         f"family {family} crops squares")
     if not 0 <= val_fraction < 1:
-        raise UsageError(f"val fraction {val_fraction:g} is not a share: use 0 or more, and less than 1")
+        raise UsageError(f"val fraction {val_fraction:g} is not a share: use 0 or more, and less "
+                         f"than 1")
+    if channels is not None and channels < 1:
+        raise UsageError(f"images of {channels} channels: use 1 for grey, 3 for RGB")
 
 
-def _default_size(name: str, family: str) -> int:
-    if family == "tinyimagenet":
-        return 224
-    if name == "tinyimagenet":
-        return tinyimagenet.SIDE
-    return INFO[name].image_size if name in INFO else 32
+def check_size(image_size: Size) -> None:
+    """Raises UsageError for a size in pixels that no image has."""
+    sides = height_width(image_size)
+    if min(sides) < SMALLEST:
+        raise UsageError(f"image size {min(sides)} is too small: use {SMALLEST} or more pixels")
+    if max(sides) > LARGEST:
+        raise UsageError(f"image size {max(sides)} is too large: use at most {LARGEST} pixels")
 
 
-def _augmentation(name: str, family: str, size: int) -> Augmentation:
-    flip = name != "digits"  # a mirrored digit is no digit
-    if family == "tinyimagenet":
-        return RandomResizedCrop(size, flip)
-    return PadCrop(size, size // 8, flip)  # 4 pixels at 32 px, as in the paper
+def _check_found(name: str, found: Images, channels: int | None) -> None:
+    if not isinstance(found, Images):
+        raise UsageError(f"data set {name} gave a {type(found).__name__}: return "
+                         f"kesi.data.Images(train, test, classes)")
+    has = found.train.images.shape[3]
+    if channels not in (None, has):
+        raise UsageError(f"{name} has images of {has} channel(s), not {channels}")

@@ -1,18 +1,18 @@
-"""Image files of any size and mode as squares of uint8 RGB.
+"""Image files of any size and mode as uint8 of one size, RGB or grey.
 
 How a photograph is stored decides what can be cropped from it later. Two ways:
 
-- `crop`: the shorter side is resized to `size` and the centre square is kept. Exactly what test time looks
+- `crop`: resized until it just covers `size`, and the centre is kept. Exactly what test time looks
   at, and all there is at 32 px.
-- `squeeze`: the whole photograph is resized to size x size, whatever its shape, and its true height and width
-  are kept beside it. RandomResizedCrop draws its boxes in the true shape and stretches them back, so it
-  reaches every part of the photograph as it would in the file, and every image takes the same space. The
-  price is resolution along the longer side: 256 px where 4:3 would have 341. The boxes are enlarged to 224 px
-  anyway for most draws.
+- `squeeze`: the whole photograph is resized to a square, whatever its shape, and its true height
+  and width are kept beside it. RandomResizedCrop draws its boxes in the true shape and stretches
+  them back, so it reaches every part of the photograph as it would in the file, and every image
+  takes the same space. The price is resolution along the longer side: 256 px where 4:3 would have
+  341. The boxes are enlarged to 224 px anyway for most draws.
 
-Resizing is Pillow's BILINEAR, which is antialiased, in one step with the crop. Transparent parts become
-white, CMYK, palette and the like are converted to RGB, 16-bit grey keeps its upper 8 bits, EXIF orientation
-is applied, of an animation the first frame counts.
+Resizing is Pillow's BILINEAR, which is antialiased, in one step with the crop. Transparent parts
+become white, CMYK, palette and the like are converted to RGB, 16-bit grey keeps its upper 8 bits,
+EXIF orientation is applied, of an animation the first frame counts.
 """
 
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from kesi.data.split import Size, height_width
 from kesi.system.errors import KesiError
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -30,15 +31,21 @@ SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".t
 class Storage:
     """The form in which images are stored."""
 
-    size: int  # pixels of the square
-    squeeze: bool  # the whole photograph squeezed to the square, instead of its centre
+    size: Size  # pixels
+    squeeze: bool  # the whole photograph squeezed to this size, instead of its centre
+    channels: int = 3  # 3: RGB, 1: grey
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of a stored image."""
+        return (*height_width(self.size), self.channels)
 
 
 @dataclass(frozen=True)
 class Decoded:
-    pixels: np.ndarray  # uint8 (size, size, 3)
+    pixels: np.ndarray  # uint8 (H, W, C)
     true_size: tuple[int, int]  # height and width in the file, upright
-    histogram: list[int]  # 3 x 256 counts of `pixels`
+    histogram: list[int]  # C x 256 counts of `pixels`
 
 
 def is_image(name: str) -> bool:
@@ -47,46 +54,52 @@ def is_image(name: str) -> bool:
 
 
 def decode(path: Path, storage: Storage) -> Decoded:
-    """Reads an image file. Raises KesiError that names the file if it is unreadable or far too large."""
+    """Reads an image file. Raises KesiError that names it if it is unreadable or far too large."""
     try:
         with Image.open(path) as image:
             limit = Image.MAX_IMAGE_PIXELS
             if limit is not None and image.width * image.height > limit:
-                raise KesiError(
-                    f"{path} has {image.width}x{image.height} pixels, more than {limit}: make it smaller"
-                )
+                raise KesiError(f"{path} has {image.width}x{image.height} pixels, more than "
+                                f"{limit}: make it smaller")
             true_size = _upright_size(image)
-            # JPEG decodes at 1/2, 1/4 or 1/8 for far less work; twice the size needed is detail enough.
-            image.draft(None, (2 * storage.size, 2 * storage.size))
+            height, width, channels = storage.shape
+            # JPEG decodes at 1/2, 1/4 or 1/8 for far less work; twice the size needed is enough.
+            image.draft(None, (2 * width, 2 * height))
             image = _rgb(ImageOps.exif_transpose(image))
-            image = image.resize(
-                (storage.size, storage.size), Image.Resampling.BILINEAR, _box(image, storage)
-            )
+            if channels == 1:
+                image = image.convert("L")
+            box = _box(image, storage)
+            image = image.resize((width, height), Image.Resampling.BILINEAR, box)
     except KesiError:
         raise
-    except Exception as error:  # damaged files make Pillow raise nearly anything, SyntaxError included
+    except Exception as error:  # damaged files make Pillow raise nearly anything
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise KesiError(f"{path} is not a readable image ({reason}): repair or remove it") from error
-    return Decoded(np.asarray(image), true_size, image.histogram())
+        raise KesiError(
+            f"{path} is not a readable image ({reason}): repair or remove it") from error
+    return Decoded(np.asarray(image).reshape(storage.shape), true_size, image.histogram())
 
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:
     orientation = image.getexif().get(0x0112, 1)
-    return (image.width, image.height) if orientation in (5, 6, 7, 8) else (image.height, image.width)
+    turned = orientation in (5, 6, 7, 8)
+    return (image.width, image.height) if turned else (image.height, image.width)
 
 
 def _box(image: Image.Image, storage: Storage) -> tuple[float, float, float, float]:
-    """The part of the image that becomes the square: the whole, or what Resize and CenterCrop of torchvision
-    keep."""
-    width, height = image.size
+    """The part of the image that is stored: the whole, or its centre in the shape of the storage.
+
+    The centre is what Resize and CenterCrop of torchvision keep.
+    """
+    extents = image.size  # width, height
     if storage.squeeze:
-        return 0, 0, width, height
-    short = min(width, height)
+        return 0, 0, *extents
+    sides = height_width(storage.size)[::-1]
+    tight = 0 if sides[0] * extents[1] >= sides[1] * extents[0] else 1  # cropped the other way
     box = []
-    for extent in (width, height):
-        resized = storage.size * extent // short
-        start = round((resized - storage.size) / 2)
-        box.append((start * extent / resized, (start + storage.size) * extent / resized))
+    for extent, side in zip(extents, sides, strict=True):
+        whole = sides[tight] * extent // extents[tight]  # pixels of the resized image
+        start = round((whole - side) / 2)
+        box.append((start * extent / whole, (start + side) * extent / whole))
     (left, right), (top, bottom) = box
     return left, top, right, bottom
 

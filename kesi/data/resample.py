@@ -1,14 +1,15 @@
 """Crop and resize of batches, antialiased, as torchvision does it for one image.
 
-The filter is the triangle of Pillow's BILINEAR and of torchvision's `antialias=True`: output pixel i takes
-the input pixels j around its centre c with weight max(0, 1 - |j + 0.5 - c| / s), where s is the scale in
-input pixels, but at least 1; the weights of an output pixel add up to 1, and pixels outside of the crop do
-not count.
+The filter is the triangle of Pillow's BILINEAR and of torchvision's `antialias=True`: output pixel
+i takes the input pixels j around its centre c with weight max(0, 1 - |j + 0.5 - c| / s), where s is
+the scale in input pixels, but at least 1; the weights of an output pixel add up to 1, and pixels
+outside of the crop do not count.
 
-There are two ways, because a GPU and a CPU need different ones. On a GPU the weights of all images form
-matrices, and resampling is two batched matrix products, columns and then rows (`crop_batch`); almost all of
-these weights are zero, which a GPU does not mind. On a CPU, torch's own kernel for one uint8 image, which
-skips the zeros, is 5 to 12 times faster (`crop_each`). They agree to within the rounding of uint8.
+There are two ways, because a GPU and a CPU need different ones. On a GPU the weights of all images
+form matrices, and resampling is two batched matrix products, columns and then rows (`crop_batch`);
+almost all of these weights are zero, which costs a GPU little. On a CPU, torch's own kernel for one
+uint8 image, which skips the zeros, is 5 to 12 times faster (`crop_each`). They agree to within the
+rounding of uint8.
 """
 
 import math
@@ -25,10 +26,10 @@ def random_boxes(
 ) -> Tensor:
     """The boxes of torchvision's RandomResizedCrop.get_params for N images.
 
-    sizes: int64 (N, 2), height and width. numbers: float64 (N, 22), uniform in [0, 1): an area and an aspect
-    ratio for each of ten tries, then the place. Returns int64 (N, 4): top, left, height, width in pixels of
-    the image. The first try that fits is taken; where none does, the largest central box within the ratio
-    limits.
+    sizes: int64 (N, 2), height and width. numbers: float64 (N, 22), uniform in [0, 1): an area and
+    an aspect ratio for each of ten tries, then the place. Returns int64 (N, 4): top, left, height,
+    width in pixels of the image. The first try that fits is taken; where none does, the largest
+    central box within the ratio limits.
     """
     height, width = sizes[:, :1], sizes[:, 1:]
     area = (height * width) * (scale[0] + (scale[1] - scale[0]) * numbers[:, 0:10])
@@ -50,32 +51,36 @@ def random_boxes(
 
 
 def to_stored(boxes: Tensor, sizes: Tensor, side: int) -> Tensor:
-    """Boxes (N, 4) in images of `sizes` (N, 2), rounded to pixels of these images stored at side x side."""
+    """Boxes (N, 4) in images of `sizes` (N, 2), in whole pixels of these images at side x side."""
     first = (boxes[:, :2] * side / sizes).round().long().clamp_(max=side - 1)
     last = ((boxes[:, :2] + boxes[:, 2:]) * side / sizes).round().long()
     return torch.cat([first, (last - first).clamp_(min=1)], dim=1)
 
 
 def crop_each(store: Tensor, rows: Tensor, boxes: Tensor, flips: Tensor, size: int) -> Tensor:
-    """Boxes (B, 4) of the images at `rows` of uint8 (N, H, W, 3), resized one by one, on the CPU.
+    """Boxes (B, 4) of the images at `rows` of uint8 (N, H, W, C), resized one by one, on the CPU.
 
-    They are mirrored where `flips` (B,) is true. Returns uint8 (B, size, size, 3).
+    They are mirrored where `flips` (B,) is true. Returns uint8 (B, size, size, C).
     """
     crops = []
-    for row, (top, left, tall, wide), flip in zip(rows.tolist(), boxes.tolist(), flips.tolist(), strict=True):
-        # A slice of one row, not an index: only so does torch see that the channels come last, and is fast.
+    for row, box, flip in zip(rows.tolist(), boxes.tolist(), flips.tolist(), strict=True):
+        top, left, tall, wide = box
+        # A slice of one row, not an index: only so does torch see that the channels come last, and
+        # is fast.
         window = store[row : row + 1, top : top + tall, left : left + wide]
         if flip:  # before, not after: the window is smaller than the result as a rule
             window = window.flip(2)
         planes = window.permute(0, 3, 1, 2)
-        planes = functional.interpolate(planes, size=(size, size), mode="bilinear", antialias=True)
+        planes = functional.interpolate(planes, (size, size), mode="bilinear", antialias=True)
         crops.append(planes.permute(0, 2, 3, 1))
     return torch.cat(crops)
 
 
 def crop_batch(store: Tensor, rows: Tensor, boxes: Tensor, flips: Tensor, size: int) -> Tensor:
-    """As `crop_each`, for all images at once with matrix products, on any device: float32 (B, size, size,
-    3)."""
+    """As `crop_each`, for all images at once with matrix products, on any device.
+
+    Returns float32 (B, size, size, C).
+    """
     side = store.shape[1]
     low, extent = boxes[:, :2].float(), boxes[:, 2:].float()
     high, step = low + extent, extent / size
@@ -92,27 +97,30 @@ def crop_batch(store: Tensor, rows: Tensor, boxes: Tensor, flips: Tensor, size: 
 
 
 def center_crop(images: Tensor, sizes: Tensor, resize: int, size: int) -> Tensor:
-    """Resizes the shorter side to `resize` and crops the centre, as torchvision's Resize and CenterCrop.
+    """Resizes the shorter side to `resize` and crops the centre, as torchvision does.
 
-    images: uint8 (B, H, H, 3), stored as squares. sizes: (B, 2) or (1, 2), their true height and width, which
-    the result has again. Returns float32 (B, size, size, 3).
+    images: uint8 (B, H, H, C), stored as squares. sizes: (B, 2) or (1, 2), their true height and
+    width, which the result has again. Returns float32 (B, size, size, C).
     """
     side = images.shape[1]
     full = resize * sizes // sizes.amin(dim=1, keepdim=True)
     start = ((full - size) / 2).round()
     step = side / full
     none, whole = torch.zeros_like(step[:, 0]), torch.full_like(step[:, 0], side)
-    down, across = (_weights(start[:, d] * step[:, d], step[:, d], none, whole, size, side) for d in (0, 1))
+    down, across = (_weights(start[:, d] * step[:, d], step[:, d], none, whole, size, side)
+                    for d in (0, 1))
     return resampled(images, down, across)
 
 
-def _weights(start: Tensor, step: Tensor, low: Tensor, high: Tensor, size: int, side: int) -> Tensor:
+def _weights(start: Tensor, step: Tensor, low: Tensor, high: Tensor, size: int,
+             side: int) -> Tensor:
     """The weights of `side` input pixels in `size` output pixels: float32 (B, size, side).
 
-    For each of B images: output pixel i lies at start + (i + 0.5) * step; input pixels outside [low, high)
-    are left out. A negative step mirrors.
+    For each of B images: output pixel i lies at start + (i + 0.5) * step; input pixels outside
+    [low, high) are left out. A negative step mirrors.
     """
-    centres = start[:, None] + (torch.arange(size, device=start.device) + 0.5) * step[:, None]
+    places = torch.arange(size, device=start.device) + 0.5
+    centres = start[:, None] + places * step[:, None]
     pixels = torch.arange(side, device=start.device) + 0.5
     reach = step.abs().clamp(min=1)[:, None, None]
     weights = (1 - (pixels - centres[:, :, None]).abs() / reach).clamp_(min=0)
@@ -121,22 +129,22 @@ def _weights(start: Tensor, step: Tensor, low: Tensor, high: Tensor, size: int, 
 
 
 def resampled(images: Tensor, down: Tensor, across: Tensor) -> Tensor:
-    """Applies weights (B or 1, S, H) down the rows and (B or 1, S, H) across the columns of uint8 (B, H, H,
-    3).
+    """Applies weights (B or 1, S, H) down the rows and (B or 1, S, H) across the columns.
 
-    Returns float32 (B, S, S, 3). Works through the batch in parts whose intermediate results take at most 256
-    MiB.
+    images: uint8 (B, H, H, C). Returns float32 (B, S, S, C). Works through the batch in parts whose
+    intermediate results take at most 256 MiB.
     """
-    count, side, size = len(images), images.shape[1], down.shape[1]
+    count, side, _, channels = images.shape
+    size = down.shape[1]
     down, across = down.expand(count, -1, -1), across.expand(count, -1, -1)
-    part = max(1, BOUND // (4 * 3 * (side * side + 2 * size * side)))
-    result = torch.empty((count, size, size * 3), device=images.device)
+    part = max(1, BOUND // (4 * channels * (side * side + 2 * size * side)))
+    result = torch.empty((count, size, size * channels), device=images.device)
     for start in range(0, count, part):
         here = slice(start, start + part)
-        # (B, column, row, 3) times the column weights, turned to (B, row, column, 3), times the row weights:
-        # this order leaves the result in channels_last without another copy.
-        columns = images[here].transpose(1, 2).float().reshape(-1, side, side * 3)
-        columns = torch.bmm(across[here], columns).view(-1, size, side, 3)
-        turned = columns.transpose(1, 2).reshape(-1, side, size * 3)
+        # (B, column, row, C) times the column weights, turned to (B, row, column, C), times the row
+        # weights: this order leaves the result in channels_last without another copy.
+        columns = images[here].transpose(1, 2).float().reshape(-1, side, side * channels)
+        columns = torch.bmm(across[here], columns).view(-1, size, side, channels)
+        turned = columns.transpose(1, 2).reshape(-1, side, size * channels)
         torch.bmm(down[here], turned, out=result[here])
-    return result.view(count, size, size, 3)
+    return result.view(count, size, size, channels)

@@ -1,6 +1,9 @@
-"""A split of a data set: uint8 images and their labels, and the stratified hold-out of one."""
+"""Images and their labels: a split, what a source of images gives, and the stratified hold-out."""
 
+import hashlib
+import json
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -9,39 +12,56 @@ from torch.nn import functional
 
 from kesi.system.errors import UsageError
 
-HOLD_OUT_SEED = 0  # fixed: every run of a comparison must hold out the same images, whatever its own seed
+HOLD_OUT_SEED = 0  # fixed: all runs of a comparison hold out the same images, whatever their seed
+
+Size = int | tuple[int, int]  # pixels: of a square, or (height, width)
+
+
+def height_width(size: Size) -> tuple[int, int]:
+    """(height, width) of a size."""
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
 @dataclass(frozen=True)
 class Split:
     """Images and labels that belong together.
 
-    `images` may hold more than this split (a memory-mapped file that the training and the validation split
-    share): image i of the split is `images[rows[i]]`, or `images[i]` where `rows` is None. `take` looks them
-    up.
+    `images` may hold more than this split (a memory-mapped file that the training and the
+    validation split share): image i of the split is `images[rows[i]]`, or `images[i]` where `rows`
+    is None. `take` looks them up.
     """
 
-    images: Tensor  # uint8 (M, H, W, 3), possibly memory-mapped
+    images: Tensor  # uint8 (M, H, W, C), possibly memory-mapped
     labels: Tensor  # int64 (N,)
     rows: Tensor | None = None  # int64 (N,)
-    sizes: Tensor | None = (
-        None  # int64 (N, 2): true height and width of photographs that are stored as squares
-    )
+    sizes: Tensor | None = None  # int64 (N, 2): true height, width of photographs stored as squares
+    pixels: str | None = None  # digest_of(images), where it is known already
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @property
     def side(self) -> int:
-        """Height and width of the stored images in pixels."""
+        """Height of the stored images in pixels."""
         return self.images.shape[1]
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of pixels, their order, true sizes and labels: of all that a network learns from.
+
+        The pixels are read at the first call, unless the file they are mapped from is known.
+        """
+        digest = hashlib.sha256((self.pixels or digest_of(self.images)).encode())
+        for part in (self.rows, self.sizes, self.labels):
+            digest.update(b"-" if part is None else digest_of(part).encode())
+        return digest.hexdigest()
 
     def indices(self) -> Tensor:
         """Where the images of this split lie in `images`: int64 (N,)."""
         return torch.arange(len(self)) if self.rows is None else self.rows
 
     def take(self, first: int, last: int) -> Tensor:
-        """The images number first to last - 1 of the split: uint8 (last - first, H, W, 3)."""
+        """The images number first to last - 1 of the split: uint8 (last - first, H, W, C)."""
         if self.rows is None:
             return self.images[first:last]
         return self.images.index_select(0, self.rows[first:last])
@@ -49,15 +69,60 @@ class Split:
     def subset(self, positions: Tensor) -> "Split":
         """The part of this split at int64 `positions`; shares the images."""
         sizes = None if self.sizes is None else self.sizes[positions]
-        return Split(self.images, self.labels[positions], self.indices()[positions], sizes)
+        rows = self.indices()[positions]
+        return Split(self.images, self.labels[positions], rows, sizes, self.pixels)
+
+
+def digest_of(values: Tensor) -> str:
+    """SHA-256 of the shape and the values of an integer tensor."""
+    digest = digest_begun(tuple(values.shape))
+    digest.update(values.contiguous().numpy())
+    return digest.hexdigest()
+
+
+def digest_begun(shape: tuple[int, ...]):
+    """What digest_of() begins with, for values that come in parts."""
+    return hashlib.sha256(json.dumps(shape).encode())
+
+
+@dataclass(frozen=True)
+class Images:
+    """What a source of images gives (see kesi.data.datasets). Raises UsageError if it is not sound.
+
+    Mean and standard deviation of the training images, scaled to 0..1, where the source knows them.
+    """
+
+    train: Split
+    test: Split
+    classes: tuple[str, ...]
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        for which, split in (("training", self.train), ("test", self.test)):
+            images, labels = split.images, split.labels
+            if images.dtype != torch.uint8 or images.dim() != 4 or labels.dtype != torch.int64:
+                raise UsageError(f"the {which} images have to be uint8 (N, H, W, C) with int64 "
+                                 f"labels: make them with kesi.data.split_of")
+            if not len(labels) or split.rows is None and labels.shape != images.shape[:1]:
+                raise UsageError(f"there are {len(images)} {which} images and {len(labels)} labels")
+            lowest, highest = int(labels.min()), int(labels.max())
+            if lowest < 0 or highest >= len(self.classes):
+                raise UsageError(f"the {which} labels go from {lowest} to {highest}; "
+                                 f"{len(self.classes)} classes are numbered 0 to "
+                                 f"{len(self.classes) - 1}")
+        shapes = [tuple(split.images.shape[1:]) for split in (self.train, self.test)]
+        if shapes[0] != shapes[1]:
+            train, test = ("{}x{} px in {} channels".format(*shape) for shape in shapes)
+            raise UsageError(f"the training images have {train} and the test images {test}: "
+                             f"make them equal")
 
 
 def hold_out(split: Split, fraction: float) -> tuple[Split, Split]:
-    """Divides a split into (what is left, what is held out), `fraction` of each class, rounded, being held
-    out.
+    """Divides a split into (what is left, what is held out), `fraction` of each class, rounded.
 
-    Which images these are depends on the data set and the fraction alone. Each class keeps at least one
-    image. Raises UsageError where the fraction is so small that no image would be held out.
+    Which images these are depends on the data set and the fraction alone. Each class keeps at least
+    one image. Raises UsageError where the fraction is so small that no image would be held out.
     """
     generator = torch.Generator().manual_seed(HOLD_OUT_SEED)
     kept, held = [], []
@@ -73,24 +138,23 @@ def hold_out(split: Split, fraction: float) -> tuple[Split, Split]:
     return split.subset(torch.cat(kept).sort().values), split.subset(held_out)
 
 
-def resized(images: Tensor, size: int) -> Tensor:
-    """uint8 (N, H, H, 3) images at `size` x `size`: bilinear, half-pixel centres, antialiased when they
-    shrink."""
-    if images.shape[1] == size:
+def resized(images: Tensor, size: Size) -> Tensor:
+    """uint8 (N, H, W, C) images at `size`: bilinear, half-pixel centres, antialiased."""
+    if tuple(images.shape[1:3]) == height_width(size):
         return images
     parts = []
     for part in images.split(4096):
         planes = part.permute(0, 3, 1, 2).float()
-        planes = functional.interpolate(planes, size=(size, size), mode="bilinear", antialias=True)
-        parts.append(planes.round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous())
+        planes = functional.interpolate(planes, height_width(size), mode="bilinear", antialias=True)
+        bytes_ = planes.round_().clamp_(0, 255).to(torch.uint8)
+        parts.append(bytes_.permute(0, 2, 3, 1).contiguous())
     return torch.cat(parts)
 
 
 def mean_and_std(histogram: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel, on the scale 0 to 1, from counts of values: int64 (3,
-    256).
+    """Mean and standard deviation of each channel, scaled to 0..1, from counts: int64 (C, 256).
 
-    A channel that never changes gets the std of one grey level, so that nothing is divided by zero.
+    A channel that never changes gets the std of one grey level: nothing is divided by zero.
     """
     values = np.arange(256) / 255
     total = histogram.sum(axis=1)
@@ -100,5 +164,6 @@ def mean_and_std(histogram: np.ndarray) -> tuple[tuple[float, ...], tuple[float,
 
 
 def histogram(images: Tensor) -> np.ndarray:
-    """How often each value occurs in each channel of uint8 (N, H, W, 3) images: int64 (3, 256)."""
-    return np.stack([torch.bincount(images[..., c].flatten(), minlength=256).numpy() for c in range(3)])
+    """How often each value occurs in each channel of uint8 (N, H, W, C) images: int64 (C, 256)."""
+    channels = images.flatten(0, 2).unbind(1)
+    return np.stack([torch.bincount(channel, minlength=256).numpy() for channel in channels])

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import torch
 
-import models
+from kesi import models
 from kesi.data import Dataset
 from kesi.method.distillation import Distillation, SnapshotEnsemble
 from kesi.method.objectives import CrossEntropy, Objective

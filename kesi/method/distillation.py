@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -11,11 +10,12 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from kesi.data import Dataset, Split
+from kesi.method.objectives import KullbackLeibler, Loss
 from kesi.method.snapshot import Snapshot
 from kesi.method.training import predict
+from kesi.models import Network
 from kesi.system.describe import describe
 from kesi.system.errors import UsageError
-from models import Network
 
 
 def frozen(model: nn.Module) -> nn.Module:
@@ -31,6 +31,18 @@ def frozen(model: nn.Module) -> nn.Module:
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, module)
+
+
+def in_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy whose convolutions and linear layers hold their weights in ``dtype``, for use under autocast.
+
+    Autocast would cast the very same weights anew in every step; what it leaves in fp32 stays that.
+    """
+    copied = copy.deepcopy(model)
+    for module in copied.modules():
+        if type(module) in (nn.Conv2d, nn.Linear):
+            module.to(dtype)
+    return copied
 
 
 class SnapshotEnsemble:
@@ -52,6 +64,12 @@ class SnapshotEnsemble:
 
     def __len__(self) -> int:
         return len(self.members)
+
+    def held_in(self, dtype: torch.dtype) -> "SnapshotEnsemble":
+        """The same ensemble, with members as in_dtype() makes them."""
+        held = copy.copy(self)
+        held.members = [in_dtype(member, dtype) for member in self.members]
+        return held
 
     @torch.no_grad()
     def logits(self, images: torch.Tensor) -> torch.Tensor:
@@ -98,72 +116,20 @@ def agreement(logits: torch.Tensor, labels: torch.Tensor) -> Agreement:
         disagreement=[[percent(one != other) for other in classes] for one in classes])
 
 
-class Loss(Protocol):
-    """What a student is told by its teachers: a small frozen dataclass with ``__call__``, entered in LOSSES.
-
-    From the student's logits (B, C), the teachers' logits (K, B, C) and the labels (B,) it gives the
-    mean over the batch.
-    """
-
-    def __call__(self, logits: torch.Tensor, teachers: torch.Tensor,
-                 labels: torch.Tensor) -> torch.Tensor: ...
-
-
-def mean_probabilities(teachers: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
-    """The mean over the teachers (K, B, C) of softmax(logits / temperature): (B, C)."""
-    mean = None
-    for logits in teachers:
-        one = torch.softmax(logits / temperature, dim=1)
-        mean = one if mean is None else mean.add_(one)
-    return mean.div_(len(teachers))
-
-
-@dataclass(frozen=True)
-class KullbackLeibler:
-    """T^2 * KL(teachers || softmax(logits / T)), the mean over a batch (Hinton et al. 2015, section 2.1).
-
-    With the teachers' mean probability this differs from the paper's mean of KL terms over teachers
-    by a constant only (the teachers' own disagreement): same gradient, one loss.
-    """
-
-    temperature: float = 5.0
-
-    def __post_init__(self):
-        """Raises UsageError for a temperature that is not above 0."""
-        if not 0 < self.temperature < float("inf"):
-            raise UsageError(f"the temperature must be above 0, not {self.temperature}")
-
-    def __call__(self, logits: torch.Tensor, teachers: torch.Tensor,
-                 labels: torch.Tensor) -> torch.Tensor:
-        teacher = mean_probabilities(teachers, self.temperature)  # (B, C)
-        student = F.log_softmax(logits.float() / self.temperature, dim=1)
-        return F.kl_div(student, teacher, reduction="batchmean") * self.temperature ** 2
-
-
-LOSSES: dict[str, type[Loss]] = {"kl": KullbackLeibler}
-
-
-def loss_of(name: str, **numbers: float | None) -> Loss:
-    """The loss of that name with these numbers where they are given. Raises UsageError where it has none."""
-    if name not in LOSSES:
-        raise UsageError(f"unknown loss {name!r}; choose one of: {', '.join(LOSSES)}")
-    given = {key: value for key, value in numbers.items() if value is not None}
-    try:
-        return LOSSES[name](**given)
-    except TypeError as error:
-        raise UsageError(f"the loss {name!r} has no {' or '.join(given)}") from error
-
-
-@dataclass(frozen=True)
 class Distillation:
     """The objective of step 5: do what the teachers do, as a loss says; the paper's leaves the labels out."""
 
-    ensemble: SnapshotEnsemble
-    loss: Loss = KullbackLeibler()
+    def __init__(self, ensemble: SnapshotEnsemble, loss: Loss = KullbackLeibler()):
+        self.ensemble, self.loss = ensemble, loss
+        self._teachers = ensemble
+
+    def hold_in(self, dtype: torch.dtype) -> None:
+        """Have the teachers' weights in this type from now on; their logits stay in fp32."""
+        self._teachers = self.ensemble.held_in(dtype)
 
     def __call__(self, logits: torch.Tensor, images: torch.Tensor,
                  labels: torch.Tensor) -> torch.Tensor:
-        return self.loss(logits, self.ensemble.logits(images), labels)
+        return self.loss(logits, self._teachers.logits(images), labels)
 
     def describe(self) -> dict:
         """The loss with its numbers, and the teachers by their digests."""

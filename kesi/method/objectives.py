@@ -1,10 +1,14 @@
-"""What a training minimises."""
+"""What a training minimises: the cross-entropy, or what teachers say (the losses of step 5)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
+
+from kesi.method.schedules import DIVERGED
+from kesi.system.errors import UsageError
 
 
 class Objective(Protocol):
@@ -25,3 +29,231 @@ class CrossEntropy:
     def __call__(self, logits: torch.Tensor, images: torch.Tensor,
                  labels: torch.Tensor) -> torch.Tensor:
         return F.cross_entropy(logits, labels)
+
+
+class Loss(Protocol):
+    """What a student is told by its teachers: a small frozen dataclass with ``__call__``, entered in LOSSES.
+
+    From the student's logits (B, C), the teachers' logits (K, B, C) and the labels (B,) it gives the
+    mean over the batch.
+    """
+
+    def __call__(self, logits: torch.Tensor, teachers: torch.Tensor,
+                 labels: torch.Tensor) -> torch.Tensor: ...
+
+
+def mean_probabilities(teachers: torch.Tensor, temperature: float = 1.0,
+                       weights: torch.Tensor | None = None) -> torch.Tensor:
+    """The mean over the teachers (K, B, C) of softmax(logits / temperature): (B, C).
+
+    ``weights``, (K,) or (K, B), sum to 1 over the teachers; without them all count the same.
+    """
+    if weights is not None:
+        weights = weights.reshape(len(teachers), -1, 1)  # (K, 1 or B, 1)
+        return (torch.softmax(teachers / temperature, dim=2) * weights).sum(0)
+    mean = None
+    for logits in teachers:
+        one = torch.softmax(logits / temperature, dim=1)
+        mean = one if mean is None else mean.add_(one)
+    return mean.div_(len(teachers))
+
+
+@dataclass(frozen=True)
+class Equal:
+    """Every teacher counts the same: None stands for that."""
+
+    def __call__(self, teachers: torch.Tensor, labels: torch.Tensor) -> torch.Tensor | None:
+        return None
+
+
+@dataclass(frozen=True)
+class ByAccuracy:
+    """Every teacher counts by its accuracy on held-out images, given as numbers in their order."""
+
+    accuracies: tuple[float, ...]
+
+    def __post_init__(self):
+        """Raises UsageError for numbers that are no weights."""
+        if not self.accuracies or not all(0 <= one < float("inf") for one in self.accuracies) or (
+                sum(self.accuracies) <= 0):
+            raise UsageError("teachers are weighted by numbers of at least 0, not all of them 0, "
+                             f"not by {list(self.accuracies)}")
+
+    def __call__(self, teachers: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        if len(teachers) != len(self.accuracies):
+            raise UsageError(f"there are {len(teachers)} teachers, "
+                             f"but weights of {len(self.accuracies)}")
+        whole = sum(self.accuracies)
+        # filled on the device: a captured step may not copy from the host
+        return torch.stack([teachers.new_full((), one / whole) for one in self.accuracies])
+
+
+@dataclass(frozen=True)
+class ByConfidence:
+    """Per image (K, B), a teacher counts the more, the better it knows the label.
+
+    (1 - exp(CE_k) / sum_j exp(CE_j)) / (K - 1), CE_k the cross-entropy of teacher k (Zhang et al.
+    2022, "Confidence-Aware Multi-Teacher Knowledge Distillation", equation 2); one teacher gets 1.
+    """
+
+    def __call__(self, teachers: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        if len(teachers) == 1:
+            return torch.ones_like(teachers[..., 0])
+        losses = torch.stack([F.cross_entropy(one, labels, reduction="none") for one in teachers])
+        return (1 - torch.softmax(losses, dim=0)) / (len(teachers) - 1)
+
+
+WEIGHTS = {"equal": Equal, "accuracy": ByAccuracy, "confidence": ByConfidence}
+
+
+@dataclass(frozen=True)
+class Taught:
+    """What the losses share: they look at the teachers' mean probabilities at a ``temperature``.
+
+    ``weights`` of the teachers in that mean: the ensemble is what the student is to become, so one
+    distribution is imitated, not the teachers one by one. ``alpha``: the share of the cross-entropy
+    against the labels, the rest is the teachers' (Hinton et al. 2015, section 2).
+    """
+
+    temperature: float = 5.0
+    alpha: float = 0.0
+    weights: Callable = Equal()
+
+    def __post_init__(self):
+        """Raises UsageError for a temperature that is not above 0, or a share outside [0, 1]."""
+        if not 0 < self.temperature < DIVERGED:
+            raise UsageError(f"--temperature must be above 0 and below {DIVERGED:g}, not "
+                             f"{self.temperature}")
+        if not 0 <= self.alpha <= 1:
+            raise UsageError(f"the labels' share must lie in [0, 1], not {self.alpha}")
+
+    def __call__(self, logits: torch.Tensor, teachers: torch.Tensor,
+                 labels: torch.Tensor) -> torch.Tensor:
+        loss = self.compare(logits.float(), teachers, labels, self.weights(teachers, labels))
+        if not self.alpha:
+            return loss
+        return (1 - self.alpha) * loss + self.alpha * F.cross_entropy(logits.float(), labels)
+
+    def compare(self, logits: torch.Tensor, teachers: torch.Tensor, labels: torch.Tensor,
+                weights: torch.Tensor | None) -> torch.Tensor:
+        """The loss without the labels' share."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class KullbackLeibler(Taught):
+    """T^2 * KL(teachers || softmax(logits / T)), the mean over a batch (Hinton et al. 2015, section
+    2.1).
+
+    With the teachers' mean probability this differs from the paper's mean of KL terms over teachers
+    by a constant only (the teachers' own disagreement): same gradient, one loss.
+    """
+
+    def compare(self, logits, teachers, labels, weights):
+        teacher = mean_probabilities(teachers, self.temperature, weights)  # (B, C)
+        student = F.log_softmax(logits / self.temperature, dim=1)
+        return F.kl_div(student, teacher, reduction="batchmean") * self.temperature ** 2
+
+
+@dataclass(frozen=True)
+class WithLabels(KullbackLeibler):
+    """The paper's loss with the labels mixed in."""
+
+    alpha: float = 0.1
+
+
+@dataclass(frozen=True)
+class Standardised(KullbackLeibler):
+    """The same over standardised logits: the mean over the classes off, divided by their deviation.
+
+    Sun et al. 2024, "Logit Standardization in Knowledge Distillation", algorithm 1. Each teacher is
+    standardised by itself, so that none counts more because its logits are larger.
+    """
+
+    temperature: float = 2.0
+
+    def compare(self, logits, teachers, labels, weights):
+        return super().compare(standardised(logits), standardised(teachers), labels, weights)
+
+
+def standardised(logits: torch.Tensor) -> torch.Tensor:
+    """Logits (..., C) of mean 0 and standard deviation 1 over the classes."""
+    centred = logits - logits.mean(-1, keepdim=True)
+    return centred / (centred.square().mean(-1, keepdim=True) + 1e-12).sqrt()
+
+
+@dataclass(frozen=True)
+class Dist(Taught):
+    """How classes relate, within an image and over the batch, as 1 - Pearson's correlation.
+
+    T^2 * (inter * mean over images + intra * mean over classes): Huang et al. 2022, "Knowledge
+    Distillation from A Stronger Teacher", equations 8 to 10, with their numbers for CIFAR.
+    """
+
+    temperature: float = 4.0
+    inter: float = 2.0
+    intra: float = 2.0
+
+    def compare(self, logits, teachers, labels, weights):
+        teacher = mean_probabilities(teachers, self.temperature, weights)  # (B, C)
+        student = torch.softmax(logits / self.temperature, dim=1)
+        loss = (self.inter * (1 - correlation(student, teacher)).mean()
+                + self.intra * (1 - correlation(student.T, teacher.T)).mean())
+        return loss * self.temperature ** 2
+
+
+def correlation(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """Pearson's correlation of the rows of two matrices (N, M): (N,)."""
+    return F.cosine_similarity(first - first.mean(1, keepdim=True),
+                               second - second.mean(1, keepdim=True), dim=1, eps=1e-8)
+
+
+@dataclass(frozen=True)
+class Decoupled(Taught):
+    """The KL term in two: the label against all other classes, and the others among themselves.
+
+    T^2 * (target * KL of the two + others * KL of the rest): Zhao et al. 2022, "Decoupled Knowledge
+    Distillation", equation 7, with their numbers for CIFAR but without their warm-up of the loss.
+    The teachers' mean is taken before it is parted, so that target = 1 and others = the teachers'
+    probability of the other classes would be KullbackLeibler again.
+    """
+
+    temperature: float = 4.0
+    target: float = 1.0
+    others: float = 8.0
+
+    def compare(self, logits, teachers, labels, weights):
+        teacher = mean_probabilities(teachers, self.temperature, weights)  # (B, C)
+        # bounded: the logarithm of a probability that underflowed would be infinite
+        parted = [_parts(one, labels) for one in (logits / self.temperature,
+                                                  teacher.clamp_min(1e-30).log())]
+        two, rest = (F.kl_div(student, known, reduction="batchmean", log_target=True)
+                     for student, known in zip(*parted, strict=True))
+        return (self.target * two + self.others * rest) * self.temperature ** 2
+
+
+def _parts(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log probabilities of (label, any other), (B, 2), and of the others given not the label.
+
+    The second is (B, C), where the label's place has none to speak of: -1e9 on either side.
+    """
+    whole = torch.logsumexp(logits, dim=1)
+    others = logits.scatter(1, labels[:, None], -1e9)
+    label = logits.gather(1, labels[:, None]).squeeze(1)
+    two = torch.stack([label - whole, torch.logsumexp(others, dim=1) - whole], dim=1)
+    return two, torch.log_softmax(others, dim=1)
+
+
+LOSSES: dict[str, type[Loss]] = {"kl": KullbackLeibler, "labels": WithLabels, "dkd": Decoupled,
+                                 "standardised": Standardised, "dist": Dist}
+
+
+def loss_of(name: str, **numbers: float | None) -> Loss:
+    """The loss of that name with these numbers where they are given. Raises UsageError where it has none."""
+    if name not in LOSSES:
+        raise UsageError(f"unknown loss {name!r}; choose one of: {', '.join(LOSSES)}")
+    given = {key: value for key, value in numbers.items() if value is not None}
+    try:
+        return LOSSES[name](**given)
+    except TypeError as error:
+        raise UsageError(f"the loss {name!r} has no {' or '.join(given)}") from error

@@ -8,7 +8,7 @@ and on Tiny-ImageNet (filter pruning). All of it is after five rounds. Nothing h
 from collections.abc import Collection
 from dataclasses import dataclass
 
-import models
+from kesi import models
 from kesi.data import INFO
 from kesi.method import recipes
 from kesi.method.snapshot import BASELINE, KESI
@@ -135,10 +135,11 @@ def departures(used: dict, data: dict, precisions: Collection[str] = (),
     ``precisions`` that stages ran in; ``pretrained``: weights that the baseline began from.
     """
     arch, dataset = used["arch"], used["dataset"]
-    if arch not in models.ARCHITECTURES:
+    network = models.ARCHITECTURES.get(arch)
+    if network is None or network.graph is not None:  # the paper has no recipe for one of one's own
         return []
     phrases = []
-    if dataset in INFO and dataset != "digits" and not published(arch, dataset, used["method"]):
+    if standard_of_paper(dataset) and not published(arch, dataset, used["method"]):
         phrases.append(f"{arch} with {used['method']} pruning is not in its table")
     standard = recipes.recipe(arch, dataset, used["method"], used["family"]).describe()
     for kind, training in used["trainings"].items():
@@ -172,5 +173,9 @@ def _named(kind: str) -> str:
 
 def standard(dataset: str) -> str:
     """Whose settings departures() compares with: the paper knows nothing of other data sets than its own."""
-    known = ("cifar10", "cifar100", "tinyimagenet")
-    return "the paper's settings" if dataset in known else "KESI's own settings"
+    return "the paper's settings" if standard_of_paper(dataset) else "KESI's own settings"
+
+
+def standard_of_paper(dataset: str) -> bool:
+    """Whether the paper reports on a data set."""
+    return dataset in INFO and INFO[dataset].in_paper

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-import models
+from kesi import models
 from kesi.method.pruning.filters import pruned_widths
 from kesi.method.pruning.weights import conv_weights, pruned_count
 from kesi.method.recipes import Recipe

@@ -1,4 +1,4 @@
-"""Every number of the paper, as data: rates, sparsities, schedules, epochs (sections 4 and 5, supplement).
+"""The paper's schedules and epochs, as data (sections 4 and 5, supplement); rates are in models/.
 
 What the paper does not publish is ours and says so: the digits recipe, ResNet-20/32, the batch size of
 the baselines, and the baseline of Tiny-ImageNet.
@@ -7,9 +7,9 @@ the baselines, and the baseline of Tiny-ImageNet.
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
-import models
-from kesi.data.datasets import FAMILIES
-from kesi.method.distillation import KullbackLeibler, Loss, loss_of
+from kesi import models
+from kesi.data.datasets import FAMILIES, INFO
+from kesi.method.objectives import KullbackLeibler, Loss, loss_of
 from kesi.method.pruning.criteria import criterion_of
 from kesi.method.schedules import SCHEDULES, Training
 from kesi.method.snapshot import BASELINE, KESI
@@ -174,6 +174,8 @@ CIFAR_BASELINE = Training(epochs=300, batch_size=128, lr=0.1, schedule="multiste
 WRN_BASELINE = Training(epochs=200, batch_size=128, lr=0.1, schedule="multistep",
                         milestones=(60, 120, 160), gamma=0.2, weight_decay=5e-4)
 
+BASELINES = {"cifar": CIFAR_BASELINE, "wrn": WRN_BASELINE}  # by Architecture.baseline
+
 TINYIMAGENET_EPOCHS = 25
 
 # Ours, since none is published: the recipe of He et al. 2016 as torchvision's references train ResNet-18/34.
@@ -184,54 +186,6 @@ TINYIMAGENET_BASELINE = Training(epochs=90, batch_size=256, lr=0.1, schedule="mu
 DIGITS_BASELINE = Training(epochs=80, batch_size=64, lr=0.1, schedule="multistep", milestones=(40, 60))
 
 DIGITS_EPOCHS, DIGITS_BATCH, DIGITS_RATE = 25, 64, 0.25
-
-# Filter rates by stage, and the (stage, block) pairs that are left alone; both count from 0.
-STAGE_RATES = (0.1, 0.2, 0.3)
-
-UNTOUCHED_BLOCKS = {
-    "resnet20": ((1, 0), (2, 0)),  # not in the paper
-    "resnet32": ((1, 0), (2, 0)),  # not in the paper
-    "resnet56": ((0, 7), (1, 0), (2, 0), (2, 8)),
-    "resnet110": ((0, 17), (1, 0), (2, 0)),
-    "preresnet110": ((0, 17), (1, 0), (2, 0)),
-    "preresnet164": ((0, 17), (1, 0), (2, 0)),
-}
-
-VGG_RATE = 0.25  # for the first convolution and for those of 512 filters
-
-IMAGENET_RESNET_RATES = {64: 0.1, 128: 0.1, 256: 0.2, 512: 0.3}
-
-# Cumulative shares of pruned weights, rounds 1 to 5. The paper gives them for the networks named first in
-# each line; ResNet-20/32/18/34, PreResNet-110, WRN-28-10 and the other VGGs take those of their relatives.
-_SHARES = (
-    (("resnet56", "resnet20", "resnet32"), (0.22, 0.39, 0.51, 0.59, 0.66)),
-    (("resnet110", "preresnet164", "preresnet110"), (0.27, 0.46, 0.60, 0.70, 0.80)),
-    (("wrn-16-8", "wrn-28-10"), (0.27, 0.46, 0.60, 0.70, 0.77)),
-    (("vgg16", "vgg11", "vgg13", "vgg19"), (0.20, 0.40, 0.60, 0.80, 0.95)),
-    (("resnet18", "resnet34"), (0.27, 0.46, 0.60, 0.70, 0.80)),
-)
-
-SPARSITIES = {arch: shares for archs, shares in _SHARES for arch in archs}
-
-# Ours, for networks that are not in models/: one rate for all widths, and ResNet-56's shares.
-OWN_RATE, OWN_SPARSITIES = 0.2, SPARSITIES["resnet56"]
-
-
-def filter_rates(arch: str) -> tuple[float, ...]:
-    """The paper's share of filters to remove in a round: one rate for each width of the unpruned cfg."""
-    cfg = models.ARCHITECTURES[arch].cfg
-    if arch not in SPARSITIES:
-        return (OWN_RATE,) * len(cfg)
-    if arch.startswith("vgg"):
-        widths = [width for width in cfg if width != "M"]
-        return tuple(VGG_RATE if place == 0 or width == 512 else 0.0 for place, width in enumerate(widths))
-    if arch in ("resnet18", "resnet34"):
-        return tuple(IMAGENET_RESNET_RATES[width] for width in cfg)
-    blocks = len(cfg) // len(STAGE_RATES)
-    rates = [rate for rate in STAGE_RATES for _ in range(blocks)]
-    for stage, block in UNTOUCHED_BLOCKS.get(arch, ()):
-        rates[stage * blocks + block] = 0.0
-    return tuple(rates)
 
 
 def recipe(arch: str, dataset: str, method: str, family: str = "cifar") -> Recipe:
@@ -244,15 +198,16 @@ def recipe(arch: str, dataset: str, method: str, family: str = "cifar") -> Recip
                                  (method, METHODS, "method"), (family, FAMILIES, "family")):
         if value not in choices:
             raise UsageError(f"unknown {what} {value!r}; choose one of: {', '.join(choices)}")
-    baseline = WRN_BASELINE if arch.startswith("wrn") else CIFAR_BASELINE
-    rates = filter_rates(arch)
+    network = models.ARCHITECTURES[arch]
+    baseline, rates = BASELINES[network.baseline], network.rates
+    made_for = INFO[dataset].recipe if dataset in INFO else None
     shorter: dict = {}
-    if dataset == "digits":
+    if made_for == "digits":
         baseline, shorter = DIGITS_BASELINE, {"epochs": DIGITS_EPOCHS, "batch_size": DIGITS_BATCH}
         rates = (DIGITS_RATE,) * len(rates)
     elif family == "tinyimagenet":
         baseline, shorter = TINYIMAGENET_BASELINE, {"epochs": TINYIMAGENET_EPOCHS}
     retrainings = {name: one.training.changed(**shorter) for name, one in RETRAININGS.items()}
-    rounds = [rates] * ROUNDS if method == "filter" else SPARSITIES.get(arch, OWN_SPARSITIES)
+    rounds = [rates] * ROUNDS if method == "filter" else network.sparsities
     return Recipe(arch, dataset, method, family, baseline, retrainings,
                   DISTILLATION.changed(**shorter), KullbackLeibler(), METHODS[method], tuple(rounds))

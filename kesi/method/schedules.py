@@ -10,7 +10,9 @@ from torch.optim import Optimizer, lr_scheduler
 
 from kesi.system.errors import UsageError
 
-LARGEST_BATCH, MOST_EPOCHS = 2**20, 10**6  # beyond these a number is a slip
+MOST = 10**5  # epochs, and images of a batch: more is a slip, or asks for the memory
+
+DIVERGED = 1e18  # a loss from here on is that of a training that diverges; no file of a run holds it
 
 
 @dataclass(frozen=True)
@@ -18,9 +20,9 @@ class Training:
     """How one training runs. ``lr`` is the peak of a one-cycle schedule and the start of the others.
 
     ``schedule`` is a name in SCHEDULES: "multistep" (times ``gamma`` after each epoch of
-    ``milestones``), "constant", or "onecycle" (cosine from lr / div_factor up to lr over the share
-    ``warmup`` of all steps, then down to the start / final_div_factor, stepped every batch; momentum
-    is cycled against it as torch does by default).
+    ``milestones``), "constant", "linear" or "cosine" (down to 0), or "onecycle" (cosine from
+    lr / div_factor up to lr over the share ``warmup`` of all steps, then down to the start /
+    final_div_factor, stepped every batch; momentum is cycled against it as torch does by default).
     """
 
     epochs: int
@@ -38,17 +40,24 @@ class Training:
 
     def __post_init__(self):
         """Raises UsageError for numbers that will not do."""
-        for name, most in (("epochs", MOST_EPOCHS), ("batch_size", LARGEST_BATCH)):
-            if not 1 <= getattr(self, name) <= most:
-                raise UsageError(f"{name.replace('_', ' ')} must be at least 1 and at most {most:,}, "
-                                 f"not {getattr(self, name)}")
-        if not 0 < self.lr < math.inf:
-            raise UsageError(f"the learning rate must be above 0 and finite, not {self.lr}")
-        if not 0 <= self.weight_decay < math.inf or not 0 <= self.momentum < 1:
+        for name in ("epochs", "batch_size"):
+            value = getattr(self, name)
+            if not 1 <= value <= MOST:
+                limit = "at least 1" if value < 1 else f"at most {MOST:,}"
+                raise UsageError(f"{name.replace('_', ' ')} must be {limit}, not {value:,}")
+        rates = (self.lr, self.weight_decay, self.momentum, self.gamma)
+        if not all(math.isfinite(value) and abs(value) < DIVERGED for value in rates):
+            raise UsageError(f"the learning rate ({self.lr}), weight decay ({self.weight_decay}), "
+                             f"momentum ({self.momentum}) and gamma ({self.gamma}) must be finite, "
+                             f"below {DIVERGED:g}")
+        if not self.lr > 0:
+            raise UsageError(f"the learning rate must be above 0, not {self.lr}")
+        if self.weight_decay < 0 or not 0 <= self.momentum < 1:
             raise UsageError(f"weight decay must not be negative (is {self.weight_decay}) and momentum "
                              f"must lie in [0, 1) (is {self.momentum})")
-        if not -math.inf < self.gamma < math.inf:
-            raise UsageError(f"gamma must be a finite number, not {self.gamma}")
+        if not (0 < self.warmup < 1 and self.div_factor > 0 and self.final_div_factor > 0):
+            raise UsageError(f"the warm-up must be a share between 0 and 1, not {self.warmup}, and what "
+                             f"divides the learning rate above 0")
         if self.schedule not in SCHEDULES or self.optimizer not in ("sgd", "adam"):
             raise UsageError(f"unknown schedule {self.schedule!r} or optimizer {self.optimizer!r}; "
                              f"schedules: {', '.join(SCHEDULES)}; optimizers: sgd, adam")
@@ -105,9 +114,69 @@ def onecycle(optimizer: Optimizer, training: Training, steps: int) -> lr_schedul
                                    final_div_factor=training.final_div_factor)
 
 
+def linear(optimizer: Optimizer, training: Training, steps: int) -> lr_scheduler.LRScheduler:
+    """From ``lr`` straight to 0 right after the last step (Li et al. 2020, "Budgeted Training")."""
+    return lr_scheduler.LambdaLR(optimizer, Linear(training.epochs * steps))
+
+
+def cosine(optimizer: Optimizer, training: Training, steps: int) -> lr_scheduler.LRScheduler:
+    """Half a cosine from ``lr`` to 0 (Loshchilov and Hutter 2017, "SGDR", equation 5, one period)."""
+    return lr_scheduler.LambdaLR(optimizer, Cosine(training.epochs * steps))
+
+
+@dataclass
+class Linear:
+    """The factor of a step; an object, whose numbers torch keeps in the state of the scheduler."""
+
+    total: int
+
+    def __call__(self, step: int) -> float:
+        return max(0.0, 1 - step / self.total)
+
+
+@dataclass
+class Cosine(Linear):
+    """Likewise."""
+
+    def __call__(self, step: int) -> float:
+        return (1 + math.cos(math.pi * min(step, self.total) / self.total)) / 2
+
+
 # A schedule is a function of the optimiser, the training and the steps of an epoch that gives
 # torch's scheduler, to be stepped after every batch.
-SCHEDULES: dict[str, Schedule] = {"multistep": multistep, "constant": constant, "onecycle": onecycle}
+SCHEDULES: dict[str, Schedule] = {"multistep": multistep, "constant": constant, "onecycle": onecycle,
+                                 "linear": linear, "cosine": cosine}
+
+
+def rewound(baseline: Training, epochs: int) -> Training:
+    """The last ``epochs`` of a baseline's schedule as a training of its own: learning-rate rewinding.
+
+    Renda et al. 2020, "Comparing Rewinding and Fine-tuning in Neural Network Pruning", section 2:
+    the weights stay, the rate goes back. It needs no other schedule: what is left of a multistep,
+    constant or linear one is one of its kind. Raises UsageError for the others, and for more epochs
+    than the baseline has.
+    """
+    if not 1 <= epochs <= baseline.epochs:
+        raise UsageError(f"a baseline of {baseline.epochs} epochs cannot be rewound by {epochs}")
+    start = baseline.epochs - epochs
+    if baseline.schedule == "multistep":
+        passed = sum(one <= start for one in baseline.milestones)
+        rest = tuple(one - start for one in baseline.milestones if one > start)
+        return replace(baseline, epochs=epochs, lr=baseline.lr * baseline.gamma ** passed,
+                       milestones=rest)
+    if baseline.schedule not in ("constant", "linear"):
+        raise UsageError(f"a {baseline.schedule} baseline cannot be rewound: "
+                         "its end is no schedule of the same kind")
+    share = epochs / baseline.epochs if baseline.schedule == "linear" else 1
+    return replace(baseline, epochs=epochs, lr=baseline.lr * share)
+
+
+# Retrainings worth comparing, by name; kept out of recipes.RETRAININGS, whose entries are all made.
+# "steps": the authors' notes of March 2020. Rewinding depends on the baseline: see rewound().
+MORE_RETRAININGS: dict[str, Training] = {
+    "steps": Training(epochs=40, batch_size=128, lr=0.1, schedule="multistep", milestones=(20, 30)),
+    "linear": Training(epochs=40, batch_size=128, lr=0.1, schedule="linear"),
+    "cosine": Training(epochs=40, batch_size=128, lr=0.1, schedule="cosine")}
 
 
 def optimizer_for(model: nn.Module, training: Training) -> Optimizer:

@@ -1,73 +1,73 @@
 """The size of a network: parameters, and multiply-accumulate operations (MACs) of one image."""
 
 import copy
-from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
-import models
+from kesi import models
 from kesi.method.pruning import Masks
 from kesi.method.pruning.weights import conv_weights
-from kesi.own.graphs import GRAPHS
-from models import Network
+from kesi.models import Network
 
 aten = torch.ops.aten
 
+BATCH_NORMS = (aten.native_batch_norm, aten._native_batch_norm_legit_no_training,
+               aten._batch_norm_no_update, aten.cudnn_batch_norm)
 
-@dataclass
-class _Counter(TorchDispatchMode):
-    """Adds up the operations that pass through it; see macs() for the rule."""
 
-    pool: int
-    addition: int
-    total: int = field(default=0, init=False)
+def macs(model: nn.Module, image_size: int) -> int:
+    """Multiply-accumulate operations of one image of S x S px: convolutions and linear layers.
 
-    def __post_init__(self):
-        super().__init__()
+    Half of what torch's flop counter finds: outputs x (input channels / groups) x kernel area of
+    a convolution, inputs x outputs of a linear layer; products of matrices as in attention count,
+    too; biases, norms, activations and pools do not. In eval mode; the weights are not touched,
+    for nothing but shapes is computed.
+    """
+    with FlopCounterMode(display=False) as counter:
+        _pass(model, image_size)
+    return counter.get_total_flops() // 2
+
+
+def paper_macs(model: nn.Module, image_size: int) -> int:
+    """The MACs of one image as the paper's tables count them, to be held against those only.
+
+    Its authors used ptflops 0.6.1, which adds to macs(): one for each output with a bias, two an
+    element of a batch norm, one an element of a ReLU, and one an input of a max-pool or the
+    global pool; additions and the pool in a shortcut are free. For the networks in models/, from
+    the baseline to the last round, this is 0.1 to 10 % of the sum.
+    """
+    with _Extras() as extras:
+        _pass(model, image_size)
+    return macs(model, image_size) + extras.total
+
+
+def _pass(model: nn.Module, image_size: int) -> None:
+    """One forward pass of one image, of shapes alone."""
+    shapes = copy.deepcopy(model).to("meta").eval()
+    with torch.no_grad():
+        shapes(torch.empty(1, 3, image_size, image_size, device="meta"))
+
+
+class _Extras(TorchDispatchMode):
+    """Adds up what paper_macs() counts beside convolutions and linear layers."""
+
+    total = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         packet = func.overloadpacket
         if packet is aten.convolution:
-            weight = args[1]
-            self.total += out.numel() * weight[0].numel() + (out.numel() if args[2] is not None else 0)
-        elif packet is aten.addmm:
-            self.total += out.numel() * args[1].shape[-1] + out.numel()
-        elif packet is aten.mm:
-            self.total += out.numel() * args[0].shape[-1]
-        elif packet in (aten.native_batch_norm, aten._native_batch_norm_legit_no_training,
-                        aten._batch_norm_no_update, aten.cudnn_batch_norm):
+            self.total += out.numel() if args[2] is not None else 0
+        elif packet in (aten.addmm, aten.relu, aten.relu_):
+            self.total += out.numel()
+        elif packet in BATCH_NORMS:
             self.total += 2 * args[0].numel()
-        elif packet in (aten.relu, aten.relu_):
-            self.total += 2 * out.numel()
-        elif packet is aten.max_pool2d_with_indices:
-            self.total += 2 * args[0].numel()
-        elif packet is aten.avg_pool2d:
+        elif packet in (aten.max_pool2d_with_indices, aten.mean):
             self.total += args[0].numel()
-        elif packet is aten.mean:
-            self.total += self.pool * args[0].numel()
-        elif packet in (aten.add, aten.add_) and isinstance(args[1], torch.Tensor) and out.dim() == 4:
-            self.total += self.addition * out.numel()
         return out
-
-
-def macs(model: nn.Module, image_size: int) -> int:
-    """MACs of one forward pass of one image of ``image_size`` x ``image_size`` px, in eval mode.
-
-    A convolution counts outputs x (input channels / groups) x kernel area, a linear layer inputs x outputs,
-    either one more an output for a bias. So that figures can be held against the paper's, the rest is
-    counted as its authors' tool did: 2 an element for batch norm and for ReLU, 2 an input of a max-pool, 1 of
-    an average pool, 2 of the global pool; additions are free. For wide ResNets that tool saw other calls:
-    1 for the global pool, 1 an addition. All of this is 0.3 to 5 % of the sum.
-    The weights are not touched: nothing but shapes is computed.
-    """
-    pool, addition = (1, 1) if getattr(model, "arch", "").startswith("wrn") else (2, 0)
-    shapes = copy.deepcopy(model).to("meta").eval()
-    with torch.no_grad(), _Counter(pool, addition) as counter:
-        shapes(torch.empty(1, 3, image_size, image_size, device="meta"))
-    return counter.total
 
 
 def parameters(model: nn.Module) -> int:
@@ -76,16 +76,17 @@ def parameters(model: nn.Module) -> int:
 
 
 def layers_of(model: Network, masks: Masks | None, method: str | None) -> list[list] | None:
-    """[name, before, after] of every layer, in the order of the forward pass; None of a network that was not pruned.
+    """[name, before, after] of every layer in the order of the forward pass; None where none is pruned.
 
-    Filter pruning: one for each width, by a convolution that has it, in filters. Weight pruning: one for each
-    convolution, in weights.
+    Filter pruning: one for each width, by a convolution that has it, in filters. Weight pruning:
+    one for each layer that is pruned, in weights.
     """
     if method == "filter":
         before, after = ([width for width in cfg if width != "M"]
                          for cfg in (models.ARCHITECTURES[model.arch].cfg, model.cfg))
         names = _names(model.arch, model.num_classes)
-        return [[names.get(place, str(place)), *widths] for place, widths in enumerate(zip(before, after, strict=True))]
+        return [[names.get(place, str(place)), *widths]
+                for place, widths in enumerate(zip(before, after, strict=True))]
     if masks is None:
         return None
     live = {name: int(mask.sum()) for name, mask in masks.state_dict().items()}
@@ -95,8 +96,9 @@ def layers_of(model: Network, masks: Masks | None, method: str | None) -> list[l
 
 def _names(arch: str, num_classes: int) -> dict[int, str]:
     """A convolution of each width, by its place among them."""
-    if arch in GRAPHS:
-        return {place: convs[0] for place, convs in enumerate(GRAPHS[arch].convs)}
+    graph = models.ARCHITECTURES[arch].graph
+    if graph:
+        return {place: convs[0] for place, convs in enumerate(graph.convs)}
     with torch.device("meta"):
         return {layer.width: layer.conv for layer in reversed(models.create(arch, num_classes).prunable())}
 
@@ -111,9 +113,9 @@ def empty_layers(masks: Masks | None) -> list[str]:
 def deaf(model: Network) -> bool:
     """Whether a network answers every image alike, whatever its live weights are: nothing can be learned then.
 
-    An empty layer beside a shortcut leaves the network deaf to nothing; in a chain such as VGG's it cuts it.
-    Batch norm works on the batch here, which makes the least difference between images large; rounding alone
-    stays below 0.001.
+    An empty layer beside a shortcut leaves the network deaf to nothing; in a chain such as VGG's
+    it cuts it. Batch norm works on the batch here, which makes the least difference between images
+    large; rounding alone stays below 0.001.
     """
     copied = copy.deepcopy(model).cpu().float().eval()
     for module in copied.modules():
@@ -126,5 +128,5 @@ def deaf(model: Network) -> bool:
 
 
 def chance(labels: torch.Tensor) -> float:
-    """The accuracy in percent of an answer that is always the same: the share of the most frequent class."""
+    """The accuracy in percent of one answer for all images: the share of the most frequent class."""
     return 100 * int(torch.bincount(labels).max()) / len(labels)

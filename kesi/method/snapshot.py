@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from kesi.method.pruning.masks import Masks
-from models import Network
+from kesi.models import Network
 
 BASELINE, KESI, ENSEMBLE = "baseline", "kesi", "ensemble"
 

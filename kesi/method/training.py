@@ -1,6 +1,5 @@
 """fit(): the only training loop. What it minimises is the objective's choice, everything else the stage's."""
 
-import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from time import perf_counter
@@ -14,10 +13,10 @@ from tqdm import tqdm
 from kesi.data import Dataset, Split, TrainBatches, eval_batches
 from kesi.method.objectives import CrossEntropy, Objective
 from kesi.method.pruning.masks import Masks
-from kesi.method.schedules import Training, optimizer_for, schedule_for
+from kesi.method.schedules import DIVERGED, Training, optimizer_for, schedule_for
 from kesi.system import distributed
 from kesi.system.errors import KesiError
-from kesi.system.execution import Step, full_precision, make_step, set_up
+from kesi.system.execution import Step, full_precision, make_forward, make_step, set_up
 from kesi.system.seeds import derive
 
 
@@ -90,6 +89,7 @@ def fit(model: nn.Module, dataset: Dataset, training: Training, *, seed: int, ob
     batches = TrainBatches(dataset, training.batch_size, seed, options.device, distributed.rank(), distributed.world())
     precision = set_up(options.device, options.precision, options.deterministic)
     step = make_step(model, objective, options.device, precision, options.compile, training.epochs * batches.steps)
+    meanwhile = make_forward(model, options.device, precision, options.compile)
     optimizer = optimizer_for(model, training)
     schedule = schedule_for(optimizer, training, batches.steps)
     history: list[Epoch] = []
@@ -105,8 +105,9 @@ def fit(model: nn.Module, dataset: Dataset, training: Training, *, seed: int, ob
             started = perf_counter()
             torch.manual_seed(derive(seed, "dropout", epoch, *([distributed.rank()] if distributed.rank() else [])))
             row = _train_epoch(model, batches, epoch, step, masks, optimizer, schedule, bar)
-            due = epoch == training.epochs or (options.eval_every and epoch % options.eval_every == 0)
-            row |= _evaluate_epoch(model, dataset, options.device, due)
+            last = epoch == training.epochs
+            due = last or (options.eval_every and epoch % options.eval_every == 0)
+            row |= _evaluate_epoch(model, dataset, options.device, due, None if last else meanwhile)
             history.append(Epoch(epoch=epoch, **row, seconds=round(perf_counter() - started, 4)))
             bar.set_postfix(loss=f"{row['train_loss']:.3f}", accuracy=f"{row['train_accuracy']:.1f}%")
             if on_epoch is not None:
@@ -135,30 +136,36 @@ def _train_epoch(model: nn.Module, batches: TrainBatches, epoch: int, step: Step
     sums = distributed.total(torch.stack(losses).double() * shares.to(losses[0].device)).cpu()
     shares, hits = distributed.total(shares.to(losses[0].device)).cpu(), distributed.total(torch.stack(correct).sum())
     values = sums / shares
-    if not bool(torch.isfinite(values).all()):
-        first = int((~torch.isfinite(values)).nonzero()[0])
-        raise KesiError(f"the loss is {float(values[first])} in epoch {epoch}, step {first + 1} of {len(values)}, "
-                        f"at learning rate {rates[first]:.3g}: try a lower --lr, or check the images")
+    if not bool((fine := values.abs() < DIVERGED).all()):  # NaN is not, either
+        first = int((~fine).nonzero()[0])
+        raise KesiError(f"the training diverges: the loss is {float(values[first]):.3g} in epoch {epoch}, step "
+                        f"{first + 1} of {len(values)}, at learning rate {rates[first]:.3g}: try a lower --lr, "
+                        f"or check the images")
     images_seen = int(shares.sum())
     return {"train_loss": float(sums.sum()) / images_seen, "train_accuracy": 100 * int(hits) / images_seen,
             "lr": rates[-1]}
 
 
-def _evaluate_epoch(model: nn.Module, dataset: Dataset, device: str, due: bool) -> dict:
+def _evaluate_epoch(model: nn.Module, dataset: Dataset, device: str, due: bool,
+                    forward: Callable | None) -> dict:
     row = {"test_loss": None, "test_accuracy": None, "val_accuracy": None}
     if due:
-        row["test_loss"], row["test_accuracy"] = evaluate(model, dataset, dataset.test, device)
-        if not math.isfinite(row["test_loss"]):
-            raise KesiError(f"the test loss is {row['test_loss']}: try a lower --lr, or check the images")
+        row["test_loss"], row["test_accuracy"] = evaluate(model, dataset, dataset.test, device, forward)
+        if not abs(row["test_loss"]) < DIVERGED:
+            raise KesiError(f"the training diverges: the test loss is {row['test_loss']:.3g}: try a lower "
+                            f"--lr, or check the images")
         if dataset.val is not None:
-            row["val_accuracy"] = evaluate(model, dataset, dataset.val, device)[1]
+            row["val_accuracy"] = evaluate(model, dataset, dataset.val, device, forward)[1]
     return row
 
 
-def predict(model: nn.Module, dataset: Dataset, split: Split, device: str = "cpu") -> torch.Tensor:
+def predict(model: nn.Module, dataset: Dataset, split: Split, device: str = "cpu",
+            forward: Callable[[torch.Tensor], torch.Tensor] | None = None) -> torch.Tensor:
     """Logits (N, C), on the CPU, of a split's images in order; the model is in eval mode meanwhile.
 
-    With several processes each predicts its share, and all return the whole.
+    ``forward``: how it is asked while it trains (see kesi.system.execution.make_forward); by default as
+    for everything that is reported, in fp32. With several processes each predicts its share, and all
+    return the whole.
     """
     training = model.training
     whole = len(split)
@@ -169,7 +176,7 @@ def predict(model: nn.Module, dataset: Dataset, split: Split, device: str = "cpu
     model.eval()
     try:
         with torch.inference_mode(), full_precision():
-            logits = [model(images) for images, _ in eval_batches(dataset, split, device)]
+            logits = [(forward or model)(images) for images, _ in eval_batches(dataset, split, device)]
     finally:
         model.train(training)
     return distributed.gather_rows(torch.cat(logits).float(), whole).cpu()
@@ -188,9 +195,10 @@ def _settle(model: nn.Module, device: str) -> None:
             return
 
 
-def evaluate(model: nn.Module, dataset: Dataset, split: Split, device: str = "cpu") -> tuple[float, float]:
-    """(mean cross-entropy, accuracy in percent) of a network on a split."""
-    return score(predict(model, dataset, split, device), split.labels)
+def evaluate(model: nn.Module, dataset: Dataset, split: Split, device: str = "cpu",
+             forward: Callable[[torch.Tensor], torch.Tensor] | None = None) -> tuple[float, float]:
+    """(mean cross-entropy, accuracy in percent) of a network on a split; ``forward``: see predict()."""
+    return score(predict(model, dataset, split, device, forward), split.labels)
 
 
 def score(logits: torch.Tensor, labels: torch.Tensor) -> tuple[float, float]:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
+from kesi.method.pruning.criteria import Criterion, Evidence, l1
 from kesi.system.errors import UsageError, first_line
 
 TOLERANCE = 1e-4  # of the largest output, in the trial of a width
@@ -48,6 +49,7 @@ class Axis:
 class Graph:
     """The widths of a network. ``convs``: for each width the names of the convolutions that make its channels.
 
+    A network none of whose convolutions can lose filters has those of its linear layers instead.
     ``left_alone``: the convolutions whose filters cannot be removed, the classifier not among them.
     ``problem``: why nothing is known of the widths, in words; then there are none.
     """
@@ -63,29 +65,32 @@ class Graph:
         self._remove(network, self.cfg, [torch.arange(keep, width)
                                          for keep, width in zip(cfg, self.cfg, strict=True)])
 
-    def prune(self, model: nn.Module, cfg: Sequence[int]) -> nn.Module:
-        """A copy of ``model`` with the widths ``cfg``: without the channels of smallest L1 norm."""
+    def prune(self, model: nn.Module, cfg: Sequence[int], criterion: Criterion = l1,
+              evidence: Evidence = Evidence()) -> nn.Module:
+        """A copy of ``model`` with the widths ``cfg``: without the channels of lowest score."""
         smaller = copy.deepcopy(model)
-        self._remove(smaller, model.cfg, self.weakest(model, cfg))
+        self._remove(smaller, model.cfg, self.weakest(model, cfg, criterion, evidence))
         smaller.cfg = list(cfg)
         return smaller
 
-    def weakest(self, model: nn.Module, cfg: Sequence[int]) -> list[torch.Tensor]:
+    def weakest(self, model: nn.Module, cfg: Sequence[int], criterion: Criterion = l1,
+                evidence: Evidence = Evidence()) -> list[torch.Tensor]:
         """For each width the channels of ``model`` that go when ``cfg`` is to be left, in order.
 
-        The norm of a channel is the sum of the absolute weights of all filters that make it: of one filter,
-        as in Li et al. (2017), where the width is that of one convolution. Of equal norms the earlier stays.
+        The score of a channel is the sum of those of all filters that make it: of one filter, as in
+        Li et al. (2017), where the width is that of one convolution. Of equal scores the earlier
+        stays.
         """
-        norms = [torch.zeros(width) for width in model.cfg]
-        modules = dict(model.named_modules())
-        for axis in self.axes:
-            if axis.output and isinstance(modules[axis.module], nn.Conv2d):
-                axis, weight = axis.of(model.cfg), modules[axis.module].weight.detach()
-                filters = weight.abs().flatten(1).sum(1).cpu()
-                for place in axis.width[axis.width >= 0].unique().tolist():
-                    mine = axis.width == place
-                    norms[place].index_add_(0, axis.channel[mine], filters[mine])
-        order = [torch.sort(norm, descending=True, stable=True).indices for norm in norms]
+        names = {name for convs in self.convs for name in convs}
+        makers = [axis for axis in self.axes if axis.output and axis.module in names]
+        found = criterion(model, [axis.module for axis in makers], evidence)
+        scores = [torch.zeros(width) for width in model.cfg]
+        for maker in makers:
+            axis, filters = maker.of(model.cfg), found[maker.module].cpu()  # (filters,)
+            for place in axis.width[axis.width >= 0].unique().tolist():
+                mine = axis.width == place
+                scores[place].index_add_(0, axis.channel[mine], filters[mine])
+        order = [torch.sort(score, descending=True, stable=True).indices for score in scores]
         return [ranked[keep:].sort().values for ranked, keep in zip(order, cfg, strict=True)]
 
     def zero(self, network: nn.Module, cfg: Sequence[int], channels: Sequence[torch.Tensor]) -> None:
@@ -146,10 +151,6 @@ class Graph:
                        axes=tuple(axis for axis in axes if bool((axis.width >= 0).any())))
 
 
-# The networks of one's own, by name; kesi.own registers them here and in models.ARCHITECTURES.
-GRAPHS: dict[str, Graph] = {}
-
-
 def analyse(network: nn.Module, image_size: int) -> Graph:
     """Find the widths of a network for images (N, 3, S, S); ``network`` stays as it is.
 
@@ -168,10 +169,17 @@ def analyse(network: nn.Module, image_size: int) -> Graph:
             warnings.simplefilter("ignore")
             dependencies = torch_pruning.DependencyGraph().build_dependency(
                 network, torch.zeros(1, 3, image_size, image_size), verbose=False)
-            widths = _widths(dependencies, network)
+            found = _tried(_widths(dependencies, network, nn.Conv2d), network, image_size)
+            if not found.cfg:
+                found = _tried(_widths(dependencies, network, nn.Linear), network, image_size)
+            return found
     except Exception as error:  # of any type: whatever its assumptions run into
         return Graph(problem=f"torch-pruning cannot trace this network ({first_line(error)}); prune its weights "
                              f"instead")
+
+
+def _tried(widths: Sequence["_Width"], network: nn.Module, image_size: int) -> Graph:
+    """The graph of those widths that pass the trial."""
     graph = _graph(widths, dict(network.named_modules()))
     kept = _sound(graph, network, image_size, [], [place for place, width in enumerate(widths) if width.simple])
     left = [conv for place, width in enumerate(widths) if place not in kept for conv in width.convs]
@@ -188,24 +196,25 @@ class _Width:
     simple: bool  # nothing in it that cannot lose single channels
 
 
-def _widths(dependencies, network: nn.Module) -> list[_Width]:
+def _widths(dependencies, network: nn.Module, kind: type[nn.Module]) -> list[_Width]:
     """The widths by their first convolutions, in the order of the modules, without the classifier.
 
+    ``kind``: nn.Conv2d, or nn.Linear for those that linear layers make, as in a transformer's MLP.
     A convolution that is read beside another one (a concatenation) and then meets it again, in a depthwise
     convolution or an addition with their joint output, is a width of its own: the joint output is not.
     """
     names = {module: name for name, module in network.named_modules()}
     filters = {name: module for module, name in names.items()
-               if isinstance(module, nn.Conv2d) and not _depthwise(module) and module in dependencies.module2node}
+               if isinstance(module, kind) and not _depthwise(module) and module in dependencies.module2node}
     found, joint, seen = [], [], set()
     for name, conv in filters.items():
         if name in seen:
             continue
         cut = dependencies.get_pruner_of_module(conv).prune_out_channels
-        group = dependencies.get_pruning_group(conv, cut, list(range(conv.out_channels)))
-        width = _members(group, names)
+        group = dependencies.get_pruning_group(conv, cut, list(range(_length(cut, conv))))
+        width = _members(group, names, kind)
         producers = [len(set(channels)) for part, cut, _, channels in width.parts if part in filters and _output(cut)]
-        if min(producers) < conv.out_channels:
+        if min(producers) < _length(cut, conv):
             joint.append(width)
             continue
         seen.update(width.convs)
@@ -215,7 +224,7 @@ def _widths(dependencies, network: nn.Module) -> list[_Width]:
     return found
 
 
-def _members(group, names: dict[nn.Module, str]) -> _Width:
+def _members(group, names: dict[nn.Module, str], kind: type[nn.Module]) -> _Width:
     """A group of torch-pruning's by the names of its layers."""
     parts, simple = [], True
     for item in group.items:
@@ -228,7 +237,7 @@ def _members(group, names: dict[nn.Module, str]) -> _Width:
             simple &= max(item.idxs) < _length(item.dep.handler, module)  # beside what it knows, it guesses
             parts.append((names[module], item.dep.handler, list(item.idxs), list(item.root_idxs)))
     makers = {name for name, cut, _, _ in parts if _output(cut)}
-    convs = [name for module, name in names.items() if name in makers and isinstance(module, nn.Conv2d)]
+    convs = [name for module, name in names.items() if name in makers and isinstance(module, kind)]
     return _Width(tuple(convs), len(group[0].idxs), tuple(parts), simple)
 
 
@@ -242,8 +251,17 @@ def _length(cut: Callable, module: nn.Module) -> int:
     return (cut.__self__.get_out_channels if _output(cut) else cut.__self__.get_in_channels)(module)
 
 
-def _depthwise(conv: nn.Conv2d) -> bool:
-    return 1 < conv.groups == conv.in_channels == conv.out_channels
+def _depthwise(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.Conv2d) and 1 < layer.groups == layer.in_channels == layer.out_channels
+
+
+def by_linear_layers(network: nn.Module) -> bool:
+    """Whether linear layers do the work of a network, as in a ViT or ConvNeXt.
+
+    Then each convolution, if there is any, is depthwise or cuts the image into patches.
+    """
+    return all(_depthwise(conv) or conv.kernel_size == conv.stride != (1, 1)
+               for conv in network.modules() if isinstance(conv, nn.Conv2d))
 
 
 def _graph(widths: Sequence[_Width], modules: dict[str, nn.Module]) -> Graph:

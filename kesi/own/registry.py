@@ -11,12 +11,16 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-import models
+from kesi import models
 from kesi.method.sizes import macs
-from kesi.own.graphs import GRAPHS, Graph, analyse
+from kesi.own import checks
+from kesi.own.graphs import Graph, analyse, by_linear_layers
 from kesi.system.errors import UsageError, first_line
 
 Factory = Callable[[], nn.Module]
+
+# Not the paper's: what goes in a round from every width, and ResNet-56's shares of zeros.
+RATE, SPARSITIES = 0.2, models.ARCHITECTURES["resnet56"].sparsities
 
 
 def register(name: str, factory: Factory, num_classes: int | None = None, image_size: int = 32) -> Graph:
@@ -30,18 +34,19 @@ def register(name: str, factory: Factory, num_classes: int | None = None, image_
     """
     if not re.fullmatch(r"[\w.-]+", name):
         raise UsageError(f"a network's name consists of letters, digits, '_', '-' and '.', unlike {name!r}")
-    if name in models.ARCHITECTURES and name not in GRAPHS:
+    if reserved(name):
         raise UsageError(f"{name} is a network of KESI's: choose another name")
     with torch.random.fork_rng(devices=[]):
-        network = _build(factory)
-        if _build(factory) is network:
+        network, second = _build(factory), _build(factory)
+        if second is network:
             raise UsageError("the factory gives the same network at every call: it has to build a new one, "
                              "for example by copy.deepcopy")
         outputs = _outputs(network, image_size)
+        checks.check_rebuilt(copy.deepcopy(network), second, image_size)
         if num_classes not in (None, outputs):
             raise UsageError(f"{name} has {outputs} outputs, not one for each of {num_classes} classes (labels count "
                              f"from 0)")
-        GRAPHS[name] = graph = analyse(network, image_size)
+        graph = analyse(network, image_size)
 
     def build(classes: int, cfg: list) -> nn.Module:
         if classes != outputs:
@@ -52,16 +57,25 @@ def register(name: str, factory: Factory, num_classes: int | None = None, image_
             graph.shorten(network, cfg)
         return network
 
-    models.ARCHITECTURES[name] = models.Architecture(build, graph.cfg)
+    models.ARCHITECTURES[name] = models.Architecture(
+        build, graph.cfg, (RATE,) * len(graph.cfg), SPARSITIES, image_size=image_size,
+        graph=graph)
     return graph
+
+
+def reserved(name: str) -> bool:
+    """Whether a name is that of a network in models/."""
+    return name in models.ARCHITECTURES and models.ARCHITECTURES[name].graph is None
 
 
 def _build(factory: Factory) -> nn.Module:
     network = factory()
     if not isinstance(network, nn.Module):
         raise UsageError(f"a network has to be a torch.nn.Module, not a {type(network).__name__}")
+    checks.check_weights(network)
     if not hasattr(network, "min_image_size"):
         network.min_image_size = 1
+    network.prune_linear = by_linear_layers(network)
     return network.cpu()
 
 
@@ -73,10 +87,13 @@ def _outputs(network: nn.Module, image_size: int) -> int:
         raise UsageError(f"the network has an attribute {taken[0]!r}, a name under which KESI keeps its own: rename it")
     trial = copy.deepcopy(network).train().to(memory_format=torch.channels_last)
     images = torch.randn(2, 3, image_size, image_size).to(memory_format=torch.channels_last)
+    before = images.clone()
     try:
         logits = trial(images)
         if isinstance(logits, torch.Tensor):
             logits.float().sum().backward()
+            answer = copy.deepcopy(network).eval()(before.clone())
+            logits = logits if isinstance(answer, torch.Tensor) else answer
         macs(network, image_size)
     except Exception as error:  # somebody else's code: anything
         hint = "; write x.flatten(1) instead of x.view(...): images are in channels_last layout" if (
@@ -85,7 +102,14 @@ def _outputs(network: nn.Module, image_size: int) -> int:
             "to have 1 channels, but got 3" in str(error))
         raise UsageError(f"the network does not take a batch of {image_size} px images: "
                          f"{first_line(error)}{hint}") from error
-    if not isinstance(logits, torch.Tensor) or logits.dim() != 2 or len(logits) != 2:
-        what = f"shape {tuple(logits.shape)}" if isinstance(logits, torch.Tensor) else f"a {type(logits).__name__}"
-        raise UsageError(f"a network has to give logits (N, classes) for N images; this one gives {what}")
+    if not torch.equal(images, before):
+        raise UsageError("the network changes the images that it is given: begin with x = x.clone(), "
+                         "or with a layer that is not in place")
+    if not isinstance(logits, torch.Tensor):
+        raise UsageError(f"a network has to give logits (N, classes) for N images; this one gives a "
+                         f"{type(logits).__name__}: let it return the logits alone (torchvision: "
+                         f"aux_logits=False)")
+    if logits.dim() != 2 or len(logits) != 2:
+        raise UsageError(f"a network has to give logits (N, classes) for N images; this one gives "
+                         f"shape {tuple(logits.shape)}")
     return logits.shape[1]

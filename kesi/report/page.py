@@ -13,10 +13,9 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
-import models
+from kesi import models
 from kesi.data import DATASETS
 from kesi.method.snapshot import BASELINE, KESI
-from kesi.own.graphs import GRAPHS
 from kesi.report.report import NO_PLOTS
 from kesi.report.sources import origins_table, provenance
 from kesi.report.summary import Row, Summary, main_rows, summarise
@@ -26,6 +25,7 @@ from kesi.runs.record import read_epochs
 from kesi.runs.results import Run, common_folder, load_runs
 from kesi.system.errors import UsageError
 from kesi.system.files import write_text
+from kesi.system.provenance import requoted
 
 SECTIONS = ("Result", "Accuracy", "Round by round", "Disagreement of the snapshots",
             "The network before and after", "Every stage", "Where this comes from",
@@ -135,7 +135,7 @@ def stages(one: Summary, figures) -> list[tuple[str, str, list[tuple]]]:
 
 def next_steps(run: Run) -> list[tuple[str, str]]:
     """What can be done with a run, and the command lines: continue, repeat, use its network."""
-    command = re.sub(r" --fresh\b", "", run.record.command or "kesi run")
+    command = re.sub(r" --fresh\b", "", requoted(run.record.command or "kesi run"))
     checkout = f"git checkout {run.record.commit}\n" if run.record.commit else ""
     if OURS.match(command):
         steps = [("Continue: the same command takes an interrupted run up at its last saved epoch, "
@@ -150,16 +150,18 @@ def next_steps(run: Run) -> list[tuple[str, str]]:
     if KESI not in run.seeds.get(seed, ()):
         return steps
     last, kesi, note = f"{folder}/seed{seed}/{KESI}", "kesi", ""
-    if run.record.arch in GRAPHS or run.record.arch not in models.ARCHITECTURES:
-        added = re.search(r" (--with \S+)", command)
-        kesi = f"kesi {added[1] if added else '--with FILE'}"
+    network = models.ARCHITECTURES.get(run.record.arch)
+    if network is None or network.graph:
+        added = _given(command, "--with")
+        kesi = f"kesi{added or ' --with FILE'}"
         note = "" if added else "; FILE is the Python file that registers the network"
-    lines = [f"{kesi} export {last} --format onnx --normalise --out kesi.onnx{_data(command)}",
+    lines = [f"{kesi} export {last} --out handed-over{_given(command, '--data')}",
              f"{kesi} predict {last} image.png"]
     if run.record.dataset in DATASETS:
-        lines.append(f"{kesi} compare {folder}/seed{seed}/{BASELINE} {last}{_data(command)}")
+        images = _given(command, "--data")
+        lines.append(f"{kesi} compare {folder}/seed{seed}/{BASELINE} {last}{images}")
         check = ("Check the files, and compute the accuracies anew.",
-                 f"{kesi} verify {folder}{_data(command)}")
+                 f"{kesi} verify {folder}{images}")
     else:
         check = ("Check the files. Accuracies of images that were handed over in Python are "
                  "computed anew there, by kesi.report.verify.verify(folder, dataset).",
@@ -168,11 +170,9 @@ def next_steps(run: Run) -> list[tuple[str, str]]:
     return [*steps, (f"{what}{note}.", "\n".join(lines)), check]
 
 
-def _data(command: str) -> str:
-    """Where the images are, if the run's command says so."""
-    try:
-        words = shlex.split(command)
-    except ValueError:
+def _given(command: str, flag: str) -> str:
+    """A flag of a command with its value, as it is typed; "" where there is none."""
+    words = shlex.split(command)
+    if flag not in words[:-1]:
         return ""
-    place = words.index("--data") + 1 if "--data" in words[:-1] else 0
-    return f" --data {shlex.quote(words[place])}" if place else ""
+    return f" {flag} {shlex.quote(words[words.index(flag) + 1])}"

@@ -13,11 +13,12 @@ from kesi.checkpoints.records import encode
 from kesi.report import tables
 from kesi.report.sources import origins_table, parents_of, provenance, row_origin, versions_of
 from kesi.report.summary import Row, Summary, main_rows, summarise
-from kesi.report.tables import Table, main_table, rounds_table
+from kesi.report.tables import Table, code, main_table, plain, rounds_table
 from kesi.runs.record import Ensemble, Result
 from kesi.runs.results import Run, common_folder, load_runs
 from kesi.system import files
 from kesi.system.files import csv_text
+from kesi.system.provenance import requoted
 
 NO_PLOTS = 'matplotlib is not installed: pip install -e ".[plots]"'
 
@@ -41,7 +42,8 @@ class Report:
         first, *others = [table.markdown() for table in self.tables]
         parts = [first.replace("## ", "# ", 1), *others]  # the main table's title is the page's
         if self.missing:
-            parts.append("## Not finished\n\n" + "\n".join(f"- {line}" for line in self.missing))
+            lines = [f"- {plain(line)}" for line in self.missing]
+            parts.append("## Not finished\n\n" + "\n".join(lines))
         if self.plots:
             images = [f"![{path.stem}]({path.name})" for path in self.plots]
             parts.append("## Plots\n\n" + "\n\n".join(images))
@@ -81,7 +83,8 @@ def stages_csv(runs: Sequence[Run]) -> list[dict]:
             for stage in sorted(results, key=lambda name: (order.get(name, len(order)), name)):
                 said = encode(results[stage]) | {
                     "run": run.folder.resolve().name, "seed": seed, "stage": stage,
-                    "versions": versions_of(results[stage]), "parent": parents_of(results[stage])}
+                    "versions": versions_of(results[stage]), "parent": parents_of(results[stage]),
+                    "command": results[stage].command and requoted(results[stage].command)}
                 lines.append({name: _flat(said.get(name)) for name in STAGE_COLUMNS})
     return lines
 
@@ -127,8 +130,8 @@ def texts(runs: Sequence[Run]) -> dict[str, str]:
 
 def _rendered(summaries: Sequence[Summary], rows: Sequence[Row], out: Path) -> Report:
     table = main_table(rows, summaries)
-    sources = ["\n".join([f"**{one.run.label}**", "", *(
-        f"- {name}: {f'`{said}`' if name == 'command' else said}"
+    sources = ["\n".join([f"**{plain(one.run.label)}**", "", *(
+        f"- {name}: {code(said) if name == 'command' else plain(said)}"
         for name, said in provenance(one.run))]) for one in summaries]
     return Report(table.title, [table, *map(rounds_table, summaries)],
                   [line for one in summaries for line in one.missing], sources,

@@ -7,6 +7,7 @@ from kesi.report.summary import Row
 from kesi.report.tables import NONE, Table
 from kesi.runs.record import Ensemble, Result
 from kesi.runs.results import Run
+from kesi.system.provenance import requoted
 
 MOST = 6  # digests in a cell
 
@@ -52,7 +53,7 @@ def provenance(run: Run) -> list[tuple[str, str]]:
               f"{used['schedule']}, lr {used['lr']})"
               for name, used in run.record.recipe["trainings"].items()]
     seconds = sum(getattr(result, "seconds", 0) for result in stages)
-    return [("command", run.record.command or "unknown"),
+    return [("command", requoted(run.record.command or "unknown")),
             ("commit", origins(commit_of)), ("versions", origins(versions_of)),
             ("device", origins(lambda one: one.device)),
             ("seeds", ", ".join(map(str, sorted(run.seeds)))),
@@ -71,7 +72,7 @@ def row_origin(row: Row) -> dict:
             "commit": distinct(starts(results), commit_of),
             "versions": distinct(starts(results), versions_of),
             "device": distinct(starts(results), lambda one: one.device),
-            "command": distinct(starts(results), lambda one: one.command),
+            "command": distinct(starts(results), lambda one: one.command and requoted(one.command)),
             "parent": distinct(results, lambda one: " ".join(parents_of(one))),
             "network_digest": distinct(results, lambda one: getattr(one, "network_digest", None))}
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-import models
+from kesi import models
 from kesi.method import paper, sizes
 from kesi.method.recipes import RETRAININGS, retraining_named
 from kesi.method.snapshot import BASELINE, KESI, StageName, chain, ensemble_name

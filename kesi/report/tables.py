@@ -1,11 +1,13 @@
 """The tables of a report: the paper's table, and the accuracy round by round."""
 
+import re
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from kesi.method import paper
 from kesi.report.summary import Row, Spread, Summary, paper_macs
+from kesi.system.errors import controls
 
 NONE = "–"
 
@@ -22,9 +24,9 @@ class Table:
     def markdown(self) -> str:
         """A GitHub table, numbers to the right."""
         lines = [self.columns, ["---", *["---:"] * (len(self.columns) - 1)], *self.rows]
-        escaped = [[cell.replace("|", r"\|") for cell in line] for line in lines]
+        escaped = [[plain(cell).replace("|", r"\|") for cell in line] for line in lines]
         text = "\n".join(f"| {' | '.join(line)} |" for line in escaped)
-        return "\n\n".join([f"## {self.title}", text, *self.notes])
+        return "\n\n".join([f"## {plain(self.title)}", text, *map(plain, self.notes)])
 
     def text(self) -> str:
         """The same for a terminal, the units of the headers on a line of their own."""
@@ -39,6 +41,17 @@ class Table:
         notes = [textwrap.fill(note, 100) for note in self.notes]
         return "\n".join([self.title, "", *["  ".join(line).rstrip() for line in aligned], "",
                           *notes])
+
+
+def plain(text: str) -> str:
+    """Text that begins no line and no tag of its own in Markdown, whoever wrote it."""
+    return "".join(" " if controls(letter) else letter for letter in text).replace("<", r"\<")
+
+
+def code(text: str) -> str:
+    """Text as Markdown's code on one line, whatever backticks are in it."""
+    ticks = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{ticks} {text} {ticks}" if "`" in text else f"`{text}`"
 
 
 def cell(value: float | str | Spread | None, digits: int = 2, scale: float = 1.0) -> str:

@@ -17,8 +17,8 @@ import torch
 from kesi import checkpoints
 from kesi.checkpoints.checkpoint import Checkpoint
 from kesi.checkpoints.records import Info, Reference, decode, encode
-from kesi.data import DATASETS, Dataset, load
-from kesi.data.datasets import family_of
+from kesi.data import DATASETS, Dataset
+from kesi.data.datasets import load_described
 from kesi.method import recipes, sizes
 from kesi.method.distillation import SnapshotEnsemble, agreement
 from kesi.method.snapshot import BASELINE, ENSEMBLE, KESI, StageName, chain, ensemble_name
@@ -49,8 +49,7 @@ def images_of(run: Path, data: str, download: bool = False) -> Dataset:
         raise UsageError(f"the images of {run} were handed over in Python ({said['name']!r:.60}) "
                          f"and cannot be loaded anew: use --no-accuracy, or "
                          f"kesi.report.verify.verify(run, dataset) in Python")
-    return load(said["name"], data, image_size=said.get("image_size"), family=family_of(said),
-                download=download)
+    return load_described(said, data, download)
 
 
 def verify(run: Path, dataset: Dataset | None = None, device: str = "cpu") -> "Verifier":

@@ -3,15 +3,14 @@
 import os
 from pathlib import Path
 
-import models
-from kesi import checkpoints
+from kesi import checkpoints, models
 from kesi.checkpoints.checkpoint import Checkpoint
 from kesi.checkpoints.records import Reference
 from kesi.data import Dataset
 from kesi.method.pruning.filters import pruned_widths
 from kesi.method.recipes import Recipe
+from kesi.models import Network
 from kesi.system.errors import KesiError, UsageError
-from models import Network
 
 
 def check_images(model: Network, dataset: Dataset) -> None:

@@ -25,11 +25,11 @@ from kesi.runs import steps
 from kesi.runs.folder import move_aside, refuse_changes
 from kesi.runs.layout import RUN
 from kesi.runs.record import RunRecord, read_run
-from kesi.runs.stage import Context, Watch
+from kesi.runs.stage import Context, Watch, warn_of_another_device
 from kesi.system import distributed
 from kesi.system.files import remove_leftovers, write_json
-from kesi.system.locks import held
-from kesi.system.provenance import provenance, recipe_hash
+from kesi.system.locks import held, held_by_one
+from kesi.system.provenance import device_name, provenance, recipe_hash
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,10 @@ class Settings:
     """One run: a recipe on a data set, for some seeds, into a folder.
 
     ``baseline``: the path of a trained network to start from instead of step 1; ``{seed}`` in it
-    stands for the seed. ``pretrained``: ImageNet weights from which step 1 starts. ``watch`` is told
-    of every epoch and of the end of every training.
+    stands for the seed. With ``shared`` it is a folder in which step 1 is done, unless another run
+    has done it there already: runs of both methods start from one baseline. ``pretrained``:
+    ImageNet weights from which step 1 starts. ``watch`` is told of every epoch and of the end of
+    every training.
     """
 
     recipe: Recipe
@@ -46,6 +48,7 @@ class Settings:
     folder: Path
     seeds: Sequence[int] = (0,)
     baseline: str | None = None
+    shared: bool = False
     pretrained: str | None = None
     options: Options = Options()
     fresh: bool = False
@@ -57,7 +60,7 @@ def run(settings: Settings) -> Path:
 
     Raises UsageError where the folder holds a run with other settings, KesiError where another process has it.
     """
-    if settings.baseline is not None:  # before anything is moved or written
+    if settings.baseline is not None and not settings.shared:  # before anything is moved or written
         for seed in settings.seeds:
             checkpoints.find(settings.baseline.replace("{seed}", str(seed)))
     if settings.fresh and (aside := move_aside(settings.folder)):
@@ -107,7 +110,11 @@ class _InFolder:
             if settings.baseline is None:
                 return steps.train_baseline(here, settings.recipe.arch, settings.recipe.baseline, folder,
                                             settings.pretrained)
-            source = settings.baseline.replace("{seed}", str(here.seed))
+            source = Path(settings.baseline.replace("{seed}", str(here.seed)))
+            if settings.shared:
+                with held_by_one(source.parent):  # the other run may be at it
+                    steps.train_baseline(replace(here, fresh=False), settings.recipe.arch,
+                                         settings.recipe.baseline, source, settings.pretrained)
             return steps.adopt_baseline(here, checkpoints.find(source), settings.recipe.arch, folder)
 
     def __call__(self, name: str, start: Snapshot, training: Training,
@@ -138,6 +145,7 @@ def _open(settings: Settings) -> None:
         refuse_changes(folder, asdict(before),
                        {"baseline": settings.baseline, "pretrained": settings.pretrained})
         refuse_changes(folder, before.data, data)
+        warn_of_another_device(before.device, device_name(settings.options.device))
         last = new.pop(KESI)
         recipe["trainings"] = {**new, **{name: old[name] for name in old if name not in (*new, KESI)},
                                KESI: last}
@@ -156,7 +164,7 @@ class _Clock:
         planned = plan.stages(settings.recipe, self._sizes)
         images = len(settings.dataset.train)
         self._work = {one.name: one.work(images, self._sizes if one.name == KESI else ()) for one in planned}
-        if settings.baseline is not None:
+        if settings.baseline is not None and not settings.shared:
             self._work[BASELINE] = 0.0
         self._total = len(self._work) * len(settings.seeds)
         self._left = sum(self._work.values()) * len(settings.seeds)

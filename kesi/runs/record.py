@@ -1,12 +1,13 @@
 """What stands in the JSON files of a run."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 from kesi.checkpoints import fields
-from kesi.checkpoints.records import Count, Data, Made, Origin, Round, decode
+from kesi.checkpoints.records import Count, Data, Made, Origin, decode
 from kesi.method import sizes
 from kesi.method.recipes import METHODS
 from kesi.method.schedules import Training
@@ -69,10 +70,15 @@ class RunRecord(Origin):
 
     def stages(self) -> list[str]:
         """The names of all stages of a complete seed, in the order in which they run."""
-        names = [BASELINE]
-        for retraining in self.retrainings:
-            names += [*chain(retraining, self.rounds)[1:], ensemble_name(retraining, self.retrainings)]
-        return [*names, KESI]
+        return stage_names(self.retrainings, self.rounds)
+
+
+def stage_names(retrainings: Sequence[str], rounds: int) -> list[str]:
+    """The names of all stages of a seed, in the order in which they run."""
+    names = [BASELINE]
+    for retraining in retrainings:
+        names += [*chain(retraining, rounds)[1:], ensemble_name(retraining, retrainings)]
+    return [*names, KESI]
 
 
 @dataclass(kw_only=True)
@@ -202,5 +208,5 @@ def network_of(snapshot: Snapshot, method: str | None, image_size: int) -> dict:
     return {"arch": model.arch, "num_classes": model.num_classes, "cfg": list(model.cfg),
             "params": params, "nonzero_params": params - snapshot.pruned_weights,
             "sparsity": masks.sparsity() if masks else None, "macs": macs(model, image_size),
-            "empty_layers": sizes.empty_layers(masks), "layers": layers_of(model, masks, method),
+            "empty_layers": sizes.empty_layers(masks), "layers": layers_of(model, masks, method) or [],
             "network_digest": snapshot.digest}

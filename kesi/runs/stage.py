@@ -74,7 +74,7 @@ class Context:
     def settings(self, training: Training, objective: Objective, parent: Snapshot | None,
                  pretrained: str | None = None) -> dict:
         """What decides the outcome of a stage; it continues only with the same."""
-        precision = execution.precision_for(self.options.device, self.options.precision)
+        precision = execution.resolved(self.options.device, self.options.precision)
         return {"seed": self.seed, "training": described(training), "data": self.dataset.describe(),
                 "objective": describe(objective), "parent": None if parent is None else parent.digest,
                 "pretrained": pretrained, "precision": precision, "sync_bn": self.options.sync_bn}
@@ -110,6 +110,8 @@ def train(context: Context, folder: Path, name: str, training: Training,
             snapshot = saved
             info = replace(info, pruned_accuracy=saved.info.pruned_accuracy,
                            earlier=_earlier(saved, info))
+            if not context.where:  # a pipeline has said so of the whole run
+                warn_of_another_device(saved.info.device, info.device)
             context.say(f"{name} continues after epoch {saved.training['epoch']} of {training.epochs}")
         elif info.kind not in (BASELINE, KESI):
             before = evaluate(snapshot.network, context.dataset, context.dataset.test,
@@ -157,6 +159,13 @@ def _earlier(saved: Checkpoint, now: Info) -> list[Earlier]:
     if before == here:
         return known
     return [*known, Earlier(until_epoch=saved.training["epoch"], **before)]
+
+
+def warn_of_another_device(before: str | None, now: str) -> None:
+    """Say that what was begun on one machine, or with so many threads, goes on with another."""
+    if before is not None and before != now:
+        warnings.warn(f"begun on {before}, and goes on with {now}: the result is not bit for bit that "
+                      f"of one or the other", stacklevel=2)
 
 
 def _fit(context: Context, folder: Path, training: Training, snapshot: Snapshot, info: Info,

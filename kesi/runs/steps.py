@@ -3,7 +3,6 @@
 A finished stage is not run again, and an interrupted one continues from its last saved epoch (kesi.runs.stage).
 """
 
-import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,7 +16,7 @@ from kesi.method import algorithm, sizes
 from kesi.method.distillation import Distillation, SnapshotEnsemble, agreement
 from kesi.method.pruning.criteria import Evidence
 from kesi.method.recipes import Recipe, kind_of
-from kesi.method.schedules import Training
+from kesi.method.schedules import DIVERGED, Training
 from kesi.method.sizes import parameters
 from kesi.method.snapshot import BASELINE, ENSEMBLE, KESI, Pruned, Snapshot, StageName
 from kesi.method.training import Epoch, evaluate
@@ -71,7 +70,7 @@ def _adopt(context: Context, parent: Checkpoint, folder: Path) -> None:
     info = replace(parent.info, stage=BASELINE, kind=BASELINE, round=0, seed=context.seed, settings={},
                    data=context.dataset.describe(), pruned_accuracy=None, teachers=[], earlier=[],
                    parent=reference(parent, folder), **provenance(context.options.device))
-    row = Epoch(0, math.nan, math.nan, math.nan, loss, accuracy)
+    row = Epoch(0, 0.0, 0.0, 0.0, loss, accuracy)  # nothing was trained here
     snapshot = Snapshot(BASELINE, parent.network)
     result = replace(result_of(snapshot, info, [row], context.dataset), epochs=0, images=0,
                      adopted_from=parent.digest)
@@ -82,7 +81,7 @@ def _adopt(context: Context, parent: Checkpoint, folder: Path) -> None:
 
 def _refuse_nonsense(loss: float, what: str) -> None:
     """Raises KesiError where networks answer with numbers that are none."""
-    if not math.isfinite(loss):
+    if not abs(loss) < DIVERGED:
         raise KesiError(f"the test loss of {what} is {loss}: this network gives no finite answers, train it anew at a "
                         f"lower learning rate")
 

@@ -33,8 +33,17 @@ def describe(thing: Any) -> Any:
 def code_digest(thing: Any) -> str:
     """12 digits of SHA-256 over what a function or a class does: its code without comments and docstrings.
 
-    Of something without source text (made in an interpreter) the byte code counts.
+    A class counts with those that it derives from. Of something without source text (made in an
+    interpreter) the byte code counts.
     """
+    if isinstance(thing, type):
+        parts = [_code(one) for one in thing.__mro__
+                 if one.__module__ not in ("builtins", "typing", "abc")]
+        return parts[0] if len(parts) == 1 else hashlib.sha256("".join(parts).encode()).hexdigest()[:12]
+    return _code(thing)
+
+
+def _code(thing: Any) -> str:
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(thing)))
     except (OSError, TypeError, SyntaxError):

@@ -15,27 +15,55 @@ import torch.distributed as dist
 import torch.distributed.nn.functional as dist_nn
 from torch import nn
 
+from kesi.system.errors import KesiError, UsageError, first_line
+
 # A rank that waits longer than this for the others gives up, and torchrun ends the job.
 PATIENCE = timedelta(minutes=30)
 
 
+def _said() -> tuple[int, int]:
+    """(rank, number of processes) that torchrun says in the environment; (0, 1) where it started none.
+
+    Raises UsageError where that is half of what a process needs to find the others.
+    """
+    try:
+        rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    except ValueError as error:
+        raise UsageError(f"RANK and WORLD_SIZE in the environment are no numbers ({error})") from error
+    if world < 2:
+        return 0, 1
+    absent = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+    if absent or not 0 <= rank < world:
+        what = f"{', '.join(absent)} is not set" if absent else f"RANK is {rank}"
+        raise UsageError(f"WORLD_SIZE in the environment says that this is one of {world} processes, but {what}: start "
+                         f"it with torchrun, or unset WORLD_SIZE")
+    return rank, world
+
+
 def own_device(device: str) -> str:
     """The device of this process: where torchrun started several on GPUs, each has its own."""
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or torch.device(device).type != "cuda":
+    if _said()[1] < 2 or torch.device(device).type != "cuda":
         return device
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
 
 
 def start(device: str) -> str:
-    """Join the other processes if torchrun started several; returns this process's device."""
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or dist.is_initialized():
+    """Join the other processes if torchrun started several; returns this process's device.
+
+    Raises KesiError where they do not come together.
+    """
+    if _said()[1] < 2 or dist.is_initialized():
         return device
     device = own_device(device)
     cuda = torch.device(device).type == "cuda"
     if cuda:
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if cuda else "gloo", timeout=PATIENCE,
-                            device_id=torch.device(device) if cuda else None)
+    try:
+        dist.init_process_group("nccl" if cuda else "gloo", timeout=PATIENCE,
+                                device_id=torch.device(device) if cuda else None)
+    except (RuntimeError, ValueError, OSError) as error:
+        place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise KesiError(f"the processes do not find one another at {place}: {first_line(error)}") from error
     return device
 
 
@@ -47,7 +75,7 @@ def stop() -> None:
 
 def rank() -> int:
     """The number of this process, from 0; right from the start, also before start()."""
-    return dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", "0"))
+    return dist.get_rank() if dist.is_initialized() else _said()[0]
 
 
 def world() -> int:
@@ -103,7 +131,7 @@ def gather_rows(rows: torch.Tensor, count: int) -> torch.Tensor:
 
 
 class _SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """Batch norm over the batch of all processes, on any device (torch's own runs on GPUs only).
+    """Batch norm over the batch of all processes, on a CPU (torch's own runs on GPUs only).
 
     Mean and biased variance of all N x H x W values of a channel normalise; the unbiased variance goes into
     the running statistics, as in torch.nn.BatchNorm2d.
@@ -139,9 +167,11 @@ def synchronised_norms(model: nn.Module, wanted: bool) -> Iterator[None]:
     kinds = [type(module) for module in norms]
     if wanted and world() > 1:
         for module in norms:
-            module.__class__ = _SyncBatchNorm
+            module.__class__ = nn.SyncBatchNorm if module.weight.is_cuda else _SyncBatchNorm
+            module.process_group = None  # torch's looks for it: all processes
     try:
         yield
     finally:
         for module, kind in zip(norms, kinds, strict=True):
             module.__class__ = kind
+            vars(module).pop("process_group", None)

@@ -1,6 +1,9 @@
-"""The two kinds of error that a user can cause (a script turns each into one line and an exit code), and a helper."""
+"""The two kinds of error that a user can cause, and what messages need.
 
+A script turns each kind into one line and an exit code.
+"""
 
+import re
 
 
 class KesiError(Exception):
@@ -15,3 +18,8 @@ def first_line(error: BaseException) -> str:
     """What another library's error says, in at most 160 characters of one line; its type where it says nothing."""
     text = str(error).strip().splitlines()
     return (text[0][:160] if text else type(error).__name__).rstrip(".")
+
+
+def controls(text: str) -> bool:
+    """Whether a text holds control characters or line separators, which no path or name needs."""
+    return re.search("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029]", text) is not None

@@ -16,6 +16,10 @@ from kesi.system.errors import KesiError
 
 TEMPORARY = re.compile(r"\..+\.(\d+)\.[0-9a-f]{8}\.tmp")  # what write_atomic() calls a file that it has not finished
 
+LOCK = ".lock"
+
+held_folders: dict[Path, bytes | None] = {}  # by this process, and what it wrote to their locks; see kesi.system.locks
+
 
 @contextlib.contextmanager
 def _explained(path: Path) -> Iterator[None]:
@@ -24,6 +28,24 @@ def _explained(path: Path) -> Iterator[None]:
     except OSError as error:
         raise KesiError(f"cannot write {path}: {error.strerror or error}; what was there before is unchanged"
                         ) from error
+
+
+def refuse_lost(path: Path) -> None:
+    """Raises KesiError where a folder around ``path`` that this process holds is not the one it took any more."""
+    here = Path(path).resolve()
+    for folder, signed in list(held_folders.items()):  # threads take some, too
+        if signed is None or not here.is_relative_to(folder):
+            continue
+        try:
+            said = (folder / LOCK).read_bytes()
+        except FileNotFoundError:
+            raise KesiError(f"{folder} was moved or removed while it was in use: nothing more is written; move it "
+                            f"back, and the same command continues") from None
+        except OSError:
+            continue
+        if said != signed:
+            raise KesiError(f"{folder} was taken by another process meanwhile, which locks did not keep out (does "
+                            f"another machine work on it?): nothing more is written here; {said[:300]!r}")
 
 
 def make_folder(folder: Path) -> Path:
@@ -35,16 +57,22 @@ def make_folder(folder: Path) -> Path:
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], None], durable: bool = True,
                  previous: Path | None = None) -> None:
+    """write_whole(), of several processes that train together by the first only."""
+    if distributed.is_main():
+        write_whole(path, write, durable, previous)
+
+
+def write_whole(path: Path, write: Callable[[BinaryIO], None], durable: bool = True,
+                previous: Path | None = None) -> None:
     """Let ``write`` fill a file that appears under ``path`` as a whole or not at all.
 
-    ``durable``: also survive a power cut right after the return (fsync). ``previous``: keep the file that was
-    there under this name; it is renamed only once the new one is complete on the disk, so that at every
-    moment one of the two is whole. Raises KesiError when the disk is full, the folder read-only or the like;
-    the file that was there before stays. Of several processes that train together only the first writes.
+    ``durable``: also survive a power cut right after the return (fsync). ``previous``: keep the
+    file that was there under this name; it is renamed only once the new one is complete on the
+    disk, so that at every moment one of the two is whole. Raises KesiError when the disk is full,
+    the folder read-only or the like; the file that was there before stays.
     """
-    if not distributed.is_main():
-        return
     path = Path(path)
+    refuse_lost(path)
     make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     with _explained(path):
@@ -124,9 +152,15 @@ def read_json(path: Path) -> Any:
 
 
 def csv_text(lines: Sequence[dict]) -> str:
-    """CSV with a header."""
+    """CSV with a header, in which no text is a formula to a spreadsheet: an apostrophe stands before it."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(lines)
+    writer.writerows({name: _harmless(value) for name, value in line.items()} for line in lines)
     return text.getvalue()
+
+
+def _harmless(value: Any) -> Any:
+    if not isinstance(value, str) or not value.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return value
+    return value if re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?", value) else f"'{value}"

@@ -8,14 +8,18 @@ meanwhile; and while a pipeline holds the run, nobody else gets at its stages.
 The lock is the kernel's and ends with the process that holds it, however that ends: what the file of a dead
 process says is no obstacle. Where the system has no flock (Windows), or the file system refuses it, nothing
 keeps two processes apart; held() warns of that and goes on.
+
+Locks do not reach every machine that shares a folder (NFS without its lock daemon). Two things
+tell: a lock that is free and was signed by another machine is warned of, and whoever finds the name
+of another process in its own lock before it writes stops (kesi.system.files.refuse_lost).
 """
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import socket
+import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -23,15 +27,13 @@ from pathlib import Path
 
 from kesi.system import distributed
 from kesi.system.errors import KesiError
-from kesi.system.files import make_folder, remove_leftovers
-from kesi.system.provenance import command
+from kesi.system.files import LOCK, held_folders, make_folder, refuse_lost, remove_leftovers
+from kesi.system.provenance import command, requoted
 
 try:
     import fcntl
 except ImportError:  # not a POSIX system
     fcntl = None
-
-LOCK = ".lock"
 
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
@@ -46,11 +48,25 @@ def held(folder: Path) -> Iterator[Path]:
     if not distributed.is_main():  # the first of several processes holds it for all
         yield Path(folder)
         return
+    refuse_lost(Path(folder).parent)  # the run around it
     folder = make_folder(Path(folder))
     run = _run_around(folder)
     with _lock(run, shared=True) if run is not None else contextlib.nullcontext(), _lock(folder):
         remove_leftovers(folder)
         yield folder
+
+
+@contextlib.contextmanager
+def held_by_one(folder: Path) -> Iterator[None]:
+    """Hold a folder that all processes may write to, after whoever has it; otherwise like held().
+
+    Also each of several processes that train together gets its turn. Raises KesiError where the
+    folder cannot be made or written.
+    """
+    with _lock(make_folder(Path(folder)), wait=True) as locked:
+        if locked:  # else what is half-written may be another's who is at it
+            remove_leftovers(folder)
+        yield
 
 
 def in_use(folder: Path) -> str | None:
@@ -67,13 +83,10 @@ def in_use(folder: Path) -> str | None:
     return None
 
 
-_held: set[Path] = set()  # by this process
-
-
 def _run_around(folder: Path) -> Path | None:
     """The run folder that a stage's folder lies in, unless this process holds it as a whole."""
     for around in folder.resolve().parents[:2]:
-        if around in _held:
+        if around in held_folders:
             return None
         if (around / "run.json").is_file():
             return around
@@ -81,21 +94,22 @@ def _run_around(folder: Path) -> Path | None:
 
 
 @contextlib.contextmanager
-def _lock(folder: Path, shared: bool = False) -> Iterator[None]:
-    descriptor = _acquire(folder, shared)
+def _lock(folder: Path, shared: bool = False, wait: bool = False) -> Iterator[bool]:
+    """Holds the folder's lock; gives whether there are locks here at all."""
+    descriptor, signed = _acquire(folder, shared, wait)
     here = folder.resolve()
     try:
         if not shared:
-            _held.add(here)
-        yield
+            held_folders[here] = signed
+        yield descriptor is not None
     finally:
         if not shared:
-            _held.discard(here)
+            held_folders.pop(here, None)
         if descriptor is not None:
             with contextlib.suppress(OSError):  # unlinked before it is released: the next one makes its own
                 if shared:  # by the last that shares it
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if _is_at(descriptor, folder / LOCK):
+                if _elsewhere(folder) is None and _is_at(descriptor, folder / LOCK):
                     (folder / LOCK).unlink()
             os.close(descriptor)
 
@@ -104,12 +118,14 @@ def holder(folder: Path) -> str:
     """Who holds a folder, in words, as its lock file says."""
     try:
         said = json.loads((Path(folder) / LOCK).read_text(encoding="utf-8"))
-        return f"process {said['pid']} on {said['host']} since {said['since']} ({said['command']})"
-    except (OSError, ValueError, KeyError, TypeError):
+        return f"process {said['pid']} on {said['host']} since {said['since']} ({requoted(said['command'])})"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return "another process"  # which has just made the file, or is about to remove it
 
 
-def _acquire(folder: Path, shared: bool = False) -> int | None:
+def _acquire(folder: Path, shared: bool, wait: bool) -> tuple[int | None, bytes | None]:
+    """(descriptor of the lock, what was written to it); None where there are no locks, or where a
+    disk is full."""
     path = folder / LOCK
     while True:
         try:
@@ -117,27 +133,33 @@ def _acquire(folder: Path, shared: bool = False) -> int | None:
         except OSError as error:
             raise KesiError(f"cannot write {path}: {error.strerror or error}") from error
         try:
-            if not _flock(descriptor, folder, shared):
+            if not _flock(descriptor, folder, shared, wait):
                 os.close(descriptor)
-                return None
+                return None, None
             if _is_at(descriptor, path):
-                _sign(descriptor)
-                return descriptor
+                _warn_of_another_machine(folder)
+                return descriptor, _sign(descriptor)
         except BaseException:
             os.close(descriptor)
             raise
         os.close(descriptor)  # its holder removed it, or moved the folder, between open and flock
 
 
-def _flock(descriptor: int, folder: Path, shared: bool) -> bool:
-    """Whether there are locks here at all. Raises KesiError where another process holds this one."""
+def _flock(descriptor: int, folder: Path, shared: bool, wait: bool) -> bool:
+    """Whether there are locks here at all. Raises KesiError where another process holds this one,
+    unless it is to be waited for."""
     if fcntl is None:
         warnings.warn(f"this system has no flock: nothing keeps a second process out of {folder}", stacklevel=2)
         return False
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     try:
-        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise KesiError(f"{folder} is in use by {holder(folder)}: wait for it, or use another --save") from error
+        if not wait:
+            raise KesiError(f"{folder} is in use by {holder(folder)}: wait for it, or use another "
+                            f"--save") from error
+        print(f"{folder} is in use by {holder(folder)}: waiting for it", file=sys.stderr)
+        fcntl.flock(descriptor, kind)
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise KesiError(f"cannot lock {folder}: {error.strerror or error}") from error
@@ -153,10 +175,27 @@ def _is_at(descriptor: int, path: Path) -> bool:
         return False
 
 
-def _sign(descriptor: int) -> None:
+def _elsewhere(folder: Path) -> str | None:
+    """The other machine that a folder's lock says has it; None where it says none, or this one."""
+    try:
+        host = json.loads((folder / LOCK).read_text(encoding="utf-8"))["host"]
+    except (OSError, ValueError, KeyError, TypeError):  # empty: it is new
+        return None
+    return host if host != socket.gethostname() else None
+
+
+def _warn_of_another_machine(folder: Path) -> None:
+    if _elsewhere(folder) is not None:
+        warnings.warn(f"{folder} was not let go of by {holder(folder)}: if that is still at work there, end one of the "
+                      f"two, since locks do not reach every machine", stacklevel=2)
+
+
+def _sign(descriptor: int) -> bytes | None:
     """Say who holds the lock; a full disk is no reason not to hold it."""
     text = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "command": command(),
                        "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())})
     with contextlib.suppress(OSError):
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, text.encode(), 0)
+        return text.encode()
+    return None

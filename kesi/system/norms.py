@@ -1,10 +1,11 @@
-"""Batch norms of pruned networks on a CPU, several times as fast as torch's.
+"""Batch norms of pruned networks on a CPU, several times as fast as torch's; and their counting in
+one.
 
-torch gives every thread its own row of sums, one number a channel, and puts the rows side by side. With 16 channels a
-row fills a cache line; with the 14 that pruning leaves, two threads write to the same line all the time, and two take
-longer than one. Here k neighbouring positions count as channels of their own, so that rows end where cache lines do
-(and vector instructions are filled); the k sums of a channel are then added.
-"""
+torch gives every thread its own row of sums, one number a channel, and puts the rows side by side.
+With 16 channels a row fills a cache line; with the 14 that pruning leaves, two threads write to the
+same line all the time, and two take longer than one. Here k neighbouring positions count as
+channels of their own, so that rows end where cache lines do (and vector instructions are filled);
+the k sums of a channel are then added. """
 
 import contextlib
 import math
@@ -19,16 +20,20 @@ LINE = 16  # floats in a cache line of 64 bytes, and in the widest vector regist
 
 
 def slow_norms(model: nn.Module) -> list[nn.BatchNorm2d]:
-    """The batch norms of a network that grouped() speeds up: those whose channels do not fill cache lines."""
-    return [module for module in model.modules() if type(module) is nn.BatchNorm2d and module.num_features % LINE
-            and module.affine and module.track_running_stats and module.momentum is not None
+    """The batch norms of a network that grouped() speeds up: those whose channels do not fill cache
+    lines."""
+    return [module for module in model.modules()
+            if type(module) is nn.BatchNorm2d and module.num_features % LINE and module.affine
+            and module.track_running_stats and module.momentum is not None
             and "forward" not in vars(module)]
 
 
 @contextlib.contextmanager
 def grouped(norms: Sequence[nn.BatchNorm2d]) -> Iterator[None]:
-    """Within, these batch norms compute what they always do in another order, where that is faster."""
-    norms = [norm for norm in norms if type(norm) is nn.BatchNorm2d]  # not those that have become synchronised
+    """Within, these batch norms compute what they always do in another order, where that is
+    faster."""
+    # not those that have become synchronised
+    norms = [norm for norm in norms if type(norm) is nn.BatchNorm2d]
     for norm in norms:
         norm.forward = MethodType(_forward, norm)
     try:
@@ -36,6 +41,46 @@ def grouped(norms: Sequence[nn.BatchNorm2d]) -> Iterator[None]:
     finally:
         for norm in norms:
             del norm.forward
+
+
+class _Tally:
+    """Stands in for num_batches_tracked and counts how often a norm has added to it."""
+
+    def __init__(self, counter: torch.Tensor):
+        self.counter, self.count = counter, 0
+
+    def add_(self, number: int) -> None:
+        self.count += number
+
+
+def counting_norms(model: nn.Module) -> list[nn.Module]:
+    """The batch norms of a network whose batches counted() counts.
+
+    Without a momentum the count itself enters the running statistics: those keep their own.
+    """
+    return [module for module in model.modules()
+            if type(module) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+            and module.momentum is not None and module.num_batches_tracked is not None]
+
+
+@contextlib.contextmanager
+def counted(norms: Sequence[nn.Module]) -> Iterator[None]:
+    """Within, these batch norms only note their batches; afterwards all are counted in one
+    operation.
+
+    Each would otherwise add 1 to a number of its own: as many kernels of a GPU as there are norms.
+    """
+    tallies = [_Tally(norm.num_batches_tracked) for norm in norms]
+    for norm, tally in zip(norms, tallies, strict=True):
+        norm._buffers["num_batches_tracked"] = tally
+    try:
+        yield
+    finally:
+        for norm, tally in zip(norms, tallies, strict=True):
+            norm._buffers["num_batches_tracked"] = tally.counter
+        seen = [tally for tally in tallies if tally.count]
+        if seen:
+            torch._foreach_add_([tally.counter for tally in seen], [tally.count for tally in seen])
 
 
 def _forward(norm: nn.BatchNorm2d, x: torch.Tensor) -> torch.Tensor:
@@ -46,7 +91,8 @@ def _forward(norm: nn.BatchNorm2d, x: torch.Tensor) -> torch.Tensor:
     if not suits:
         return nn.BatchNorm2d.forward(norm, x)
     norm.num_batches_tracked.add_(1)
-    return _BatchNorm.apply(x, norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.momentum, norm.eps)
+    return _BatchNorm.apply(x, norm.weight, norm.bias, norm.running_mean, norm.running_var,
+                            norm.momentum, norm.eps)
 
 
 def _group(channels: int) -> int:
@@ -63,8 +109,9 @@ class _BatchNorm(torch.autograd.Function):
     """Ioffe and Szegedy 2015, algorithm 1, and its gradient as they derive it in section 3."""
 
     @staticmethod
-    def forward(ctx, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, running_mean: torch.Tensor,
-                running_var: torch.Tensor, momentum: float, eps: float) -> torch.Tensor:
+    def forward(ctx, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor,
+                running_mean: torch.Tensor, running_var: torch.Tensor, momentum: float,
+                eps: float) -> torch.Tensor:
         n, c, h, w = x.shape
         count, k = n * h * w, _group(c)
         rows = _rows(x, k * c)
@@ -77,9 +124,11 @@ class _BatchNorm(torch.autograd.Function):
         var = variances.mean(0) + (means - mean).square_().mean(0)  # the law of total variance
         running_mean.lerp_(mean, momentum)
         running_var.lerp_(var * (count / (count - 1)), momentum)
-        out = torch.empty_like(x)  # written to through a view: what is returned must not be one, for relu_
+        # written to through a view: what is returned must not be one, for relu_
+        out = torch.empty_like(x)
         unused = means.new_empty(0)
-        torch.native_batch_norm(rows, *torch.stack((weight, bias, mean, var)).repeat(1, k), False, 0.0, eps,
+        values = torch.stack((weight, bias, mean, var)).repeat(1, k)
+        torch.native_batch_norm(rows, *values, False, 0.0, eps,
                                 out=(_rows(out, k * c), unused, unused))
         ctx.save_for_backward(x, weight, mean, torch.rsqrt(var + eps))
         return out
@@ -94,14 +143,17 @@ class _BatchNorm(torch.autograd.Function):
         # the sums over a batch alone: of grad, and of grad times the normalised input
         weights, means, rstds = torch.stack((weight, mean, rstd)).repeat(1, k)
         _, *sums = torch.ops.aten.native_batch_norm_backward(
-            _rows(grad, k * c), _rows(x, k * c), weights, None, None, means, rstds, True, 0.0, [False, True, True])
+            _rows(grad, k * c), _rows(x, k * c), weights, None, None, means, rstds, True, 0.0,
+            [False, True, True])
         grad_weight, grad_bias = torch.stack(sums).view(2, k, c).sum(1)
-        # dx = scale * (grad - grad_bias / count - normalised x * grad_weight / count), as a grad + b x + d, an
-        # image a row: rows of a few numbers would leave vector registers unfilled
+        # dx = scale * (grad - grad_bias / count - normalised x * grad_weight / count), as
+        # a grad + b x + d, an image a row: rows of a few numbers would leave vector registers
+        # unfilled
         a = weight * rstd
         b = -a * rstd * grad_weight / count
         d = -a * grad_bias / count - b * mean
         images, grads = _rows(x, h * w * c).flatten(1), _rows(grad, h * w * c).flatten(1)
         a, b, d = torch.stack((a, b, d)).repeat(1, h * w)
         dx = torch.addcmul(d, images, b).addcmul_(grads, a)
-        return dx.to(x.dtype).view(n, h, w, c).permute(0, 3, 1, 2), grad_weight, grad_bias, None, None, None, None
+        dx = dx.to(x.dtype).view(n, h, w, c).permute(0, 3, 1, 2)
+        return dx, grad_weight, grad_bias, None, None, None, None

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from kesi.system import distributed
+from kesi.system.errors import controls
 
 ROOT = Path(__file__).resolve().parents[2]  # the checkout, or where the package is installed
 
@@ -78,7 +79,16 @@ def command() -> str:
         start = f"python {program.relative_to(ROOT)}"
     else:
         start = f"python {program.name}"
-    return " ".join([start, *map(shlex.quote, words[1:])])
+    typed = " ".join([start, *map(shlex.quote, words[1:])])
+    return "".join("?" if controls(letter) else letter for letter in typed)
+
+
+def requoted(said: str) -> str:
+    """The command in somebody else's file, word by word, so that a shell runs that one command and no other."""
+    try:
+        return shlex.join(shlex.split(said))
+    except ValueError:  # quotes that do not end
+        return shlex.quote(said)
 
 
 def recipe_hash(recipe: dict) -> str:

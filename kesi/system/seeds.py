@@ -4,6 +4,17 @@ import hashlib
 
 import torch
 
+from kesi.system.errors import UsageError
+
+MOST = 10**18 - 1  # of the seed of a run: what its files may say, see kesi.checkpoints.fields
+
+
+def seed(text: str) -> int:
+    """The seed that a flag gives. Raises UsageError where it is none that a run can write down."""
+    if not text.isdecimal() or int(text) > MOST:
+        raise UsageError(f"a seed is a whole number from 0 to 10**18 - 1, not {text[:40]}")
+    return int(text)
+
 
 def derive(*parts: int | str) -> int:
     """A seed of 63 bits from any number of whole numbers and names; the same on every machine."""

@@ -1,10 +1,13 @@
-"""Checkpoints side by side: size, MACs, latency, accuracy, and how often they say the same.
+"""Checkpoints, and files exported from them, side by side: size, MACs, latency, accuracy.
 
-Latency is the median of one forward pass in torch on this machine, the checkpoints in turn. It and the MACs of a
-weight-pruned network are those of the dense one: zeros are multiplied like other weights.
+Latency of a checkpoint is the median of one forward pass in torch on this machine, the checkpoints
+in turn. It and the MACs of a weight-pruned network are those of the dense one: zeros are multiplied
+like other weights. That of a file is measured in its own runtime in the same way.
 """
 
 import os
+import tempfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,21 +16,30 @@ import torch
 
 from kesi import checkpoints
 from kesi.checkpoints.checkpoint import Checkpoint
+from kesi.data import Dataset, Split, eval_batches
 from kesi.method.distillation import agreement
 from kesi.method.sizes import macs, parameters
 from kesi.method.training import predict, score
+from kesi.runs.lineage import snapshots_of
 from kesi.system.errors import UsageError
 from kesi.system.files import csv_text
 from kesi.tools import latency
-from kesi.tools.inputs import Inputs, dataset_of, inputs_of
+from kesi.tools.export import Exported, about_of, network_for, scaled
+from kesi.tools.formats import Runner, encode, runner
+from kesi.tools.inputs import Inputs, dataset_of, first_images, inputs_of
+
+ACCURACY = 5000  # test images, at most, for the accuracies of exported files
+
+CLOCKED = (1, 32, 128)  # batch sizes for the latencies of exported files
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What is known of a checkpoint: bytes of its file, MACs of one image, seconds, accuracy in percent.
+    """What is known of a checkpoint: bytes of its file, MACs of one image, seconds, accuracy in
+    percent.
 
-    ``latency_1`` and ``latency_128`` are of a batch of so many images; None where nothing was measured, as is
-    ``accuracy``.
+    ``latency_1`` and ``latency_128`` are of a batch of so many images; None where nothing was
+    measured, as is ``accuracy``.
     """
 
     name: str
@@ -42,7 +54,9 @@ class Entry:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The entries, and ``same``: K x K, the percent of test images on which two networks predict one class."""
+    """The entries, and ``same``: K x K, the percent of test images on which two networks predict
+    one class.
+    """
 
     entries: list[Entry]
     same: list[list[float]] | None
@@ -65,7 +79,9 @@ class Comparison:
         return "\n".join(lines)
 
     def csv(self) -> str:
-        """A row a checkpoint: parameters, bytes, MACs and seconds as they are, agreement in columns of its own."""
+        """A row a checkpoint: parameters, bytes, MACs and seconds as they are, agreement in columns
+        of its own.
+        """
         rows = [asdict(entry) for entry in self.entries]
         if self.same is not None:
             names = [f"same_as_{entry.name}" for entry in self.entries]
@@ -78,8 +94,9 @@ def compare(paths: Sequence[Path], arch: str | None = None, dataset: str | None 
             device: str = "cpu") -> Comparison:
     """Measure checkpoints (files or folders of stages) against each other.
 
-    ``dataset``: the images for all of them (default: what each says, which has to be the same). Raises
-    UsageError for paths that are no checkpoints or do not know the same classes, KesiError for missing images.
+    ``dataset``: the images for all of them (default: what each says, which has to be the same).
+    Raises UsageError for paths that are no checkpoints or do not know the same classes, KesiError
+    for missing images.
     """
     loaded = [checkpoints.load(path, arch) for path in paths]
     inputs = [inputs_of(checkpoint, dataset, image_size, root) for checkpoint in loaded]
@@ -89,15 +106,17 @@ def compare(paths: Sequence[Path], arch: str | None = None, dataset: str | None 
     times = _latencies(loaded, inputs, device) if clock else [(None, None)] * len(loaded)
     entries = []
     for checkpoint, one, name, clocked, right in zip(loaded, inputs, names(loaded), times, accuracies, strict=True):
-        params = parameters(checkpoint.model)
+        params = parameters(checkpoint.network)
         zeros = checkpoint.masks.pruned() if checkpoint.masks else 0
         entries.append(Entry(name, params, params - zeros, checkpoint.path.stat().st_size,
-                             macs(checkpoint.model, one.image_size), *clocked, right))
+                             macs(checkpoint.network, one.image_size), *clocked, right))
     return Comparison(entries, same, images)
 
 
 def names(loaded: Sequence[Checkpoint]) -> list[str]:
-    """What tells checkpoints apart: their paths from the folder that they share, without checkpoint.pth.tar."""
+    """What tells checkpoints apart: their paths from the folder that they share, without
+    checkpoint.pth.tar.
+    """
     paths = [checkpoint.path.resolve() for checkpoint in loaded]
     folders = {path.parent for path in paths}
     common = os.path.commonpath(folders) if len(folders) > 1 else paths[0].parent.parent
@@ -121,7 +140,7 @@ def _predictions(loaded: Sequence[Checkpoint], inputs: Sequence[Inputs], root: s
             known[one] = dataset_of(checkpoint, one, root, download)
         split = known[one].test
         labels = split.labels
-        logits.append(predict(checkpoint.model, known[one], split, device))
+        logits.append(predict(checkpoint.network, known[one], split, device))
     together = torch.stack(logits)
     found = agreement(together, labels)
     return ([score(one, labels)[1] for one in together],
@@ -133,7 +152,7 @@ def _latencies(loaded: Sequence[Checkpoint], inputs: Sequence[Inputs], device: s
     """Seconds of one pass at every batch size, by checkpoint."""
     columns = []
     for batch in latency.BATCHES:
-        calls = [latency.eager(checkpoint.model, latency.noise(batch, one.image_size), device)
+        calls = [latency.eager(checkpoint.network, latency.noise(batch, one.image_size), device)
                  for checkpoint, one in zip(loaded, inputs, strict=True)]
         columns.append(latency.alternated(calls))
     return list(zip(*columns, strict=True))
@@ -141,3 +160,93 @@ def _latencies(loaded: Sequence[Checkpoint], inputs: Sequence[Inputs], device: s
 
 def _ms(seconds: float | None) -> str:
     return "-" if seconds is None else f"{1e3 * seconds:.2f}"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Files side by side: a row is (what, its value in every column); the baseline is the first
+    column.
+    """
+
+    columns: list[str]
+    rows: list[tuple[str, list[float]]]
+
+    def text(self) -> list[str]:
+        """For a terminal: the values, then how many times the first column's each of the others is
+        less.
+        """
+        others = self.columns[1:]
+        ratios = ["ratio"] if len(others) == 1 else [f"/{name}" for name in others]
+        lines = [f"{'':<26}" + "".join(f" {name:>12}" for name in [*self.columns, *ratios])]
+        for what, values in self.rows:
+            shares = ["-" if "accuracy" in what else f"{values[0] / one:.2f}x"
+                      for one in values[1:]]
+            lines.append(f"{what:<26}" + "".join(f" {f'{value:,.2f}':>12}" for value in values)
+                         + "".join(f" {share:>12}" for share in shares))
+        return lines if others else [line.rstrip() for line in lines]
+
+
+def baseline_of(checkpoint: Checkpoint, given: Path | None, arch: str | None) -> Checkpoint | None:
+    """The checkpoint that this one descends from, ``given`` or found; None where there is none or
+    it is this one.
+    """
+    try:
+        found = checkpoints.load(given or snapshots_of(checkpoint)[0], arch)
+    except UsageError:
+        if given is not None:
+            raise
+        return None
+    return None if found.digest == checkpoint.digest else found
+
+
+def compared(checkpoint: Checkpoint, baseline: Checkpoint | None, files: Sequence[Exported],
+             inputs: Inputs, kind: str, *, raw: bool = False, root: str | Path = "data",
+             clock: bool = True) -> Table:
+    """Sizes, MACs, accuracies and latencies of the exported ``files`` (as it is, and in int8) and
+    of the baseline.
+
+    The baseline goes through the same format, dense; all run in the same runtime, in turn.
+    Accuracies are taken where there is a file in int8 and its test images are there.
+    """
+    names = ["baseline"] * (baseline is not None) + ["compressed", "int8"][:len(files)]
+    with tempfile.TemporaryDirectory() as folder:
+        paths, sizes = [file.path for file in files], [(file.size, file.deflated) for file in files]
+        cost = [macs(checkpoint.network, inputs.image_size)] * len(files)
+        if baseline is not None:
+            raw_ = raw or kind == "safetensors"
+            content = encode(network_for(baseline.network, inputs, raw_), inputs, kind,
+                             about_of(baseline, inputs, raw_))
+            paths = [Path(folder) / f"baseline.{kind}", *paths]
+            paths[0].write_bytes(content)
+            sizes = [(len(content), len(zlib.compress(content, 6))), *sizes]
+            cost = [macs(baseline.network, inputs.image_size), *cost]
+        rows = [("file (kB)", [size / 1e3 for size, _ in sizes]),
+                ("file, deflated (kB)", [size / 1e3 for _, size in sizes]),
+                ("MACs (M)", [one / 1e6 for one in cost])]
+        runs = [runner(path, kind) for path in paths]
+        if len(files) > 1:
+            dataset = scaled(dataset_of(checkpoint, inputs, root), inputs, raw)
+            split = first_images(dataset.test, ACCURACY)
+            rows.append((f"accuracy, {len(split):,} images (%)",
+                         [accuracy(run, dataset, split) for run in runs]))
+        if clock:
+            rows += [(what, [1e3 * one for one in seconds])
+                     for what, seconds in latencies(runs, inputs)]
+    return Table(names, rows)
+
+
+def accuracy(run: Runner, dataset: Dataset, split: Split) -> float:
+    """The percentage of the images of a split that a file classifies rightly."""
+    right = sum(int((run(images.contiguous()).argmax(1) == labels).sum())
+                for images, labels in eval_batches(dataset, split, batch_size=128))
+    return 100 * right / len(split)
+
+
+def latencies(runs: Sequence[Runner], inputs: Inputs) -> list[tuple[str, list[float]]]:
+    """(what, seconds of each), of networks in turn, for every size of batch."""
+    found = []
+    for batch in CLOCKED:
+        images = latency.noise(batch, inputs.image_size)
+        calls = [lambda run=run, images=images: run(images) for run in runs]
+        found.append((f"latency, batch {batch} (ms)", latency.alternated(calls)))
+    return found

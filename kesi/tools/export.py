@@ -1,42 +1,42 @@
 """A checkpoint as a file that other programs run, tried against the original before it is kept.
 
-onnx: opset 18, for onnxruntime and others. pt2: torch.export, for torch.export.load without this package.
-safetensors: the weights and what network they belong to, for kesi.export.load_safetensors. The first two take
-float32 images (batch, 3, S, S) of any number and give logits (batch, classes): RGB, scaled to 0..1 and then
-normalised as in training, or with --normalise just 0..1.
+onnx: opset 18, for onnxruntime and others. pt2: torch.export, for torch.export.load without this
+package. safetensors: the weights and what network they belong to, for
+kesi.tools.formats.load_safetensors. The first two take float32 images (batch, 3, S, S) of any
+number, RGB scaled to 0..1, and give logits (batch, classes); normalisation is inside. A raw file
+takes images that are normalised as in training.
 
-The written file is loaded again and run on test images at several batch sizes; it appears under its name only
-if it agrees with the checkpoint. Then sizes and latencies are measured, the baseline's in turn with the
-compressed network's. What to expect of them: a filter-pruned network is smaller and faster. A weight-pruned one
-is smaller once it is compressed (--sparse, or any zip), but not faster on dense hardware: a multiplication by
-zero takes as long as any other.
+The written file is loaded again and run on test images at several batch sizes; it appears under its
+name only if it agrees with the checkpoint. A file in int8 cannot agree to the last digit: it has to
+run, and its accuracy is measured beside the others'. Sizes and latencies are those of one run, the
+baseline's in turn with the compressed network's. What pruning is worth in time is what is measured
+here, and nothing that follows from MACs.
 """
 
 import copy
-import tempfile
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 from torch import nn
 
-from kesi import checkpoints
+from kesi.checkpoints import fields
 from kesi.checkpoints.checkpoint import Checkpoint
-from kesi.data import DATASETS, eval_batches
+from kesi.data import DATASETS, Dataset, eval_batches, load
 from kesi.data.augment import Normalise
-from kesi.data.sources.digits import load_digits
-from kesi.runs.lineage import snapshots_of
+from kesi.data.datasets import SHIPPED
+from kesi.models import Network
 from kesi.system.errors import KesiError, UsageError, first_line
 from kesi.system.files import write_atomic
-from kesi.tools import latency
-from kesi.tools.formats import Normalised, Runner, encode, runner
+from kesi.system.provenance import versions
+from kesi.tools.formats import Normalised, Runner, encode, quantised, runner
 from kesi.tools.inputs import Inputs, dataset_of, first_images
-from models import Network
 
 IMAGES = 100  # to hold the file against the checkpoint
+
+CALIBRATION = 256  # training images that tell the ranges of an int8 file
 
 BATCHES = (1, 2, 7)
 
@@ -45,7 +45,8 @@ TOLERANCE = 1e-3  # of the largest logit: float32 sums in another order differ b
 
 @dataclass(frozen=True)
 class Check:
-    """How an exported file did on ``images`` images: the largest difference of a logit, equal predictions.
+    """How an exported file did on ``images`` images: the largest difference of a logit, equal
+    predictions.
 
     ``largest``: the largest logit there is, for comparison.
     """
@@ -59,7 +60,9 @@ class Check:
 
 @dataclass(frozen=True)
 class Exported:
-    """An exported file, its size in bytes as it is and deflated (zlib, level 6), and how it was checked."""
+    """An exported file, its size in bytes as it is and deflated (zlib, level 6), and how it was
+    checked.
+    """
 
     path: Path
     size: int
@@ -67,115 +70,159 @@ class Exported:
     check: Check
 
 
-def export(checkpoint: Checkpoint, inputs: Inputs, out: Path, kind: str, *, normalise: bool = False,
-           sparse: bool = False, root: str | Path = "data") -> Exported:
-    """Write ``out`` in the format ``kind``, verified on the test images in ``root`` if they are there.
+def about_of(checkpoint: Checkpoint, inputs: Inputs, raw: bool) -> dict[str, Any]:
+    """What an exported file says of itself: plain values, the accuracy with the images that it is
+    of.
+    """
+    dataset = checkpoint.info.data
+    tested = (dataset.get("images") or {}).get("test")
+    right = checkpoint.info.metrics.get("test_accuracy")
+    known = tested and fields.number(right) and 0 <= right <= 100
+    steps = " px, then to ".join(map(str, inputs.resize))
+    return {"arch": checkpoint.network.arch, "classes": list(inputs.classes), "mean": inputs.mean,
+            "std": inputs.std, "raw": raw, "image_size": inputs.image_size,
+            "resize": list(inputs.resize), "crop": inputs.image_size,
+            "preprocessing": f"RGB; the shorter side resized to {steps} px (bilinear, "
+                             f"antialiased), the middle {inputs.image_size} px cut out, scaled to "
+                             "0..1"
+                             + ", then (x - mean) / std" * raw,
+            "accuracy": {"percent": right, "images": f"{tested:,} test images of {dataset['name']}"}
+            if known else None,
+            "digest": checkpoint.file_digest, "made_with": f"KESI {versions()['kesi']}"}
 
-    Raises UsageError for a package that is missing or options that do not fit each other, and KesiError where
-    the file does not give what the checkpoint gives (nothing is kept then) or cannot be written.
+
+def export(checkpoint: Checkpoint, inputs: Inputs, out: Path, kind: str, *, raw: bool = False,
+           sparse: bool = False, root: str | Path = "data") -> Exported:
+    """Write ``out`` in the format ``kind``, verified on the test images in ``root`` if they are
+    there.
+
+    Raises UsageError for a package that is missing or options that do not fit each other, and
+    KesiError where the file does not give what the checkpoint gives (nothing is kept then) or
+    cannot be written.
     """
     if sparse and kind != "safetensors":
         raise UsageError(f"--sparse goes with --format safetensors: {kind} keeps dense weights")
-    if normalise and kind == "safetensors":
-        raise UsageError("--normalise needs a format that holds a computation (onnx, pt2); a safetensors file has "
-                         "mean and std in its metadata")
-    reference = network_for(checkpoint.model, inputs, normalise)
-    images, source = example_images(checkpoint, inputs, root, normalise)
-    content = encode(reference, inputs, kind, {"normalised": normalise}, sparse)
+    if raw and kind == "safetensors":
+        raise UsageError("--raw goes with onnx and pt2: a safetensors file holds weights, not a "
+                         "computation, and has mean and std in its metadata")
+    raw = raw or kind == "safetensors"
+    reference = network_for(checkpoint.network, inputs, raw)
+    content = encode(reference, inputs, kind, about_of(checkpoint, inputs, raw), sparse)
+    return _written(content, out, kind, reference, *example_images(checkpoint, inputs, root, raw))
+
+
+def calibration_images(checkpoint: Checkpoint, inputs: Inputs, root: str | Path,
+                       raw: bool) -> torch.Tensor:
+    """Up to CALIBRATION training images (N, 3, S, S), as scaled() gives them, for export_int8().
+
+    Raises KesiError where they are not in ``root``.
+    """
+    try:
+        dataset = scaled(dataset_of(checkpoint, inputs, root), inputs, raw)
+    except KesiError as error:
+        raise KesiError("--int8 needs training images for calibration (--data): "
+                        f"{error}") from error
+    split = first_images(dataset.train, CALIBRATION)
+    return torch.cat([images for images, _ in eval_batches(dataset, split)]).contiguous()
+
+
+def export_int8(checkpoint: Checkpoint, inputs: Inputs, whole: Path, out: Path,
+                calibration: torch.Tensor, *, raw: bool = False,
+                root: str | Path = "data") -> Exported:
+    """Write ``out``: the ONNX file ``whole`` of this checkpoint in int8, see formats.quantised().
+
+    It has to run at every batch size, or KesiError is raised; how far it agrees is in the check.
+    """
+    content = quantised(whole.read_bytes(), calibration)
+    reference = network_for(checkpoint.network, inputs, raw)
+    images, source = example_images(checkpoint, inputs, root, raw)
+    return _written(content, out, "onnx", reference, images, source, tolerance=float("inf"))
+
+
+def _written(content: bytes, out: Path, kind: str, reference: nn.Module, images: torch.Tensor,
+             source: str, tolerance: float = TOLERANCE) -> Exported:
+    """Write a file, load it as its users will, and keep it if it passes verify()."""
     checks = []
 
     def write_and_check(file: BinaryIO) -> None:
         file.write(content)
         file.flush()
-        checks.append(verify(reference, runner(Path(file.name), kind), images, source))
+        checks.append(verify(reference, runner(Path(file.name), kind), images, source, tolerance))
 
     write_atomic(out, write_and_check)
     return Exported(out, len(content), len(zlib.compress(content, 6)), checks[0])
 
 
-def network_for(model: Network, inputs: Inputs, normalise: bool) -> nn.Module:
-    """A copy of the network in eval mode, behind its normalisation if that is asked for."""
+def network_for(model: Network, inputs: Inputs, raw: bool) -> nn.Module:
+    """A copy of the network in eval mode, behind its normalisation unless it takes ``raw`` images.
+
+    Raises UsageError where nobody knows how images are normalised.
+    """
     model = copy.deepcopy(model).cpu().eval().requires_grad_(False)
-    return Normalised(model, *inputs.statistics()).eval() if normalise else model
+    if raw:
+        return model
+    if inputs.mean is None or inputs.std is None:
+        raise UsageError("the checkpoint does not say how its images were scaled: give --dataset, "
+                         "or --raw for a file that takes normalised images")
+    return Normalised(model, *inputs.statistics()).eval()
+
+
+def _scaling(inputs: Inputs, raw: bool) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """(mean, std) of the images that a file takes, from 0..1."""
+    return inputs.statistics() if raw and inputs.mean is not None else ((0.0,) * 3, (1.0,) * 3)
+
+
+def scaled(dataset: Dataset, inputs: Inputs, raw: bool) -> Dataset:
+    """The data set, its images as a file takes them: normalised for ``raw`` if it is known how,
+    else 0..1.
+    """
+    mean, std = _scaling(inputs, raw)
+    return replace(dataset, mean=mean, std=std)
 
 
 def example_images(checkpoint: Checkpoint, inputs: Inputs, root: str | Path,
-                   normalise: bool) -> tuple[torch.Tensor, str]:
-    """Up to IMAGES test images (N, 3, S, S), 0..1 for ``normalise``, else normalised; and what they are.
+                   raw: bool) -> tuple[torch.Tensor, str]:
+    """Up to IMAGES test images (N, 3, S, S), as scaled() gives them; and what they are.
 
-    Of the checkpoint's data set, or of digits at its size where that is not there; nothing is downloaded.
+    Of the checkpoint's data set, or of digits at its size where that is not there; nothing is
+    downloaded.
     """
-    only_scaled = normalise or inputs.mean is None
-    mean, std = ((0.0,) * 3, (1.0,) * 3) if only_scaled else inputs.statistics()
     try:
-        dataset = replace(dataset_of(checkpoint, inputs, root), mean=mean, std=std)
+        dataset = scaled(dataset_of(checkpoint, inputs, root), inputs, raw)
     except KesiError as error:
-        digits = first_images(load_digits(inputs.image_size)[1], IMAGES)
-        images = Normalise.of(mean, std)(digits.take(0, len(digits)))
+        shipped = first_images(load(SHIPPED, image_size=inputs.image_size).test, IMAGES)
+        images = Normalise.of(*_scaling(inputs, raw))(shipped.take(0, len(shipped)))
         known = inputs.dataset is None or inputs.dataset in DATASETS
-        why = f"for want of its own (--data): {first_line(error)}" if known else "its own were handed over in Python"
-        return images.contiguous(), f"images of digits at {inputs.image_size} px, {why}"
+        why = (f"for want of its own (--data): {first_line(error)}" if known
+               else "its own were handed over in Python")
+        return images.contiguous(), f"images of {SHIPPED} at {inputs.image_size} px, {why}"
     split = first_images(dataset.test, IMAGES)
     images = torch.cat([images for images, _ in eval_batches(dataset, split)])
     return images.contiguous(), f"test images of {dataset.name}"
 
 
-def verify(reference: nn.Module, run: Runner, images: torch.Tensor, source: str) -> Check:
-    """Hold an exported network against the original, whole and in batches. Raises KesiError where they differ."""
+def verify(reference: nn.Module, run: Runner, images: torch.Tensor, source: str,
+           tolerance: float = TOLERANCE) -> Check:
+    """Hold an exported network against the original, whole and in batches. Raises KesiError where
+    they differ.
+    """
     with torch.inference_mode():
         expected = reference(images)
     largest = float(expected.abs().max())
-    limit = TOLERANCE * largest
+    limit = tolerance * largest
     worst = 0.0
     for batch in (len(images), *BATCHES):
         try:
             found = run(images[:batch]).detach()
         except Exception as error:  # each runtime raises types of its own
-            raise KesiError(f"the exported network does not run at batch {batch}: {str(error)[:300]}") from error
+            raise KesiError(f"the exported network does not run at batch {batch}: "
+                            f"{str(error)[:300]}") from error
         difference = float((found - expected[:batch]).abs().max())
         if not difference <= limit:  # also for NaN
-            raise KesiError(f"the exported network differs from the checkpoint by {difference:.3g} at batch {batch} "
-                            f"(at most {limit:.3g} is rounding): nothing was written")
+            raise KesiError("the exported network differs from the checkpoint by "
+                            f"{difference:.3g} at batch {batch} (at most {limit:.3g} is "
+                            "rounding): nothing was written")
         worst = max(worst, difference)
         if batch == len(images):
             equal = int((found.argmax(1) == expected.argmax(1)).sum())
     return Check(len(images), source, worst, largest, equal)
-
-
-def baseline_of(checkpoint: Checkpoint, given: Path | None, arch: str | None) -> Checkpoint | None:
-    """The checkpoint that this one descends from, ``given`` or found; None where there is none to be found."""
-    if given is not None:
-        return checkpoints.load(given, arch)
-    try:
-        return checkpoints.load(snapshots_of(checkpoint)[0])
-    except UsageError:
-        return None
-
-
-def measured(compressed: Exported, baseline: Checkpoint, inputs: Inputs, kind: str, normalise: bool,
-             clock: bool) -> list[tuple[str, float, float]]:
-    """(what, of the baseline, of the compressed network): bytes, and with ``clock`` milliseconds.
-
-    The baseline goes through the same format, dense, and both through the same runtime in turn.
-    """
-    content = encode(network_for(baseline.model, inputs, normalise), inputs, kind, {"normalised": normalise})
-    rows = [("file (kB)", len(content) / 1e3, compressed.size / 1e3),
-            ("file, deflated (kB)", len(zlib.compress(content, 6)) / 1e3, compressed.deflated / 1e3)]
-    if not clock:
-        return rows
-    with tempfile.TemporaryDirectory() as folder:
-        whole = Path(folder) / f"baseline.{kind}"
-        whole.write_bytes(content)
-        runs = [runner(path, kind) for path in (whole, compressed.path)]
-        rows += [(what, *(1e3 * seconds for seconds in times)) for what, times in latencies(runs, inputs)]
-    return rows
-
-
-def latencies(runs: Sequence[Runner], inputs: Inputs) -> list[tuple[str, list[float]]]:
-    """(what, seconds of each), of networks in turn, for every size of batch."""
-    found = []
-    for batch in latency.BATCHES:
-        images = latency.noise(batch, inputs.image_size)
-        calls = [lambda run=run, images=images: run(images) for run in runs]
-        found.append((f"latency, batch {batch} (ms)", latency.alternated(calls)))
-    return found

@@ -1,8 +1,11 @@
-"""The formats of kesi export: a network as the content of a file, and such a file as something that runs."""
+"""The formats of kesi export: a network as the content of a file, and such a file as something that
+runs.
+"""
 
 import io
 import json
 import logging
+import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,13 +15,12 @@ import numpy as np
 import torch
 from torch import nn
 
-import models
-from kesi import checkpoints
+from kesi import checkpoints, models
 from kesi.method.pruning.weights import conv_weights
+from kesi.models import Network
 from kesi.system.errors import KesiError, UsageError, first_line
 from kesi.tools import latency
 from kesi.tools.inputs import Inputs
-from models import Network
 
 FORMATS = ("onnx", "pt2", "safetensors")
 
@@ -40,10 +42,9 @@ class Normalised(nn.Module):
         return self.network((images - self.mean) / self.std)
 
 
-def encode(network: nn.Module, inputs: Inputs, kind: str, about: dict[str, Any], sparse: bool = False) -> bytes:
-    """The content of a file of a format; ``about`` goes to its metadata with the classes and the scaling."""
-    about = {"classes": list(inputs.classes), "mean": inputs.mean, "std": inputs.std,
-             "image_size": inputs.image_size, **about}
+def encode(network: nn.Module, inputs: Inputs, kind: str, about: dict[str, Any],
+           sparse: bool = False) -> bytes:
+    """The content of a file of a format; ``about``, plain values, goes to its metadata."""
     if kind == "safetensors":
         return save_bytes(network, about, sparse)
     with warnings.catch_warnings(), torch.no_grad():
@@ -52,12 +53,13 @@ def encode(network: nn.Module, inputs: Inputs, kind: str, about: dict[str, Any],
 
 
 def _onnx(network: nn.Module, image_size: int, about: dict[str, Any]) -> bytes:
-    _need("onnx", "onnxscript", "onnxruntime")
+    need("onnx", "onnxscript", "onnxruntime")
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     batch = torch.export.Dim("batch", min=1)
-    program = torch.onnx.export(network, (latency.noise(2, image_size),), dynamo=True, opset_version=OPSET,
-                                input_names=["images"], output_names=["logits"],
-                                dynamic_shapes=({0: batch},), verbose=False)
+    program = torch.onnx.export(
+        network, (latency.noise(2, image_size),), dynamo=True, opset_version=OPSET,
+        input_names=["images"], output_names=["logits"], dynamic_shapes=({0: batch},),
+        verbose=False)
     model = program.model_proto
     for key, value in about.items():
         entry = model.metadata_props.add()
@@ -65,9 +67,48 @@ def _onnx(network: nn.Module, image_size: int, about: dict[str, Any]) -> bytes:
     return model.SerializeToString()
 
 
+def quantised(content: bytes, images: torch.Tensor) -> bytes:
+    """An ONNX file in int8: static quantisation by onnxruntime, in its QDQ form.
+
+    ``images`` (N, 3, S, S), as the network takes them, tell the range of every activation. Weights
+    get a scale for each filter; the metadata stays. Raises UsageError where a package is missing.
+    """
+    need("onnx", "onnxruntime")
+    import onnx
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        QuantFormat,
+        QuantType,
+        quantize_static,
+    )
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Batches(CalibrationDataReader):
+        def __init__(self):
+            self.waiting = iter(images.split(32))
+
+        def get_next(self):
+            batch = next(self.waiting, None)
+            return None if batch is None else {"images": batch.numpy()}
+
+    with tempfile.TemporaryDirectory() as folder:
+        whole, ready, done = (str(Path(folder) / name) for name in ("a.onnx", "b.onnx", "c.onnx"))
+        Path(whole).write_bytes(content)
+        quant_pre_process(whole, ready)
+        # Unsigned activations are the fast ones on CPUs. Weights of seven bits: without VNNI, the
+        # sum of two products of eight bits each may not fit its sixteen.
+        quantize_static(ready, done, Batches(), quant_format=QuantFormat.QDQ, per_channel=True,
+                        activation_type=QuantType.QUInt8, reduce_range=True)
+        model = onnx.load(done)
+    del model.metadata_props[:]
+    model.metadata_props.extend(onnx.load_from_string(content).metadata_props)
+    return model.SerializeToString()
+
+
 def _pt2(network: nn.Module, image_size: int, about: dict[str, Any]) -> bytes:
     batch = torch.export.Dim("batch", min=1)
-    program = torch.export.export(network, (latency.noise(2, image_size),), dynamic_shapes=({0: batch},))
+    program = torch.export.export(network, (latency.noise(2, image_size),),
+                                  dynamic_shapes=({0: batch},))
     file = io.BytesIO()
     torch.export.save(program, file, extra_files={"kesi.json": json.dumps(about)})
     return file.getvalue()
@@ -76,11 +117,12 @@ def _pt2(network: nn.Module, image_size: int, about: dict[str, Any]) -> bytes:
 def runner(path: Path, kind: str) -> Runner:
     """An exported file, loaded the way its users will, as a function of images (B, 3, S, S)."""
     if kind == "onnx":
-        _need("onnxruntime")
+        need("onnxruntime")
         import onnxruntime
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(str(path), options,
+                                               providers=["CPUExecutionProvider"])
         return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
     if kind == "pt2":
         with open(path, "rb") as file, warnings.catch_warnings():
@@ -91,42 +133,48 @@ def runner(path: Path, kind: str) -> Runner:
     return lambda images: torch.inference_mode()(network)(images)
 
 
-def _need(*packages: str) -> None:
+def need(*packages: str, extra: str = "export") -> None:
     """Raises UsageError that says what to install where one of the packages is missing."""
     for package in packages:
         try:
             __import__(package)
         except ModuleNotFoundError as error:
-            raise UsageError(f'{error.name} is not installed: pip install -e ".[export]"') from error
+            raise UsageError(f'{error.name} is not installed: '
+                             f'pip install -e ".[{extra}]"') from error
+
 
 FORMAT, VERSION = "kesi-safetensors", "1"
+
+PLAIN = ("format", "version", "arch")  # of the metadata; the rest is JSON
 
 LONG = 255  # in gaps: so many zeros, and no weight after them
 
 
 def save_bytes(model: Network, about: dict[str, Any], sparse: bool = False) -> bytes:
-    """A network as the content of a safetensors file; ``about`` goes to its metadata beside the architecture.
+    """A network as the content of a safetensors file; ``about`` goes to its metadata beside the
+    architecture.
 
     Raises UsageError where safetensors is not installed.
     """
-    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    tensors = {name: value.detach().cpu().contiguous()
+               for name, value in model.state_dict().items()}
     packed = []
     for name in conv_weights(model) if sparse else ():
         if bool((tensors[name] == 0).any()):
             weight = tensors.pop(name)
             packed.append(name)
             tensors |= {f"{name}.{part}": value for part, value in pack(weight).items()}
-    metadata = {"format": FORMAT, "version": VERSION, "arch": model.arch, "num_classes": model.num_classes,
-                "cfg": model.cfg, "sparse": packed, **about}
-    text = {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
+    metadata = {"format": FORMAT, "version": VERSION, "arch": model.arch,
+                "num_classes": model.num_classes, "cfg": model.cfg, "sparse": packed, **about}
+    text = {key: value if key in PLAIN else json.dumps(value) for key, value in metadata.items()}
     return _safetensors().torch.save(tensors, text)
 
 
 def load_safetensors(path: str | Path) -> Network:
     """The network in a file of save_bytes(), dense or sparse, in eval mode on the CPU.
 
-    Raises UsageError for a missing file, a missing safetensors or a network of one's own that is not registered,
-    KesiError for a file that is damaged or not of this kind.
+    Raises UsageError for a missing file, a missing safetensors or a network of one's own that is
+    not registered, KesiError for a file that is damaged or not of this kind.
     """
     return load_with_metadata(path)[0]
 
@@ -139,14 +187,13 @@ def load_with_metadata(path: str | Path) -> tuple[Network, dict[str, Any]]:
     try:
         with safetensors.safe_open(str(path), framework="pt") as file:
             text = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise KesiError(f"{path} is damaged or not a safetensors file: {error}") from error
     if text.get("format") != FORMAT or text.get("version") != VERSION:
         raise KesiError(f"{path} was not written by kesi export (version {VERSION} of its format)")
     try:
-        about = {key: value if key in ("format", "version", "arch") else json.loads(value)
-                 for key, value in text.items()}
+        about = {key: value if key in PLAIN else json.loads(value) for key, value in text.items()}
         checkpoints.require(about["arch"], path)
         model = models.create(about["arch"], about["num_classes"], about["cfg"])
         shapes = {name: value.shape for name, value in model.state_dict().items()}
@@ -161,7 +208,9 @@ def load_with_metadata(path: str | Path) -> tuple[Network, dict[str, Any]]:
 
 
 def pack(weight: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The non-zero weights of a tensor of any shape and where they are: "values", and "bits" or "gaps"."""
+    """The non-zero weights of a tensor of any shape and where they are: "values", and "bits" or
+    "gaps".
+    """
     flat = weight.flatten().numpy()
     places = np.flatnonzero(flat)
     bits = np.packbits(flat != 0)
@@ -171,11 +220,14 @@ def pack(weight: torch.Tensor) -> dict[str, torch.Tensor]:
     gaps = np.full(len(places) + int(longs.sum()), LONG, dtype=np.uint8)
     gaps[np.cumsum(longs + 1) - 1] = zeros % LONG
     where = {"gaps": gaps} if len(gaps) < len(bits) else {"bits": bits}
-    return {name: torch.from_numpy(value) for name, value in ({"values": flat[places]} | where).items()}
+    return {name: torch.from_numpy(value)
+            for name, value in ({"values": flat[places]} | where).items()}
 
 
 def unpack(parts: dict[str, torch.Tensor], shape: Sequence[int]) -> torch.Tensor:
-    """The tensor that pack() took apart. Raises ValueError where the parts do not fit each other."""
+    """The tensor that pack() took apart. Raises ValueError where the parts do not fit each
+    other.
+    """
     values, size = parts["values"].numpy(), int(np.prod(shape))
     if "bits" in parts:
         packed = parts["bits"].numpy()
@@ -194,9 +246,6 @@ def unpack(parts: dict[str, torch.Tensor], shape: Sequence[int]) -> torch.Tensor
 
 
 def _safetensors():
-    try:
-        import safetensors
-        import safetensors.torch
-    except ModuleNotFoundError as error:
-        raise UsageError(f'{error.name} is not installed: pip install -e ".[export]"') from error
+    need("safetensors", "safetensors.torch")
+    import safetensors.torch
     return safetensors

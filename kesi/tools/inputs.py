@@ -1,6 +1,8 @@
-"""What the network of a checkpoint looks at: how large its images are, how they are scaled, what they show.
+"""What the network of a checkpoint looks at: how large its images are, how they are scaled, what
+they show.
 
-Checkpoints of ours say so themselves; those of the released code do not, and take it from a data set's name.
+Checkpoints of ours say so themselves; those of the released code do not, and take it from a data
+set's name.
 """
 
 from dataclasses import dataclass, replace
@@ -8,16 +10,14 @@ from pathlib import Path
 
 import torch
 
+from kesi import models
 from kesi.checkpoints import fields
 from kesi.checkpoints.checkpoint import Checkpoint
 from kesi.checkpoints.fields import LARGEST
 from kesi.data import INFO, Dataset, Split, load
 from kesi.data.augment import Augmentation, PadCrop, RandomResizedCrop
-from kesi.data.datasets import CIFAR_STATISTICS, IMAGENET_STATISTICS, family_of
-from kesi.data.sources.tinyimagenet import SIDE
+from kesi.data.datasets import family_of
 from kesi.system.errors import KesiError, UsageError
-
-KNOWN = {"cifar10": CIFAR_STATISTICS, "cifar100": CIFAR_STATISTICS, "tinyimagenet": IMAGENET_STATISTICS}
 
 
 def _colours(value: object) -> bool:
@@ -32,10 +32,12 @@ SAID = {"image_size": fields.whole(1, LARGEST), "classes": fields.several(fields
 
 @dataclass(frozen=True)
 class Inputs:
-    """The images of a network: ``image_size`` px square, RGB scaled to 0..1, less ``mean``, over ``std``.
+    """The images of a network: ``image_size`` px square, RGB scaled to 0..1, less ``mean``, over
+    ``std``.
 
-    ``mean``, ``std``: three numbers each, or None where nobody knows. ``classes``: the names by label, ""
-    where there are none. ``dataset``, ``family``: the arguments of kesi.data.load, or None and "cifar".
+    ``mean``, ``std``: three numbers each, or None where nobody knows. ``classes``: the names by
+    label, "" where there are none. ``dataset``, ``family``: the arguments of kesi.data.load, or
+    None and "cifar".
     """
 
     image_size: int
@@ -53,11 +55,19 @@ class Inputs:
     @property
     def stored_size(self) -> int:
         """The pixels at which kesi.data stores a test image, before test() takes its part of it."""
-        if self.family == "cifar":
-            return self.image_size
-        if self.dataset == "imagefolder" or self.dataset is None:
-            return self.augmentation.test_size
-        return SIDE if self.dataset == "tinyimagenet" else INFO[self.dataset].image_size
+        if self.dataset in INFO:
+            return INFO[self.dataset].stored_size(self.family, self.image_size)
+        return self.image_size if self.family == "cifar" else self.augmentation.test_size
+
+    @property
+    def resize(self) -> tuple[int, ...]:
+        """What the shorter side of a picture is resized to, in order, before image_size px are cut.
+
+        After the first step a picture is a square. There are two where images were stored smaller
+        than they are looked at.
+        """
+        last = getattr(self.augmentation, "test_size", self.image_size)
+        return (last,) if last == self.stored_size else (self.stored_size, last)
 
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """(mean, std). Raises UsageError where they are not known."""
@@ -68,16 +78,17 @@ class Inputs:
 
 def inputs_of(checkpoint: Checkpoint, dataset: str | None = None, image_size: int | None = None,
               root: str | Path = "data") -> Inputs:
-    """What a checkpoint says about its images; ``dataset`` and ``image_size`` name other ones to look at.
+    """What a checkpoint says about its images; ``dataset`` and ``image_size`` name other ones to
+    look at.
 
-    Scaling and classes stay those of the checkpoint. Where it does not say them they are the data set's, which
-    is loaded from ``root`` (never downloaded) if only its images tell. Raises UsageError for images that are too
-    small for the network, or a data set of another number of classes, and KesiError where the data set has to be
-    loaded and is not there.
+    Scaling and classes stay those of the checkpoint. Where it does not say them they are the data
+    set's, which is loaded from ``root`` (never downloaded) if only its images tell. Raises
+    UsageError for images that are too small for the network, or a data set of another number of
+    classes, and KesiError where the data set has to be loaded and is not there.
     """
-    said = checkpoint.info.get("dataset") or {}
-    model = checkpoint.model
-    large = model.min_image_size == 32  # the networks for photographs
+    said = checkpoint.info.data
+    model = checkpoint.network
+    large = models.ARCHITECTURES[model.arch].image_size > 64  # the networks for photographs
     if said:
         found = _as_said(checkpoint, said)
         found = replace(found, dataset=dataset or found.dataset)
@@ -98,7 +109,9 @@ def inputs_of(checkpoint: Checkpoint, dataset: str | None = None, image_size: in
 
 
 def _as_said(checkpoint: Checkpoint, said: dict) -> Inputs:
-    """What the checkpoint itself says. Raises KesiError where that makes no sense: anybody may have written it."""
+    """What the checkpoint itself says. Raises KesiError where that makes no sense: anybody may have
+    written it.
+    """
     for name, right in SAID.items():
         if not right(said.get(name)):
             raise KesiError(f"{checkpoint.path} is damaged: the {name} of its images is {str(said.get(name))[:60]}")
@@ -107,14 +120,17 @@ def _as_said(checkpoint: Checkpoint, said: dict) -> Inputs:
 
 
 def _of_dataset(name: str, family: str, root: str | Path) -> Inputs:
-    """Without the images where the data set is one whose statistics are fixed; else from the images."""
-    if name in KNOWN:
-        size = 224 if family == "tinyimagenet" else SIDE if name == "tinyimagenet" else INFO[name].image_size
+    """Without the images where the data set is one whose statistics are fixed; else from the
+    images.
+    """
+    info = INFO[name]
+    if info.statistics and info.num_classes:
+        size = info.default_size(family)
         try:
             classes = load(name, root, download=False, family=family).classes
         except KesiError:
-            classes = ("",) * INFO[name].num_classes
-        return Inputs(size, *KNOWN[name], classes, name, family)
+            classes = ("",) * info.num_classes
+        return Inputs(size, *info.statistics, classes, name, family)
     images = load(name, root, download=False, family=family)
     return Inputs(images.image_size, images.mean, images.std, images.classes, name, family)
 
@@ -122,20 +138,23 @@ def _of_dataset(name: str, family: str, root: str | Path) -> Inputs:
 def dataset_of(checkpoint: Checkpoint, inputs: Inputs, root: str | Path, download: bool = False) -> Dataset:
     """The data set that the inputs name, scaled as the network expects it.
 
-    Raises UsageError without a name or for another number of classes, KesiError where it is not there.
+    Raises UsageError without a name or for another number of classes, KesiError where it is not
+    there.
     """
     if inputs.dataset is None:
         raise UsageError(f"{checkpoint.path} does not say which images it was trained on: give --dataset")
     dataset = load(inputs.dataset, root, image_size=inputs.image_size, download=download, family=inputs.family)
-    if dataset.num_classes != checkpoint.model.num_classes:
-        raise UsageError(f"{checkpoint.path} knows {checkpoint.model.num_classes} classes, but {dataset.name} has "
+    if dataset.num_classes != checkpoint.network.num_classes:
+        raise UsageError(f"{checkpoint.path} knows {checkpoint.network.num_classes} classes, but {dataset.name} has "
                          f"{dataset.num_classes}")
     mean, std = inputs.statistics()
     return replace(dataset, mean=mean, std=std)
 
 
 def first_images(split: Split, count: int | None) -> Split:
-    """``count`` images spread evenly over a split (all of it for None or where there are not so many)."""
+    """``count`` images spread evenly over a split (all of it for None or where there are not so
+    many).
+    """
     if count is None or count >= len(split):
         return split
     return split.subset((torch.arange(count) * len(split)) // count)

@@ -1,7 +1,7 @@
 """What a network says of image files.
 
-Images are cut, resized and scaled as test images were in training. A checkpoint of the released code does not
-say how: name its data set with --dataset.
+Images are cut, resized and scaled as test images were in training. A checkpoint of the released
+code does not say how: name its data set with --dataset.
 """
 
 from collections.abc import Iterable
@@ -23,7 +23,9 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a network says of one image: every class, most probable first; probabilities add up to 1."""
+    """What a network says of one image: every class, most probable first; probabilities add up to
+    1.
+    """
 
     path: Path
     classes: tuple[str, ...]
@@ -54,14 +56,15 @@ def predict_images(checkpoint: Checkpoint, paths: Iterable[str | Path], inputs: 
                    device: str = "cpu", unreadable: list[KesiError] | None = None) -> list[Prediction]:
     """What the network of a checkpoint says of image files, and of the images in folders, in order.
 
-    ``inputs`` (default: what the checkpoint says) tells how images are scaled, and the names of the classes.
-    Raises UsageError for paths that are not there and where the scaling is not known, KesiError that names the
-    file for an unreadable image; with a list ``unreadable`` such errors are put there and the image is left out.
+    ``inputs`` (default: what the checkpoint says) tells how images are scaled, and the names of the
+    classes. Raises UsageError for paths that are not there and where the scaling is not known,
+    KesiError that names the file for an unreadable image; with a list ``unreadable`` such errors
+    are put there and the image is left out.
     """
     inputs = inputs or inputs_of(checkpoint)
     normalise = Normalise.of(*inputs.statistics(), device)
     storage, files = Storage(inputs.stored_size, False), image_files(paths)
-    model = checkpoint.model.to(device=device, memory_format=torch.channels_last).eval()
+    model = checkpoint.network.to(device=device, memory_format=torch.channels_last).eval()
     predictions: list[Prediction] = []
     for start in range(0, len(files), BATCH):
         part, decoded = [], []

@@ -1,19 +1,18 @@
 """The curves of a run as TensorBoard event files.
 
-A run may be finished or not; the same command again brings the files up to date, and an open TensorBoard shows it.
-There is one folder for each seed and stage, so that TensorBoard shows stages side by side.
+A run may be finished or not; the same command again brings the files up to date, and an open
+TensorBoard shows it. There is one folder for each seed and stage, so that TensorBoard shows stages
+side by side. What changed is written anew into another file that begins by taking back what the
+files before it say (SummaryWriter's purge_step): an open TensorBoard would not notice that a file
+is gone.
 """
 
-import contextlib
 import os
-from collections.abc import Iterator, Sequence
-from datetime import datetime
+import time
 from pathlib import Path
 
-import numpy as np
-
-from kesi.runs.layout import METRICS, RESULT
-from kesi.runs.record import read_epochs, read_result
+from kesi.runs.layout import METRICS, RUN
+from kesi.runs.record import read_epochs
 from kesi.system.errors import KesiError, UsageError
 from kesi.system.files import make_folder
 
@@ -21,31 +20,26 @@ SCALARS = {"train_loss": "loss/train", "test_loss": "loss/test", "train_accuracy
            "val_accuracy": "accuracy/val", "test_accuracy": "accuracy/test", "lr": "learning rate",
            "seconds": "seconds an epoch"}
 
-SUFFIX = ".kesi"  # tells our event files from those of others in the same folder
+EVENTS = "events.out.tfevents.*.kesi"  # ours, in a folder where others may lie
 
 
 def write_events(run: Path, logdir: Path) -> list[Path]:
-    """Write the metrics of all stages of a run folder below ``logdir`` and return the event files.
+    """Write the metrics of all stages of a run folder below ``logdir``; returns their folders.
 
-    What is new is added to the event files that are there; a stage that has not changed since is left alone. Raises
-    UsageError where ``run`` is no run folder or tensorboard is missing, KesiError for damaged metrics or where nothing
-    can be written.
+    A stage that has not changed since is left alone. Raises UsageError where ``run`` is no run
+    folder or tensorboard is missing, KesiError for damaged metrics or where nothing can be written.
     """
     run, logdir = Path(run), Path(logdir)
-    if not (run / "run.json").is_file():
-        raise UsageError(f"{run} is not a run folder: it has no run.json")
-    writer = _writer()
-    files = []
-    for stage in (metrics.parent for metrics in sorted(run.glob(f"seed*/*/{METRICS}"))):
-        changed = _changed(stage)
-        if {path.stat().st_mtime_ns for path in _written(logdir, stage)} != {changed}:
-            events = _Events(writer, logdir, stage)
-            events.update()
-            events.close(changed)
-        files += _written(logdir, stage)
-    if not files:
+    if not (run / RUN).is_file():
+        raise UsageError(f"{run} is not a run folder: it has no {RUN}")
+    stages = [_Stage(metrics, logdir) for metrics in sorted(run.glob(f"seed*/*/{METRICS}"))]
+    if not stages:
         raise KesiError(f"no stage of {run} has finished an epoch yet")
-    return files
+    for stage in stages:
+        if not stage.is_up_to_date():
+            stage.update()
+            stage.close()
+    return [stage.folder for stage in stages]
 
 
 class Live:
@@ -53,108 +47,62 @@ class Live:
 
     def __init__(self, run: Path, logdir: Path):
         """Raises UsageError where the package tensorboard is missing."""
-        self._run, self._logdir, self._writer = Path(run), Path(logdir), _writer()
-        self._stage: Path | None = None
-        self._events: _Events | None = None
+        _writer()
+        self._run, self._logdir, self._stage = Path(run), Path(logdir), None
 
     def after_epoch(self, folder: Path) -> None:
-        """Write what is new in the stage in ``folder``. Raises KesiError where that is not possible."""
-        if self._stage != folder:
-            self._events, self._stage = _Events(self._writer, self._logdir, folder), folder
-        self._events.update()
+        """Write what is new in the stage in ``folder``. Raises KesiError if that is impossible."""
+        if self._stage is None or self._stage.metrics.parent != folder:
+            self._stage = _Stage(folder / METRICS, self._logdir)
+        self._stage.update()
 
     def after_stage(self) -> None:
         """Close the files of this stage, and write those of stages that were finished before."""
-        if self._events is not None:
-            self._events.close(_changed(self._stage))
-        self._stage, self._events = None, None
+        if self._stage is not None:
+            self._stage.close()
+        self._stage = None
         if any(self._run.glob(f"seed*/*/{METRICS}")):  # a baseline that was taken over has none
             write_events(self._run, self._logdir)
 
 
-class _Events:
-    """The event files of one stage: one for each process that trained it.
+class _Stage:
+    """The event files of one stage."""
 
-    What is there stays and is added to, since an open TensorBoard does not always notice that a file is gone; unless
-    it holds other epochs than these, as those of a run that was started over.
-    """
+    def __init__(self, metrics: Path, logdir: Path):
+        self.metrics = metrics
+        self.folder = logdir / metrics.parent.parent.name / metrics.parent.name
+        self._make, self._writer, self._epochs, self._read = _writer(), None, 0, 0
 
-    def __init__(self, writer, logdir: Path, stage: Path):
-        self._make, self._writer, self._logdir, self._stage = writer, None, logdir, stage
-        self._folder = logdir / stage.parent.name / stage.name
-        self._written, self._clock = 0, 0.0
-
-    def _open(self, rows: Sequence[dict]) -> None:
-        before, self._clock = _written(self._logdir, self._stage), _started(self._stage, rows)
-        known = _known(self._folder) if before else []
-        make_folder(self._folder)
-        self._writer = self._make(str(self._folder), filename_suffix=SUFFIX)
-        if known == [(row["epoch"], np.float32(row["lr"])) for row in rows[:len(known)] if row.get("lr") is not None]:
-            self._written = len(known)
-            self._clock += sum(row.get("seconds") or 0 for row in rows[:len(known)])
-            return
-        for old in before:
-            old.unlink(missing_ok=True)
+    def is_up_to_date(self) -> bool:
+        changed = self.metrics.stat().st_mtime_ns
+        return any(path.stat().st_mtime_ns == changed for path in self.folder.glob(EVENTS))
 
     def update(self) -> None:
-        """Write the epochs that are not in the file yet."""
-        rows = read_epochs(self._stage / METRICS)
-        with self._explained():
+        """Write the epochs that this writer has not written yet: in a new file, all of them."""
+        self._read = self.metrics.stat().st_mtime_ns  # before reading: an epoch may end meanwhile
+        rows = read_epochs(self.metrics)
+        began = self._read / 1e9 - sum(row.seconds or 0 for row in rows)
+        try:
             if self._writer is None:
-                self._open(rows)
-            for row in rows[self._written:]:
-                self._clock += row.get("seconds") or 0
+                if any(f".{int(time.time())}." in path.name for path in self.folder.glob(EVENTS)):
+                    time.sleep(1)  # TensorBoard reads them by name, which begins with the second
+                self._writer = self._make(str(make_folder(self.folder)), purge_step=0,
+                                          filename_suffix=EVENTS.rsplit("*", 1)[1])
+            for place, row in enumerate(rows[self._epochs:], start=self._epochs + 1):
+                clock = began + sum(earlier.seconds or 0 for earlier in rows[:place])
                 for name, tag in SCALARS.items():
-                    if row.get(name) is not None:
-                        self._writer.add_scalar(tag, row[name], row["epoch"], walltime=self._clock)
+                    if (value := getattr(row, name)) is not None:
+                        self._writer.add_scalar(tag, value, row.epoch, walltime=clock)
             self._writer.flush()
-        self._written = len(rows)
-
-    def close(self, changed: int) -> None:
-        """End the file; ``changed`` says what state of the stage it has: an epoch may have ended since reading."""
-        with self._explained():
-            self._writer.close()
-            for path in self._folder.glob(f"events.out.tfevents.*{SUFFIX}"):
-                os.utime(path, ns=(changed, changed))
-
-    @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
         except OSError as error:
-            raise KesiError(f"cannot write {self._folder}: {error.strerror or error}") from error
+            raise KesiError(f"cannot write {self.folder}: {error.strerror or error}") from error
+        self._epochs = len(rows)
 
-
-def _written(logdir: Path, stage: Path) -> list[Path]:
-    """The event files that there are of a stage."""
-    return sorted((logdir / stage.parent.name / stage.name).glob(f"events.out.tfevents.*{SUFFIX}"))
-
-
-def _known(folder: Path) -> list[tuple[int, np.float32]]:
-    """(epoch, learning rate) of the epochs that the files of a folder hold."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
-    events.Reload()
-    tag = SCALARS["lr"]
-    return [(event.step, np.float32(event.value)) for event in events.Scalars(tag)] if (
-        tag in events.Tags()["scalars"]) else []
-
-
-def _changed(stage: Path) -> int:
-    """When a stage last wrote something that goes into its event file, in ns."""
-    return max(path.stat().st_mtime_ns for path in (stage / METRICS, stage / RESULT) if path.is_file())
-
-
-def _started(stage: Path, rows: Sequence[dict]) -> float:
-    """When the stage began, in seconds since 1970; of one that still runs, from its last epoch back."""
-    done = stage / RESULT
-    if done.is_file() and (started := read_result(done).get("started")):
-        try:
-            return datetime.fromisoformat(started.replace("Z", "+00:00")).timestamp()
-        except (ValueError, OverflowError) as error:
-            raise KesiError(f"{done} is damaged: its started is {started!r:.40}") from error
-    return (stage / METRICS).stat().st_mtime - sum(row.get("seconds") or 0 for row in rows)
+    def close(self) -> None:
+        """End the file; its time says what state of the metrics it has."""
+        self._writer.close()
+        newest = max(self.folder.glob(EVENTS), key=lambda path: path.stat().st_mtime_ns)
+        os.utime(newest, ns=(self._read, self._read))
 
 
 def _writer():

@@ -1,57 +1,61 @@
-"""Anybody's images: `train/<class>/*` and `test/<class>/*`, of any sizes and modes (see `kesi.data.decode`)."""
+"""Anybody's images: `train/<class>/*` and `test/<class>/*`, of any sizes and modes."""
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from kesi.data.cache import Cached, cached
 from kesi.data.decode import SUFFIXES, Storage, is_image
-from kesi.data.split import Split
+from kesi.data.split import Images, Split
 from kesi.system.errors import KesiError
 
 
-def load_imagefolder(root: Path, size: int, photographs: bool) -> tuple[Split, Split, tuple[str, ...], tuple]:
-    """Training split, test split, class names, and (mean, std) of the training images.
+def load_imagefolder(root: Path, storage: Storage, download: bool) -> Images:
+    """The images in train/ and in test/, or in val/ where there is no test/.
 
-    The test images are those of test/, or of val/ where there is no test/. Images are stored as size x size:
-    the centre of each, but for `photographs` the whole training image, squeezed. Labels follow the sorted
-    names of the folders in train/. Raises KesiError that names the folder or the file: a folder that is
-    missing or empty, a class that train/ does not have, an unreadable image.
+    Of test images the centre is stored, of training images what `storage` says. Labels follow the
+    sorted names of the folders in train/. Raises KesiError that names the folder or the file: a
+    folder that is missing or empty, a class that train/ does not have, an unreadable image.
     """
     if not (root / "train").is_dir():
         raise KesiError(_without_train(root))
     test_name = "test" if (root / "test").is_dir() else "val"
     if not (root / test_name).is_dir():
-        raise KesiError(f"{root / 'test'} is not there: put test images into {root / 'test'}/<class>/, or into val/")
+        raise KesiError(f"{root / 'test'} is not there: put test images into "
+                        f"{root / 'test'}/<class>/, or into val/")
     classes = _classes(root / "train")
     if len(classes) < 2:
-        raise KesiError(f"{root / 'train'} has one class ({classes[0]}): a classifier needs two or more")
+        raise KesiError(f"{root / 'train'} has one class ({classes[0]}): a classifier needs two "
+                        f"or more")
     unknown = sorted(set(_classes(root / test_name)) - set(classes))
     if unknown:
         raise KesiError(
             f"{root / test_name / unknown[0]} is a class without training images: "
             f"there is no {root / 'train' / unknown[0]}"
         )
-    train, train_files = _split(root, "train", classes, Storage(size, photographs))
-    test, _ = _split(root, test_name, classes, Storage(size, False))
-    return train, test, classes, (train_files.mean, train_files.std)
+    train, decoded = _split(root, "train", classes, storage)
+    test, _ = _split(root, test_name, classes, replace(storage, squeeze=False))
+    return Images(train, test, classes, decoded.mean, decoded.std)
 
 
 def _without_train(root: Path) -> str:
     if not root.is_dir():
-        return f"{root} is not a folder: give the one that holds train/<class>/ and test/<class>/ with --data"
+        return (f"{root} is not a folder: give the one that holds train/<class>/ and test/<class>/ "
+                f"with --data")
     if root.name in ("train", "test", "val"):
         return f"{root / 'train'} is not there: did you mean --data {root.parent}?"
-    return (f"{root / 'train'} is not there: put training images into {root / 'train'}/<class>/, or say where they are "
-            f"with --data")
+    return (f"{root / 'train'} is not there: put training images into {root / 'train'}/<class>/, "
+            f"or say where they are with --data")
 
 
 def class_names(folder: Path) -> tuple[str, ...]:
-    """The classes of a split, one a folder that is not hidden, sorted; none where the split is not there."""
+    """The classes of a split: its folders that are not hidden, sorted; none if it is not there."""
     if not folder.is_dir():
         return ()
-    return tuple(sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")))
+    return tuple(sorted(path.name for path in folder.iterdir()
+                        if path.is_dir() and not path.name.startswith(".")))
 
 
 def _classes(folder: Path) -> tuple[str, ...]:
@@ -61,28 +65,32 @@ def _classes(folder: Path) -> tuple[str, ...]:
     return names
 
 
-def _split(root: Path, name: str, classes: tuple[str, ...], storage: Storage) -> tuple[Split, Cached]:
+def _split(root: Path, name: str, classes: tuple[str, ...],
+           storage: Storage) -> tuple[Split, Cached]:
     files, labels, others = [], [], []
     for label, class_name in enumerate(classes):
         folder = root / name / class_name
         if not folder.is_dir():  # a class may lack test images
             continue
         images = []
-        for path in sorted(path for path in folder.iterdir() if not path.name.startswith(".")):
+        for path in sorted(folder.iterdir()):
+            if path.name.startswith("."):
+                continue
             if is_image(path.name) and path.is_file():
                 images.append(path.name)
             else:
                 others.append(path)
         if not images:
-            raise KesiError(
-                f"{folder} has no image ({', '.join(sorted(SUFFIXES))}): add some or remove the folder"
-            )
+            raise KesiError(f"{folder} has no image ({', '.join(sorted(SUFFIXES))}): add some or "
+                            f"remove the folder")
         files += [f"{name}/{class_name}/{image}" for image in images]
         labels += [label] * len(images)
     if others:
-        warnings.warn(f"{len(others)} of {len(files) + len(others)} entries in the class folders of {root / name} are "
-                      f"left out, {others[0]} for one: images are files directly in them, named "
-                      f"{', '.join(sorted(SUFFIXES))}", stacklevel=4)
+        warnings.warn(
+            f"{len(others)} of {len(files) + len(others)} entries in the class folders of "
+            f"{root / name} are left out, {others[0]} for one: images are files directly in them, "
+            f"named {', '.join(sorted(SUFFIXES))}", stacklevel=4)
     decoded = cached(root, name, files, storage)
     sizes = decoded.sizes if storage.squeeze else None
-    return Split(decoded.images, torch.tensor(labels), sizes=sizes), decoded
+    labels = torch.tensor(labels)
+    return Split(decoded.images, labels, sizes=sizes, pixels=decoded.pixels), decoded

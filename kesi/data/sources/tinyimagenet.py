@@ -15,22 +15,20 @@ import torch
 from kesi.data.cache import cached
 from kesi.data.decode import Storage, is_image
 from kesi.data.download import TINY_IMAGENET, Archive, fetch
-from kesi.data.split import Split
+from kesi.data.split import Images, Split
 from kesi.system.errors import KesiError
 
 FOLDER = "tiny-imagenet-200"
 
-SIDE = 64  # pixels of every image
 
+def load_tinyimagenet(root: Path, storage: Storage, download: bool,
+                      archive: Archive = TINY_IMAGENET) -> Images:
+    """The images of train/, and those of val/ to test.
 
-def load_tinyimagenet(
-    root: Path, size: int, download: bool, archive: Archive = TINY_IMAGENET
-) -> tuple[Split, Split, tuple[str, ...]]:
-    """Training split, test split and class names; images are stored as size x size.
-
-    root: the folder tiny-imagenet-200, or the one that holds it or that it is downloaded to where it is
-    missing. Raises KesiError that names the file: missing files, a class without images, an annotation for an
-    unknown class or an image that is not there, an unreadable image, a failed download.
+    root: the folder tiny-imagenet-200, or the one that holds it or that it is downloaded to where
+    it is missing. Raises KesiError that names the file: missing files, a class without images, an
+    annotation for an unknown class or an image that is not there, an unreadable image, a failed
+    download.
     """
     folder = _folder(root, download, archive)
     wnids = tuple(sorted(set(_lines(folder / "wnids.txt"))))
@@ -38,15 +36,11 @@ def load_tinyimagenet(
         raise KesiError(f"{folder / 'wnids.txt'} names no class: unpack the archive again")
     train_files, train_labels = _train_files(folder, wnids)
     test_files, test_labels = _val_files(folder, wnids)
-    storage = Storage(size, False)
-    train = cached(folder, "train", train_files, storage)
-    test = cached(folder, "val", test_files, storage)
-    classes = _class_names(folder / "words.txt", wnids)
-    return (
-        Split(train.images, torch.tensor(train_labels)),
-        Split(test.images, torch.tensor(test_labels)),
-        classes,
-    )
+    train, test = (
+        Split(decoded.images, torch.tensor(labels), pixels=decoded.pixels)
+        for decoded, labels in ((cached(folder, "train", train_files, storage), train_labels),
+                                (cached(folder, "val", test_files, storage), test_labels)))
+    return Images(train, test, _class_names(folder / "words.txt", wnids))
 
 
 def _folder(root: Path, download: bool, archive: Archive) -> Path:
@@ -55,9 +49,11 @@ def _folder(root: Path, download: bool, archive: Archive) -> Path:
             return folder
     if (root / FOLDER).exists() or root.name == FOLDER and root.exists():
         where = root if root.name == FOLDER else root / FOLDER
-        raise KesiError(f"{where / 'wnids.txt'} is not there: remove {where} and unpack the archive again")
+        raise KesiError(f"{where / 'wnids.txt'} is not there: remove {where} and unpack the "
+                        f"archive again")
     if not download:
-        raise KesiError(f"tinyimagenet is not in {root}: unpack {archive.url} there, or add --download")
+        raise KesiError(f"tinyimagenet is not in {root}: unpack {archive.url} there, or add "
+                        f"--download")
     return fetch(archive, root.parent if root.name == FOLDER else root, FOLDER)
 
 
@@ -82,11 +78,11 @@ def _train_files(folder: Path, wnids: tuple[str, ...]) -> tuple[list[str], list[
     files, labels = [], []
     for label, wnid in enumerate(wnids):
         images = folder / "train" / wnid / "images"
-        names = (
-            sorted(path.name for path in images.iterdir() if is_image(path.name)) if images.is_dir() else []
-        )
+        there = images.iterdir() if images.is_dir() else ()
+        names = sorted(path.name for path in there if is_image(path.name))
         if not names:
-            raise KesiError(f"{images} has no image, but wnids.txt lists {wnid}: unpack the archive again")
+            raise KesiError(f"{images} has no image, but wnids.txt lists {wnid}: unpack the "
+                            f"archive again")
         files += [f"train/{wnid}/images/{name}" for name in names]
         labels += [label] * len(names)
     return files, labels
@@ -101,7 +97,8 @@ def _val_files(folder: Path, wnids: tuple[str, ...]) -> tuple[list[str], list[in
         if wnid not in label_of:
             raise KesiError(f"{path} line {number}: class {wnid!r} of {name} is not in wnids.txt")
         if Path(name).name != name or not (folder / "val" / "images" / name).is_file():
-            raise KesiError(f"{path} line {number}: {folder / 'val' / 'images' / name} is not there")
+            raise KesiError(f"{path} line {number}: {folder / 'val' / 'images' / name} is not "
+                            f"there")
         files.append(f"val/images/{name}")
         labels.append(label_of[wnid])
     if not files:

@@ -24,9 +24,12 @@ IMAGES = 1024  # that a criterion looks at
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a criterion may look at besides the weights: training images, and the run's seed."""
+    """What a criterion may look at besides the weights: training images, the run's seed, the round.
 
-    dataset: Dataset | None = None
+    ``dataset``: the images, or a function that loads them when they are asked for.
+    """
+
+    dataset: Dataset | Callable[[], Dataset] | None = None
     seed: int = 0
     round: int = 1
     device: str = "cpu"
@@ -34,18 +37,19 @@ class Evidence:
     def images(self) -> Dataset:
         """Raises UsageError where there are no images to look at."""
         if self.dataset is None:
-            raise UsageError("this criterion looks at training images, and there are none: name them with --dataset")
-        return self.dataset
+            raise UsageError("this criterion looks at training images, and there are none: name them "
+                             "with --dataset")
+        return self.dataset() if callable(self.dataset) else self.dataset
 
 
 def l1(network: nn.Module, layers: Sequence[str], evidence: Evidence) -> dict[str, Tensor]:
     """The sum of the absolute weights of a filter (Li et al. 2017, section 3.1): the paper's."""
-    return {layer: weight(network, layer).abs().sum(dim=(1, 2, 3)) for layer in layers}
+    return {layer: _sums(weight(network, layer).abs()) for layer in layers}
 
 
 def l2(network: nn.Module, layers: Sequence[str], evidence: Evidence) -> dict[str, Tensor]:
     """The Euclidean norm of a filter's weights (He et al. 2018, "Soft Filter Pruning", section 3.2)."""
-    return {layer: weight(network, layer).square().sum(dim=(1, 2, 3)).sqrt() for layer in layers}
+    return {layer: _sums(weight(network, layer).square()).sqrt() for layer in layers}
 
 
 def batch_norm(network: nn.Module, layers: Sequence[str], evidence: Evidence) -> dict[str, Tensor]:
@@ -77,7 +81,7 @@ def taylor(network: nn.Module, layers: Sequence[str], evidence: Evidence) -> dic
     mean gradient g of the cross-entropy over the first training images.
     """
     gradients = _gradients(network, layers, evidence)
-    return {layer: (gradients[layer] * weight(network, layer)).sum(dim=(1, 2, 3)).square()
+    return {layer: _sums(gradients[layer] * weight(network, layer)).square()
             for layer in layers}
 
 
@@ -117,6 +121,11 @@ def criterion_of(method: str, name: str) -> Criterion:
 def weight(network: nn.Module, layer: str) -> Tensor:
     """The weights of a convolution, (out_channels, in_channels / groups, kh, kw), without gradients."""
     return network.get_submodule(layer).weight.detach()
+
+
+def _sums(values: Tensor) -> Tensor:
+    """The sum over all weights of each filter, or of each neuron of a linear layer: (filters,)."""
+    return values.sum(dim=tuple(range(1, values.dim())))
 
 
 def _draw(evidence: Evidence, layer: str) -> torch.Generator:

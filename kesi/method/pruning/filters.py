@@ -10,10 +10,9 @@ from collections.abc import Sequence
 
 import torch
 
-import models
+from kesi import models
 from kesi.method.pruning.criteria import Criterion, Evidence, l1
-from kesi.own.graphs import GRAPHS
-from models import Network
+from kesi.models import Network
 
 
 def widths_of(cfg: Sequence) -> list[int]:
@@ -71,8 +70,9 @@ def prune_filters(model: Network, rates: float | Sequence[float], criterion: Cri
     not counted). Raises ValueError for rates that do not fit; warns where a rate would leave no
     filter at all.
     """
-    if model.arch in GRAPHS:
-        return GRAPHS[model.arch].prune(model, pruned_widths(model.cfg, rates))
+    graph = models.ARCHITECTURES[model.arch].graph
+    if graph is not None:
+        return graph.prune(model, pruned_widths(model.cfg, rates), criterion, evidence)
     kept = kept_filters(model, rates, criterion, evidence)
     state = {name: value.detach() for name, value in model.state_dict().items()}
     for layer in model.prunable():

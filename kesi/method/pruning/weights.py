@@ -11,9 +11,15 @@ from kesi.method.pruning.masks import Masks
 
 
 def conv_weights(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The weights that magnitude pruning ranks: those of all convolutions, by parameter name."""
+    """The weights that magnitude pruning ranks: those of all convolutions, by parameter name.
+
+    Of a network of one's own that works by linear layers (``prune_linear``) also those of all
+    linear layers but the last.
+    """
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)][:-1]
+    linear = set(linear if getattr(model, "prune_linear", False) else ())
     return {f"{name}.weight": module.weight for name, module in model.named_modules()
-            if isinstance(module, nn.Conv2d)}
+            if isinstance(module, nn.Conv2d) or name in linear}
 
 
 def pruned_count(total: int, sparsity: float) -> int:

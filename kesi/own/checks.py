@@ -1,0 +1,117 @@
+"""What of a network of one's own is refused before any training, in one line that says why."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from kesi.data import Dataset
+from kesi.method.sizes import chance
+from kesi.method.training import predict
+from kesi.system.errors import UsageError
+
+MARGIN = 5.0  # points of accuracy that a baseline may be worse than its owner says
+
+
+def check_weights(network: nn.Module) -> None:
+    """Raise UsageError for a network whose weights cannot be pruned, trained and stored by name."""
+    for name, module in network.named_modules():
+        what = f"its layer {name or type(module).__name__!r}"
+        if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():
+            raise UsageError(f"{what} is lazy and has no weights yet: run the network on a batch of "
+                             f"images first")
+        if isinstance(module, (nn.Conv3d, nn.ConvTranspose3d)):
+            raise UsageError(f"{what} is a 3-D convolution, and only networks for images are "
+                             f"compressed")
+        if parametrize.is_parametrized(module) or {"weight_orig", "weight_g"} & module._parameters.keys():
+            raise UsageError(f"{what} computes its weight from others (a parametrization, weight "
+                             f"norm, torch's pruning): remove that first, so that the weight stays")
+    for name, value in [*network.named_parameters(), *network.named_buffers()]:
+        if value.is_complex() or value.is_floating_point() and value.dtype != torch.float32:
+            kind = str(value.dtype).removeprefix("torch.")
+            raise UsageError(f"its {name} is {kind}: give the network in single precision, "
+                             f"network.float()")
+    owners: dict[int, tuple[str, nn.Module]] = {}
+    for name, value in network.named_parameters(remove_duplicate=False):
+        module = network.get_submodule(name.rpartition(".")[0])
+        first, owner = owners.setdefault(value.untyped_storage().data_ptr(), (name, module))
+        if owner is not module and value.numel():
+            raise UsageError(f"{first} and {name} are the same weights: networks with tied weights "
+                             f"are not compressed")
+    if not any(value.requires_grad for value in network.parameters()):
+        raise UsageError("all parameters are frozen (requires_grad is False): nothing can be trained")
+
+
+def _hidden(network: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors of a network that its state_dict leaves out, by name."""
+    for prefix, module in network.named_modules():
+        loose = {name: module._buffers[name] for name in module._non_persistent_buffers_set}
+        loose |= {name: value for name, value in vars(module).items()
+                  if isinstance(value, torch.Tensor)}
+        for name, value in loose.items():
+            if value is not None:
+                yield f"{prefix}.{name}".lstrip("."), value
+
+
+def check_whole(network: nn.Module) -> None:
+    """Raise UsageError where a network that was handed over is more than its state_dict.
+
+    Another process could not build it again from a checkpoint.
+    """
+    for name, _ in _hidden(network):
+        raise UsageError(f"its {name} is not in the state_dict, and would be lost in a checkpoint: "
+                         f"register it as a persistent buffer, or give a function that builds the "
+                         f"network with the same {name} each time")
+
+
+@torch.no_grad()
+def check_rebuilt(first: nn.Module, second: nn.Module, image_size: int) -> None:
+    """Raise UsageError where two networks of a factory differ by more than their state_dict."""
+    try:
+        second.load_state_dict(first.state_dict())
+    except RuntimeError as error:
+        raise UsageError("two networks that the function builds have different weights by name or "
+                         "shape: it has to build the same network each time") from error
+    others = dict(_hidden(second))
+    for name, value in _hidden(first):
+        if name not in others or not torch.equal(value, others[name]):
+            raise UsageError(f"its {name} is not in the state_dict and is another one each time the "
+                             f"network is built: register it as a persistent buffer")
+    images = torch.randn(2, 3, image_size, image_size)
+    one, two = (network.eval()(images.clone()) for network in (first, second))
+    if isinstance(one, torch.Tensor) and not torch.equal(one, two):
+        raise UsageError("two networks that the function builds answer differently with the same "
+                         "weights: what they compute has to follow from their state_dict")
+
+
+def check_baseline(network: nn.Module, dataset: Dataset, said: float | None, device: str) -> None:
+    """Raise UsageError where a trained network does much worse on the test images than it should.
+
+    ``said``: its accuracy in percent as its owner knows it; without, it has to be above chance.
+    The message names the likeliest cause.
+    """
+    labels = dataset.test.labels
+    answers = predict(network, dataset, dataset.test, device).argmax(1).cpu()
+    found = 100 * float((answers == labels).float().mean())
+    if said is None:
+        share = chance(labels) / 100
+        least = 100 * (share + 2 * (share * (1 - share) / len(labels)) ** 0.5)
+        expected = f"which is chance ({100 * share:.2f} %)"
+    else:
+        least, expected = said - MARGIN, f"not the {said:g} % that accuracy= says"
+    if found > least:
+        return
+    counts = torch.zeros(dataset.num_classes, dataset.num_classes, dtype=torch.int64)
+    counts.index_put_((answers, labels), torch.ones_like(labels), accumulate=True)
+    renamed = 100 * int(counts.max(1).values.sum()) / len(labels)  # with the best name an answer
+    if renamed > max(50.0, 2 * found):
+        cause = (f"with its classes in another order it would be {renamed:.2f} %: number the labels "
+                 f"as it was trained with")
+    else:
+        mean, std = (", ".join(f"{value:.3f}" for value in numbers)
+                     for numbers in (dataset.mean, dataset.std))
+        cause = (f"images reach it scaled to 0..1, less ({mean}), divided by ({std}): if it was "
+                 f"trained with others, give mean= and std= (0 and 1 for plain 0..1)")
+    raise UsageError(f"the trained network is right on {found:.2f} % of the test images, "
+                     f"{expected}; {cause}")

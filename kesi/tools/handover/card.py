@@ -1,0 +1,164 @@
+"""The model card of a network: a README.md with the front matter that the Hugging Face hub reads.
+
+Every figure is from the checkpoint, from the results of its run, or was measured for the card.
+"""
+
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from kesi.checkpoints.checkpoint import Checkpoint
+from kesi.method.sizes import parameters
+from kesi.runs.lineage import method_of
+from kesi.runs.results import load_run
+from kesi.system.errors import KesiError
+from kesi.system.provenance import device_name
+from kesi.tools.compare import Table
+from kesi.tools.export import Exported
+
+SHOWN = 50  # names of classes; the others stand in config.json
+
+
+def card(checkpoint: Checkpoint, about: dict[str, Any], baseline: Checkpoint | None,
+         files: Sequence[Exported], table: Table, web: bool) -> str:
+    """The text of the card. ``about``: see about_of(); ``files`` and ``table``: what was measured.
+
+    ``web``: there is a page for the browser.
+    """
+    arch, classes = checkpoint.network.arch, [_line(name) for name in about["classes"]]
+    named = ", ".join(name or str(label) for label, name in enumerate(classes[:SHOWN]))
+    more = f" and {len(classes) - SHOWN:,} more, see config.json" if len(classes) > SHOWN else ""
+    data = checkpoint.info.data
+    counts = data.get("images") or {}
+    size = about["image_size"]
+    total = parameters(checkpoint.network)
+    zeros = checkpoint.masks.pruned() if checkpoint.masks else 0
+    sparse = f", {total - zeros:,} of them not zero" if zeros else ""
+    origin = (f"{counts['train']:,} training images of {_line(data['name'])}"
+              if counts.get("train") else "images that its checkpoint does not name")
+    lines = [
+        *_front_matter(checkpoint, about), "",
+        f"# {arch} for {len(classes)} classes", "",
+        f"A convolutional network that says what is in a picture: {named}{more}. It has {total:,} "
+        f"parameters{sparse} and looks at {size} x {size} px.", "",
+        "## How it was made", "",
+        f"{_made(checkpoint)} Trained on {origin}.", "",
+        *_provenance(checkpoint, baseline, about), "",
+        "## Results", "", *_results(checkpoint, about), "",
+        f"Measured in onnxruntime on {device_name('cpu')}, the networks in turn. Times are of this "
+        "machine, and fewer MACs need not be less time.", "",
+        "```", *table.text(), "```", "",
+        *[f"{file.path.name} gives the checkpoint's class on {file.check.equal} of "
+          f"{file.check.images} {_line(file.check.source)}." for file in files], "",
+        "## How to use it", "",
+        "```", "pip install onnxruntime numpy pillow", "python example.py photo.jpg", "```", "",
+        f"`model.onnx` takes `images`, float32 (batch, 3, {size}, {size}), RGB from 0 to 1, and "
+        f"gives `logits` (batch, {len(classes)}); normalisation is inside. Preparation of a "
+        f"picture: {about['preprocessing']}.", "",
+        *["`model-int8.onnx` takes and gives the same.", ""] * (len(files) > 1),
+        *["In a browser: `python -m http.server` in this folder, then http://localhost:8000; "
+          "pictures stay on the machine.", ""] * web,
+        "In torch: `network = kesi.from_pretrained(FOLDER)`, which takes images that are "
+        f"normalised with mean {_numbers(about['mean'])} and standard deviation "
+        f"{_numbers(about['std'])}.", "",
+        "## Limits", "",
+        "- It answers with one of its classes whatever the picture shows.",
+        "- The accuracy is that on pictures of the same kind as those it learned from; on others "
+        "it is not known.",
+        "- Its probabilities have not been calibrated.",
+        "- No licence is stated here: that of the training images and of the network is for "
+        "whoever publishes it to say.", ""]
+    return "\n".join(lines)
+
+
+def _front_matter(checkpoint: Checkpoint, about: dict[str, Any]) -> list[str]:
+    """YAML between two lines of dashes; JSON's strings and lists are YAML."""
+    method = method_of(checkpoint)
+    tags = ["kesi", "onnx", "pruning"] + [f"{method}-pruning"] * (method is not None)
+    tags += ["knowledge-distillation"] * (checkpoint.info.kind == "kesi")
+    lines = ["---", "library_name: kesi", "pipeline_tag: image-classification",
+             f"tags: {json.dumps(tags)}", "metrics: [accuracy]"]
+    if about["accuracy"] is not None:
+        name = json.dumps(_line(checkpoint.info.data["name"]))
+        lines += ["model-index:", f"- name: {json.dumps(checkpoint.network.arch)}", "  results:",
+                  "  - task:", "      type: image-classification",
+                  "    dataset:", f"      name: {name}", f"      type: {name}", "      split: test",
+                  "    metrics:", "    - type: accuracy",
+                  f"      value: {about['accuracy']['percent'] / 100:.6f}"]
+    return [*lines, "---"]
+
+
+def _made(checkpoint: Checkpoint) -> str:
+    """The method in a sentence or two."""
+    info, method = checkpoint.info, method_of(checkpoint)
+    pruned = {"filter": "whole filters were removed", "weight": "single weights were set to zero"}
+    if method is None:
+        return f"It is an unpruned network ({_line(info.stage or 'of unknown training')})."
+    count, many = checkpoint.round, "s" * (checkpoint.round != 1)
+    rounds = f" in {count} round{many} of pruning and retraining" if count else ""
+    said = f"From a trained network {pruned[method]}{rounds}."
+    if info.kind == "kesi":
+        said += (f" Then the ensemble of its {len(info.teachers)} snapshots was "
+                 "distilled into the last one, as in Le, Vo and Thoai, *Paying more attention to "
+                 "snapshots of Iterative Pruning*, BMVC 2020 (arXiv 2006.11487).")
+    return said
+
+
+def _provenance(checkpoint: Checkpoint, baseline: Checkpoint | None,
+                about: dict[str, Any]) -> list[str]:
+    """What tells where the network comes from, a line each, as far as it is known."""
+    info = checkpoint.info
+    known = {
+        "made from": baseline and f"{baseline.network.arch}, {parameters(baseline.network):,} "
+                                  f"parameters, network {baseline.digest[:16]}",
+        "stage": info.stage, "seed": info.seed, "recipe": info.recipe_hash,
+        "command": info.command and f"`{_line(info.command)}`",
+        "commit": info.commit, "checkpoint": about["digest"],
+        "exported by": about["made_with"]}
+    return [f"- {name}: {_line(value)}" for name, value in known.items() if value not in (None, "")]
+
+
+def _results(checkpoint: Checkpoint, about: dict[str, Any]) -> list[str]:
+    """The accuracy of this network with its interval, and that of the other seeds of its run."""
+    if about["accuracy"] is None:
+        return ["Its checkpoint does not say how accurate it is."]
+    right, count = about["accuracy"]["percent"], checkpoint.info.data["images"]["test"]
+    low, high = wilson(right / 100, count)
+    lines = [f"Accuracy {right:.2f} % on {_line(about['accuracy']['images'])}; 95 % interval for "
+             f"so many images {100 * low:.2f} to {100 * high:.2f} % (Wilson)."]
+    values = accuracies_by_seed(checkpoint.path)
+    if len(values) > 1:
+        lines += ["", f"The same with {len(values)} seeds: {statistics.fmean(values):.2f} % on "
+                      f"average, standard deviation {statistics.stdev(values):.2f}, from "
+                      f"{min(values):.2f} to {max(values):.2f} %."]
+    return lines
+
+
+def accuracies_by_seed(path: Path) -> list[float]:
+    """Test accuracies (%) of the stage of this checkpoint over the seeds of its run; none outside
+    of a run.
+    """
+    stage = path.resolve().parent
+    try:
+        return load_run(stage.parent.parent).values(stage.name)
+    except KesiError:
+        return []
+
+
+def wilson(share: float, count: int) -> tuple[float, float]:
+    """The 95 % interval of a share observed on ``count`` independent images (Wilson 1927)."""
+    z = 1.959964
+    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * (share * (1 - share) / count + z * z / (4 * count**2)) ** 0.5
+    return middle - half, middle + half
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:.4f}" for value in values)
+
+
+def _line(value: object) -> str:
+    """Somebody's text, in one line."""
+    return " ".join(str(value).split())

@@ -1,0 +1,145 @@
+"""One entry an idea: what somebody adds in a file of their own goes through the pipeline and into the report."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tinyrun import ENVIRONMENT, ROOT
+
+ADDITIONS = '''
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.optim import lr_scheduler
+
+import kesi
+from kesi.data import DatasetInfo, INFO, load, register_dataset
+from kesi.data.split import Images
+from kesi.method.objectives import LOSSES
+from kesi.method.pruning.criteria import FILTER_CRITERIA
+from kesi.method.recipes import RETRAININGS, Retraining
+from kesi.method.schedules import SCHEDULES, Training
+from kesi.report.tables import COLUMNS, Column
+
+
+class Small(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(),
+                                      nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
+        self.fc = nn.Linear(8, 10)
+
+    def forward(self, x):
+        return self.fc(self.features(x).mean((2, 3)))
+
+
+def last_first(network, layers, evidence):
+    """The filters with the largest number go first."""
+    return {layer: -torch.arange(network.get_submodule(layer).out_channels).float()
+            for layer in layers}
+
+
+@dataclass(frozen=True)
+class SquaredError:
+    """The squared distance to the teachers' mean logits."""
+
+    weight: float = 1.0
+
+    def __call__(self, logits, teachers, labels):
+        return self.weight * F.mse_loss(logits.float(), teachers.mean(0))
+
+
+def falling(optimizer, training, steps):
+    return lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / (training.epochs * steps))
+
+
+def half(root, storage, download):
+    whole = load("digits")
+    return Images(whole.train.subset(torch.arange(150)), whole.test, whole.classes)
+
+
+kesi.register("small", Small, image_size=16)
+FILTER_CRITERIA["last"] = last_first
+LOSSES["squared"] = SquaredError
+SCHEDULES["falling"] = falling
+RETRAININGS["linear"] = Retraining(Training(epochs=40, batch_size=128, lr=0.05, schedule="falling"),
+                                   "linear decay", "#CC79A7", "^")
+register_dataset("half", DatasetInfo(half, num_classes=10, train_images=150, side=16, flip=False))
+COLUMNS.append(Column("images seen", lambda row: row.images, digits=0))
+'''
+
+
+@pytest.fixture(scope="module")
+def additions(tmp_path_factory):
+    path = tmp_path_factory.mktemp("additions") / "my_ideas.py"
+    path.write_text(ADDITIONS)
+    return path
+
+
+def kesi(additions, *words):
+    """A command of KESI's, with the additions, in a process of its own; returns its output."""
+    done = subprocess.run([sys.executable, "-m", "kesi", "--with", str(additions), *map(str, words)],
+                          cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def stages(folder):
+    with open(folder / "report" / "stages.csv") as file:
+        return {row["stage"]: row for row in csv.DictReader(file)}
+
+
+def test_criterion_loss_schedule_retraining_and_column(additions, tmp_path):
+    folder = tmp_path / "run"
+    kesi(additions, "run", "--arch", "resnet20", "--dataset", "digits", "--criterion", "last", "--loss",
+         "squared", "--compare", "linear", "--epochs", 1, 1, 1, "--rounds", 1, "--device", "cpu",
+         "--save", folder)
+    rows = stages(folder)
+    assert list(rows) == ["baseline", "onecycle-1", "ensemble", "linear-1", "ensemble-linear", "kesi"]
+    recipe = json.loads((folder / "run.json").read_text())["recipe"]
+    assert recipe["criterion"]["name"] == "last" and recipe["loss"]["name"] == "SquaredError"
+    assert recipe["trainings"]["linear"]["schedule"] == "falling"
+    table = (folder / "report" / "table.md").read_text()
+    for said in ("linear decay", "last", "images seen"):
+        assert said in table, said
+    pruned = subprocess.run([sys.executable, "-c", CHECK, str(folder)], cwd=ROOT, env=ENVIRONMENT,
+                            capture_output=True, text=True)
+    assert pruned.returncode == 0, pruned.stderr
+
+
+CHECK = '''
+import sys
+from pathlib import Path
+import torch
+from kesi import checkpoints
+folder = Path(sys.argv[1], "seed0")
+whole = checkpoints.load(folder / "baseline").network.layer1[0].conv1.weight
+pruned = checkpoints.load(folder / "onecycle-1" / "pruned.pth.tar").network.layer1[0].conv1.weight
+assert torch.equal(pruned, whole[:len(pruned)]) and len(pruned) < len(whole)
+'''
+
+
+def test_network_and_data_set(additions, tmp_path):
+    folder = tmp_path / "run"
+    kesi(additions, "run", "--arch", "small", "--dataset", "half", "--epochs", 1, 1, 1, "--rounds", 1,
+         "--device", "cpu", "--save", folder)
+    assert stages(folder)["kesi"]["arch"] == "small" and stages(folder)["kesi"]["images"] == "150"
+    assert "small on half" in (folder / "report" / "table.md").read_text()
+    assert "all" in kesi(additions, "verify", folder)
+
+
+def test_what_was_begun_with_one_criterion_does_not_continue_with_another(additions, tmp_path):
+    """Also where the other one has its name: what it does counts."""
+    words = ("run", "--arch", "resnet20", "--dataset", "digits", "--criterion", "last", "--epochs", 1, 1, 1,
+             "--rounds", 1, "--device", "cpu", "--no-report", "--save", tmp_path / "run")
+    kesi(additions, *words)
+    other = tmp_path / "my_ideas.py"
+    other.write_text(ADDITIONS.replace("-torch.arange", "torch.arange"))
+    done = subprocess.run([sys.executable, "-m", "kesi", "--with", str(other), *map(str, words)], cwd=ROOT,
+                          env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2 and "another criterion code" in done.stderr

@@ -1,0 +1,118 @@
+"""Torchvision's networks of several kinds, small, at 32 px: what of them is pruned, and that it is right."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torchvision.models as theirs
+from torch import nn
+from torchvision.models.convnext import CNBlockConfig
+
+import kesi
+import models
+from kesi.data.sources.digits import load_digits
+from kesi.method.pruning import prune_filters
+from kesi.method.training import Options
+from kesi.own import graphs
+from kesi.system.errors import UsageError
+
+pytest.importorskip("torch_pruning")
+pytestmark = pytest.mark.slow
+
+CPU = Options(device="cpu", eval_every=0)
+
+
+@pytest.fixture(autouse=True)
+def registry():
+    """Networks registered by a test are gone after it."""
+    before = dict(models.ARCHITECTURES)
+    yield
+    models.ARCHITECTURES.clear()
+    models.ARCHITECTURES.update(before)
+
+
+def digits(count: int = 48):
+    train, test = load_digits(32)
+    return (train.take(0, count), train.labels[:count]), (test.take(0, 60), test.labels[:60])
+
+
+def mobilenet_v3() -> nn.Module:
+    setting, last = theirs.mobilenetv3._mobilenet_v3_conf("mobilenet_v3_small", width_mult=0.25)
+    return theirs.MobileNetV3(setting, last, num_classes=10)
+
+
+def efficientnet_b0() -> nn.Module:
+    setting, last = theirs.efficientnet._efficientnet_conf("efficientnet_b0", width_mult=0.25,
+                                                           depth_mult=0.25)
+    return theirs.EfficientNet(setting, 0.2, num_classes=10, last_channel=last)
+
+
+def densenet() -> nn.Module:
+    return theirs.DenseNet(8, (2, 2, 2), 16, 2, num_classes=10)
+
+
+def convnext() -> nn.Module:
+    return theirs.ConvNeXt([CNBlockConfig(8, 16, 1), CNBlockConfig(16, None, 1)], num_classes=10)
+
+
+def vit() -> nn.Module:
+    return theirs.VisionTransformer(32, 8, 2, 2, 16, 24, num_classes=10)
+
+
+def shufflenet() -> nn.Module:
+    return theirs.ShuffleNetV2([1, 1, 1], [8, 16, 16, 32, 32], num_classes=10)
+
+
+@pytest.mark.parametrize(("build", "left_alone"), [
+    (mobilenet_v3, 0), (efficientnet_b0, 0), (densenet, 0)])
+def test_convolutional_networks_are_pruned_throughout(build: Callable, left_alone: int):
+    graph = kesi.register("theirs", build, image_size=32)
+    assert not graph.problem and len(graph.left_alone) == left_alone
+    assert_pruned_is_zeroed(graph)
+
+
+@pytest.mark.parametrize(("build", "hidden"), [(convnext, (32, 64)), (vit, (24, 24))])
+def test_networks_of_linear_layers_lose_the_inside_of_their_mlps(build, hidden):
+    graph = kesi.register("theirs", build, image_size=32)
+    assert graph.cfg == hidden and not graph.problem
+    assert_pruned_is_zeroed(graph)
+
+
+def assert_pruned_is_zeroed(graph: graphs.Graph) -> None:
+    network = models.create("theirs", 10)
+    network = graphs._randomised(network, torch.Generator().manual_seed(0)).eval()
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    smaller = prune_filters(network, 0.3).eval()
+    graph.zero(network, network.cfg, graph.weakest(network, smaller.cfg))
+    with torch.no_grad():
+        expected, found = network(images), smaller(images)
+    assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
+    assert sum(map(torch.numel, smaller.parameters())) < sum(map(torch.numel, network.parameters()))
+
+
+@pytest.mark.parametrize("build", [mobilenet_v3, efficientnet_b0, densenet, convnext, vit])
+@pytest.mark.parametrize("method", ["filter", "weight"])
+def test_they_go_through_the_whole_method(build, method, tmp_path):
+    torch.manual_seed(0)
+    result = kesi.compress(build(), *digits(), method, name="theirs", rounds=1, epochs=(1, 1, 1),
+                           batch_size=24, flip=False, folder=tmp_path / "run", options=CPU)
+    if method == "filter":
+        assert result.network.cfg == [int(width * 0.8)
+                                      for width in models.ARCHITECTURES["theirs"].cfg]
+        return
+    linear = {name for name in result.masks.state_dict()
+              if isinstance(result.network.get_submodule(name.removesuffix(".weight")), nn.Linear)}
+    assert bool(linear) == (build in (convnext, vit))
+    last = [name for name, module in result.network.named_modules()
+            if isinstance(module, nn.Linear)][-1]
+    assert f"{last}.weight" not in linear
+    assert result.masks.sparsity() == pytest.approx(0.22, abs=0.001)
+
+
+def test_a_network_that_shuffles_channels_is_offered_weights(tmp_path):
+    with pytest.raises(UsageError, match="prune its weights instead") as refused:
+        kesi.compress(shufflenet(), *digits(), folder=tmp_path / "run", options=CPU)
+    assert "\n" not in str(refused.value) and not (tmp_path / "run").exists()
+    result = kesi.compress(shufflenet(), *digits(), "weight", rounds=1, epochs=(1, 1, 1),
+                           batch_size=24, folder=tmp_path / "run", options=CPU)
+    assert result.masks.sparsity() == pytest.approx(0.22, abs=0.001)
