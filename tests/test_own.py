@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
-from kesi.report.next_steps import next_steps
 from torch import nn
 
 import kesi
@@ -27,7 +26,7 @@ from kesi.own import compress, graphs
 from kesi.own.compress import Compressed
 from kesi.own.graphs import analyse
 from kesi.own.registry import SPARSITIES
-from kesi.report.page import page
+from kesi.report.page import next_steps, page
 from kesi.runs.folder import read_fields
 from kesi.runs.results import load_run
 from kesi.system.errors import KesiError, UsageError

@@ -158,9 +158,10 @@ def next_steps(run: Run) -> list[tuple[str, str]]:
     lines = [f"{kesi} export {last} --out handed-over{_given(command, '--data')}",
              f"{kesi} predict {last} image.png"]
     if run.record.dataset in DATASETS:
-        lines.append(f"{kesi} compare {folder}/seed{seed}/{BASELINE} {last}{_given(command, '--data')}")
+        images = _given(command, "--data")
+        lines.append(f"{kesi} compare {folder}/seed{seed}/{BASELINE} {last}{images}")
         check = ("Check the files, and compute the accuracies anew.",
-                 f"{kesi} verify {folder}{_given(command, '--data')}")
+                 f"{kesi} verify {folder}{images}")
     else:
         check = ("Check the files. Accuracies of images that were handed over in Python are "
                  "computed anew there, by kesi.report.verify.verify(folder, dataset).",

@@ -42,7 +42,8 @@ class Report:
         first, *others = [table.markdown() for table in self.tables]
         parts = [first.replace("## ", "# ", 1), *others]  # the main table's title is the page's
         if self.missing:
-            parts.append("## Not finished\n\n" + "\n".join(f"- {plain(line)}" for line in self.missing))
+            lines = [f"- {plain(line)}" for line in self.missing]
+            parts.append("## Not finished\n\n" + "\n".join(lines))
         if self.plots:
             images = [f"![{path.stem}]({path.name})" for path in self.plots]
             parts.append("## Plots\n\n" + "\n\n".join(images))
