@@ -2,7 +2,7 @@
 
 import csv
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,11 +11,11 @@ from kesi.checkpoints.checkpoint import Checkpoint
 from kesi.cli import entry
 from kesi.cli.flags import add_inputs, chosen_device
 from kesi.system.errors import KesiError, UsageError
-from kesi.system.files import csv_text, make_folder, write_text
+from kesi.system.files import csv_text, make_folder, write_atomic, write_text
 from kesi.tools.compare import compare as compare_networks
 from kesi.tools.compare import names as names_of
 from kesi.tools.inputs import dataset_of, first_images, inputs_of
-from kesi.tools.landscape import _draw, _same_shape, line, plane
+from kesi.tools.landscape import line, plane, same_shape
 from kesi.tools.predict import Prediction, predict_images
 
 
@@ -93,7 +93,7 @@ def compare(argv: Sequence[str] | None = None) -> None:
 def _lines(loaded: Sequence[Checkpoint], args, device: str) -> None:
     """The lines between checkpoints, to line.csv and line.png."""
     for one, other in zip(loaded, loaded[1:], strict=False):  # before anything is computed
-        _same_shape(one.network.state_dict(), other.network.state_dict())
+        same_shape(one.network.state_dict(), other.network.state_dict())
     inputs = inputs_of(loaded[0], args.dataset, args.image_size, args.data)
     dataset = dataset_of(loaded[0], inputs, args.data, not args.no_download)
     make_folder(args.out)  # now, and not after all that is computed
@@ -171,3 +171,17 @@ def landscape(argv: Sequence[str] | None = None) -> None:
         _lines([checkpoints.load(path, args.arch) for path in args.checkpoints], args, device)
     if args.plane is not None:
         _plane(checkpoints.load(args.plane, args.arch), args, device)
+
+
+def _draw(path: Path, draw: Callable, *arguments: object) -> None:
+    """A plot, or how to get it."""
+    try:
+        from kesi.tools import landscape_plots
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "matplotlib":
+            raise
+        print('no plots, since matplotlib is not installed: pip install -e ".[plots]"')
+        return
+    figure = getattr(landscape_plots, draw)(*arguments)
+    write_atomic(path, lambda file: landscape_plots.save(figure, file))
+    print(path)

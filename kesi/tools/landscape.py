@@ -14,9 +14,7 @@ and Better Generalization") do.
 """
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -25,7 +23,6 @@ from kesi.data import Dataset, Split, TrainBatches
 from kesi.method.training import evaluate
 from kesi.system.errors import UsageError
 from kesi.system.execution import full_precision
-from kesi.system.files import write_atomic
 from kesi.tools.inputs import first_images
 
 BN_IMAGES = 2048  # training images that running statistics are estimated from
@@ -63,7 +60,7 @@ def line(a: nn.Module, b: nn.Module, dataset: Dataset, split: Split, points: int
     if points < 2:
         raise UsageError(f"a line has at least 2 points, not {points}")
     first, last = ({name: value.detach().cpu() for name, value in model.state_dict().items()} for model in (a, b))
-    _same_shape(first, last)
+    same_shape(first, last)
     model, found = copy.deepcopy(a), []
     for step in range(points):
         position = step / (points - 1)
@@ -142,7 +139,7 @@ def _measure(model: nn.Module, dataset: Dataset, split: Split, recompute_bn: boo
     return evaluate(model, dataset, split, device)
 
 
-def _same_shape(first: dict[str, torch.Tensor], last: dict[str, torch.Tensor]) -> None:
+def same_shape(first: dict[str, torch.Tensor], last: dict[str, torch.Tensor]) -> None:
     for name in dict.fromkeys([*first, *last]):
         shapes = [tuple(state[name].shape) if name in state else None for state in (first, last)]
         if shapes[0] != shapes[1]:
@@ -150,17 +147,3 @@ def _same_shape(first: dict[str, torch.Tensor], last: dict[str, torch.Tensor]) -
                 raise UsageError(f"there is no line between networks of different architectures (only one has {name})")
             raise UsageError(f"there is no line between networks of different shapes ({name} is {shapes[0]} and "
                              f"{shapes[1]}): filter pruning makes networks smaller, weight pruning does not")
-
-
-def _draw(path: Path, draw: Callable, *arguments: object) -> None:
-    """A plot, or how to get it."""
-    try:
-        from kesi.tools import landscape_plots
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "matplotlib":
-            raise
-        print('no plots, since matplotlib is not installed: pip install -e ".[plots]"')
-        return
-    figure = getattr(landscape_plots, draw)(*arguments)
-    write_atomic(path, lambda file: landscape_plots.save(figure, file))
-    print(path)
