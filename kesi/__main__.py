@@ -6,6 +6,7 @@ import sys
 
 COMMANDS = {  # name: (module, function, what it does)
     "run": ("kesi.cli.pipeline", "run", "train, prune, retrain, repeat, distil: the whole method into one folder"),
+    "compress": ("kesi.cli.pipeline", "compress", "a folder of images in, a network as small as asked for out"),
     "plan": ("kesi.cli.runs", "plan", "the sizes of every round, before any training"),
     "report": ("kesi.cli.runs", "report", "tables, plots and a page of finished or half-finished runs"),
     "verify": ("kesi.cli.runs", "verify", "check a finished run, and compute its accuracies anew"),
@@ -36,7 +37,7 @@ def main() -> None:
 
     module, function, _ = COMMANDS[words[0]]
     entry.run(lambda: getattr(importlib.import_module(module), function)([*before, *words[1:]]),
-              resumes=words[0] == "run")
+              resumes=words[0] in ("run", "compress"))
 
 
 def overview() -> str:

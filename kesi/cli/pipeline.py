@@ -1,5 +1,6 @@
 """What the script of the whole pipeline does: it reads its flags, and runs all five steps with the recipe they give."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +15,10 @@ from kesi.system import distributed, seeds
 from kesi.system.errors import UsageError
 from kesi.tools import tensorboard
 
+TARGET = 0.5  # of MACs, or of weights, where nothing is asked for
+
+FOLDER = "imagefolder"
+
 
 def run(argv: Sequence[str] | None = None) -> None:
     """All five steps: train, prune, retrain with one cycle, repeat, distil the snapshots into the last one.
@@ -24,10 +29,33 @@ def run(argv: Sequence[str] | None = None) -> None:
     run_pipeline(run.__doc__, "cifar", argv, "kesi run")
 
 
-def run_pipeline(doc: str, family: str, argv: Sequence[str] | None = None, prog: str | None = None) -> None:
-    """All five steps from the command line, of a script for images of one size or the other."""
+def compress(argv: Sequence[str] | None = None) -> None:
+    """A folder of images in, a network half as large out (or as large as you ask for).
+
+        kesi compress my-images --macs 0.5
+        kesi compress my-images --arch resnet56 --params 0.3 --epochs 80 25 25
+        kesi --with my_network.py compress my-images --arch mine --method weight --sparsity 0.9
+
+    FOLDER holds train/<class>/ and test/<class>/. It is the run of all five steps with a target instead of rates,
+    half of the MACs where none is given; --photos for photographs at 224 px. The result is <save>/seed0/kesi, for
+    kesi export. A network in Python: kesi.compress.
+    """
+    words = list(sys.argv[2:] if argv is None else argv)
+    photos = "--photos" in words
+    run_pipeline(compress.__doc__, "tinyimagenet" if photos else "cifar", words, "kesi compress", folder=True)
+
+
+def run_pipeline(doc: str, family: str, argv: Sequence[str] | None = None, prog: str | None = None,
+                 folder: bool = False) -> None:
+    """All five steps from the command line, of a script for images of one size or the other.
+
+    ``folder``: the first word is a folder of images, and a target is taken where none is given.
+    """
     tiny = family == "tinyimagenet"
     parser = entry.parser(doc, prog)
+    if folder:
+        parser.add_argument("images", metavar="FOLDER", help="holds train/<class>/ and test/<class>/")
+        parser.add_argument("--photos", action="store_true", help="photographs, seen at 224 px")
     flags.add_network(parser, "resnet18" if tiny else "resnet56", both=True)
     flags.add_data(parser, "tinyimagenet" if tiny else "cifar10", family)
     flags.add_pretrained(parser)
@@ -59,6 +87,12 @@ def run_pipeline(doc: str, family: str, argv: Sequence[str] | None = None, prog:
                         help="write event files to <save>/tensorboard as well, epoch by epoch")
     flags.add_run(parser)
     args = parser.parse_args(argv)
+    if folder:
+        args.dataset, args.data = FOLDER, args.images
+        if args.percent is None and args.macs is args.params is args.sparsity is None:
+            measure = "sparsity" if args.method == "weight" else "macs"
+            setattr(args, measure, TARGET)
+        args.save = args.save or Path("runs", f"{Path(args.images).resolve().name}-{args.arch}-{args.method}")
     if sum(map(bool, (args.model, args.baseline_folder, args.pretrained and args.model))) > 1:
         raise UsageError("--model is a trained baseline, --baseline-folder where to train one, --pretrained "
                          "what to train one from: give --model alone")
