@@ -34,6 +34,7 @@ from doors import ROOT, script
 from kesi.__main__ import COMMANDS
 from kesi.data import INFO
 from kesi.method import paper, plan, recipes
+from kesi.method.pruning import allocation
 
 pytestmark = pytest.mark.slow
 
@@ -86,7 +87,7 @@ class Sandbox:
         self.known: set[tuple] = set()  # of pipelines, see planned()
         monkeypatch.chdir(folder)
         for split, count in (("train", 12), ("test", 2)):
-            for shade, name in enumerate(("cat", "dog")):
+            for shade, name in enumerate(("cat", "dog", "hen")):
                 (folder / "my-images" / split / name).mkdir(parents=True)
                 for number in range(count):
                     pixels = np.full((40, 36 + number, 3), 100 * shade + number, np.uint8)
@@ -146,8 +147,8 @@ class Sandbox:
             compile(flags[0], command, "exec")
             return
         if not flags:  # the name of a command rather than a line to type
-            path = name if name.endswith(".py") else f"{name.replace('.', '/')}.py"
-            assert (ROOT / path).is_file(), command
+            path = Path(name if name.endswith(".py") else f"{name.replace('.', '/')}.py")
+            assert (ROOT / path).is_file() or (ROOT / path.with_suffix("") / "__main__.py").is_file(), command
             return
         flags = ["runs/RUN-filter" if word == "RUN" else word for word in flags]
         if Path(name).name == "pipeline.py" and self.planned(name, flags):
@@ -358,9 +359,10 @@ def test_links_lead_somewhere(document):
 @pytest.mark.parametrize("document", [name for name in DOCUMENTS if name != "docs/clusters.md"])
 def test_flags_and_files_that_are_named_exist(document):
     sources = "".join(path.read_text() for folder in ("kesi", "benchmarks") for path in (ROOT / folder).rglob("*.py"))
+    sources += "".join(f'"--{measure}"' for measure in allocation.MEASURES)  # a flag each
     text = FENCE.sub("", (ROOT / document).read_text())
     for code in re.findall(r"`([^`\n]+)`", text):
-        for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]+", code):
+        for flag in re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", code):
             assert f'"{flag}"' in sources or flag == "--help", f"{document}: {code}"
         for path in re.findall(r"(?<![\w./-])(?:kesi|models|cifar|tinyimagenet|tests|benchmarks)/[\w/]+\.py", code):
             assert (ROOT / path).is_file(), f"{document}: {code}"
