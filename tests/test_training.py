@@ -117,7 +117,7 @@ def test_a_continued_run_equals_an_uninterrupted_one_bit_for_bit(digits, stage):
         found = fit(resumed, digits, stage, seed=5, masks=Masks(resumed, saved["masks"]), options=LAST_ONLY,
                     resume=saved["state"])
         assert torch.equal(weights(resumed), weights(whole))
-        without_time = [[{**row, "seconds": 0} for row in history] for history in (found, expected)]
+        without_time = [[replace(row, seconds=0) for row in history] for history in (found, expected)]
         assert without_time[0] == without_time[1]
 
 
