@@ -56,7 +56,7 @@ gpu: $(if $(NAMED),,$(VENV)/.ready) ## All that a first rented GPU should tell, 
 	PYTHONPATH=. $(if $(NAMED),$(PYTHON),$(BIN)/python) -m benchmarks.gpu --limit $(LIMIT) --device $(DEVICE) \
 		--arch $(ARCH) --dataset $(DATASET) --data $(DATA) --epochs-scale $(SCALE) --save $(GPU)
 
-docs: $(VENV)/.ready ## Make the API reference in docs/api
+docs: $(VENV)/.ready ## Make the site of documents and API reference in docs/site
 	$(BIN)/python docs/build.py
 
 lint: $(VENV)/.ready ## Check the style

@@ -6,6 +6,8 @@ Commands run in an empty folder, in the order of their document, changed as litt
   round and one seed; so does ``reproduce`` with its small table;
 - of pipelines of one network and method in one document the first, of ``reproduce`` the first that runs here; the
   others, and what would fetch something, with --dry-run, which looks at everything but images;
+- Python that begins with the comment ``# name.py`` is a file, to which further such pieces add; what takes it by
+  ``--with`` runs in a process of its own, so that nothing of it stays here;
 - ``kesi export``, ``kesi predict`` and the like: as they stand, with fewer points, images or repetitions where they
   have a flag for it. Run folders that a document names and does not make are copies of tiny runs on digits;
 - what needs a cluster, and torchrun: their flags are read by their own parser, which then stops (test_reproduce.py and
@@ -32,6 +34,7 @@ from doors import ROOT, script
 from kesi.__main__ import COMMANDS
 from kesi.data import INFO
 from kesi.method import paper, plan, recipes
+from kesi.method.pruning import allocation
 
 pytestmark = pytest.mark.slow
 
@@ -84,7 +87,7 @@ class Sandbox:
         self.known: set[tuple] = set()  # of pipelines, see planned()
         monkeypatch.chdir(folder)
         for split, count in (("train", 12), ("test", 2)):
-            for shade, name in enumerate(("cat", "dog")):
+            for shade, name in enumerate(("cat", "dog", "hen")):
                 (folder / "my-images" / split / name).mkdir(parents=True)
                 for number in range(count):
                     pixels = np.full((40, 36 + number, 3), 100 * shade + number, np.uint8)
@@ -118,14 +121,18 @@ class Sandbox:
             assert tool in NOT_OURS, command
 
     def kesi(self, arguments: list[str], command: str) -> None:
-        name, flags = arguments[0], ["runs/RUN-filter" if word == "RUN" else word for word in arguments[1:]]
+        additions = arguments[:2] if arguments[0] == "--with" else []
+        name, *rest = arguments[len(additions):]
+        flags = ["runs/RUN-filter" if word == "RUN" else word for word in rest]
         assert name in COMMANDS, command
         if not flags:  # the name of a command rather than a line to type
             return
-        if name == "run":
-            planned = self.planned("kesi run", flags)
-            self.read("kesi", ["run", *flags], command) if planned else self.run(
-                "kesi", ["run", *self.quick_pipeline("kesi", flags)], command)
+        if additions:
+            self.apart([*additions, name, *flags, *QUICK], command)
+        elif name in ("run", "compress"):
+            planned = self.planned(f"kesi {name}", flags)
+            self.read("kesi", [name, *flags], command) if planned else self.run(
+                "kesi", [name, *self.quick_pipeline(name, flags)], command)
         elif name in AS_THEY_ARE and self.provide(flags):
             self.run("kesi", [name, *flags, *(word for word in AS_THEY_ARE[name] if word not in flags)], command)
         else:
@@ -140,8 +147,8 @@ class Sandbox:
             compile(flags[0], command, "exec")
             return
         if not flags:  # the name of a command rather than a line to type
-            path = name if name.endswith(".py") else f"{name.replace('.', '/')}.py"
-            assert (ROOT / path).is_file(), command
+            path = Path(name if name.endswith(".py") else f"{name.replace('.', '/')}.py")
+            assert (ROOT / path).is_file() or (ROOT / path.with_suffix("") / "__main__.py").is_file(), command
             return
         flags = ["runs/RUN-filter" if word == "RUN" else word for word in flags]
         if Path(name).name == "pipeline.py" and self.planned(name, flags):
@@ -195,8 +202,8 @@ class Sandbox:
 
     def shortened(self, name: str, flags: list[str]) -> list[str]:
         """Flags of a stage on digits, unless they name a folder of images that is here."""
-        words = ["run", *flags] if name == "kesi" else flags
-        self.read(name, words, shlex.join([name, *words]))  # what is exchanged below has to exist, too
+        door, words = ("kesi", [name, *flags]) if name in COMMANDS else (name, flags)
+        self.read(door, words, shlex.join([door, *words]))  # what is exchanged below has to exist, too
         flags = list(flags)
         values = {flag: flags[place + 1] for place, flag in enumerate(flags[:-1]) if flag.startswith("--")}
         swap = {"--arch": "resnet20"} if "--dataset" in flags else {}
@@ -206,6 +213,12 @@ class Sandbox:
             if flag in flags:
                 flags[flags.index(flag) + 1] = value
         return flags + ([] if name.endswith("/prune.py") else ["--epochs-scale", "0.01", "--threads", "1"])
+
+    def apart(self, words: list[str], command: str) -> None:
+        """A command of KESI's in a process of its own."""
+        done = subprocess.run([sys.executable, "-m", "kesi", *words], capture_output=True, text=True,
+                              env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)})
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
 
     def run(self, name: str, flags: list[str], command: str) -> None:
         outcome = script(name, *flags)
@@ -254,6 +267,9 @@ def test_what_a_document_says_can_be_done(document, sandbox):
     for piece in pieces((ROOT / document).read_text()):
         if piece.kind == "command":
             sandbox.follow(piece.text)
+        elif file := re.match(r"# (\w+\.py)\n", piece.text):
+            with open(sandbox.folder / file[1], "a") as into:
+                into.write(piece.text)
         else:
             exec(compile(piece.text, document, "exec"), names)
 
@@ -298,7 +314,8 @@ def test_make_demo_ends_in_the_report(tmp_path):
                            f"DIGITS={line} {shlex.join(QUICK)}"], cwd=ROOT, capture_output=True, text=True,
                           env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""})
     assert done.returncode == 0, done.stderr
-    for row in ("baseline", "PFEC + KESI", "MWP + KESI", "MWP ensemble of 2, one-cycle"):
+    for row in ("baseline", "filter pruning + KESI", "weight pruning + KESI",
+                "weight pruning, ensemble of 2, one-cycle"):
         assert f"\n{row} " in done.stdout
     assert (tmp_path / "demo/report/table.md").is_file()
 
@@ -342,9 +359,10 @@ def test_links_lead_somewhere(document):
 @pytest.mark.parametrize("document", [name for name in DOCUMENTS if name != "docs/clusters.md"])
 def test_flags_and_files_that_are_named_exist(document):
     sources = "".join(path.read_text() for folder in ("kesi", "benchmarks") for path in (ROOT / folder).rglob("*.py"))
+    sources += "".join(f'"--{measure}"' for measure in allocation.MEASURES)  # a flag each
     text = FENCE.sub("", (ROOT / document).read_text())
     for code in re.findall(r"`([^`\n]+)`", text):
-        for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]+", code):
+        for flag in re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", code):
             assert f'"{flag}"' in sources or flag == "--help", f"{document}: {code}"
         for path in re.findall(r"(?<![\w./-])(?:kesi|models|cifar|tinyimagenet|tests|benchmarks)/[\w/]+\.py", code):
             assert (ROOT / path).is_file(), f"{document}: {code}"
@@ -382,8 +400,8 @@ def test_the_table_of_work_is_what_the_plan_says():
         dataset = "tinyimagenet" if family == "tinyimagenet" else "cifar10"
         info, recipe = INFO[dataset], recipes.recipe(arch, dataset, method, family)
         sizes = plan.sizes(recipe, info.num_classes, info.image_size)
-        stages = plan.stages(recipe, sizes, compare=True)
-        epochs = sum(one.stage.epochs for one in stages)
+        stages = plan.stages(recipe, sizes)
+        epochs = sum(one.training.epochs for one in stages)
         work = sum(one.work(info.train_images, sizes if one.name == "kesi" else ()) for one in stages)
         assert cells.split(" | ") == [
             f"{sizes[0].params / 1e6:.3f} to {sizes[-1].nonzero_params / 1e6:.3f}",
@@ -402,10 +420,18 @@ def test_every_row_of_the_paper_has_its_command():
                 assert (command in text) == bool(paper.published(arch, dataset, method)), command
 
 
-def test_reference_is_built_without_a_warning(tmp_path):
+def test_the_site_is_built_without_a_warning(tmp_path):
     pytest.importorskip("pdoc", reason="the reference needs pdoc: pip install -e '.[docs]'")
-    done = subprocess.run([sys.executable, "docs/build.py", str(tmp_path / "api")], cwd=ROOT, capture_output=True,
+    done = subprocess.run([sys.executable, "docs/build.py", str(tmp_path)], cwd=ROOT, capture_output=True,
                           text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stderr
-    page = (tmp_path / "api" / "kesi" / "training.html").read_text()
-    assert "fit" in page and (tmp_path / "api" / "index.html").is_file()
+    assert "fit" in (tmp_path / "api" / "kesi" / "method" / "training.html").read_text()
+    assert "one of its class" in (tmp_path / "docs" / "data.html").read_text()
+    assert "<img" in (tmp_path / "index.html").read_text()
+    for page in [tmp_path / "index.html", *(tmp_path / "docs").glob("*.html")]:
+        for target in re.findall(r'(?:href|src)="([^"#]+)', page.read_text()):
+            assert re.match(r"\w+:", target) or (page.parent / target).is_file(), f"{page}: {target}"
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().split()) <= 1200

@@ -177,8 +177,11 @@ def recipe_for(args: argparse.Namespace, family: str, method: str | None = None)
         raise UsageError(f"--{' and --'.join([*targets, *['percent'] * (args.percent is not None)])} ask for "
                          "different things: give one of them")
     (measure, share), = targets.items()
-    return recipe.towards(measure, share, *classes_and_size(args, family, getattr(args, "data", None)),
-                          args.allocation, args.round_to)
+    try:
+        return recipe.towards(measure, share, *classes_and_size(args, family, getattr(args, "data", None)),
+                              args.allocation, args.round_to)
+    except ValueError as error:  # a network of one's own that has other classes
+        raise UsageError(str(error)) from error
 
 
 RENAMED = {"epochs_scale": "scale", "percent": "amounts"}  # flags that a recipe calls otherwise

@@ -191,7 +191,7 @@ def baseline_of(checkpoint: Checkpoint, given: Path | None, arch: str | None) ->
     it is this one.
     """
     try:
-        found = checkpoints.load(given or snapshots_of(checkpoint)[0], arch)
+        found = checkpoints.load(given, arch) if given is not None else snapshots_of(checkpoint)[0]
     except UsageError:
         if given is not None:
             raise
