@@ -23,7 +23,7 @@ from kesi.method.snapshot import BASELINE
 from kesi.report.report import main_csv, stages_csv
 from kesi.report.sources import origins_table
 from kesi.report.summary import Row, Summary, main_rows, summarise
-from kesi.report.tables import Table, main_table
+from kesi.report.tables import Table, departures, main_table
 from kesi.runs.results import Run
 from kesi.system import files, seeds
 from kesi.system.errors import KesiError, UsageError
@@ -189,6 +189,8 @@ def _table(dataset: str, rows: Sequence[Row], summaries: Sequence[Summary]) -> T
     table = main_table(rows, summaries)
     table.title = f"{dataset}, seeds {_seeds([one.run for one in summaries])}"
     table.columns[0] = "network and method"
+    known = set(table.notes)
+    table.notes += [line for one in summaries for line in departures(one) if line not in known]
     return table
 
 

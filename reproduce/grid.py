@@ -226,7 +226,7 @@ def hours_left(statuses: Sequence[Status]) -> float | None:
     for status in statuses:
         amounts = work(status.job)
         for stage, result in status.results.items():
-            if stage in amounts and result.seconds:
+            if stage in amounts and getattr(result, "seconds", None):
                 for name in (status.job.recipe.arch, ""):
                     spent = speeds.setdefault(name, [0.0, 0.0])
                     spent[0], spent[1] = spent[0] + result.seconds, spent[1] + amounts[stage]

@@ -21,12 +21,14 @@ from kesi.data import load
 from kesi.method import recipes
 from kesi.method.objectives import cross_entropy
 from kesi.method.schedules import Training
+from kesi.method.snapshot import digest_of
 from kesi.method.training import fit
 from kesi.report.report import report
 from kesi.runs import pipeline
 from kesi.system.errors import KesiError
 from kesi.system.files import csv_text
 from kesi.system.locks import held
+from saving import keep
 from tinyrun import ENVIRONMENT, same_command
 
 pytest_plugins = ["tinyrun"]
@@ -47,12 +49,12 @@ def test_weights_that_give_no_answer_are_refused_by_name(tmp_path, name, value, 
     state = model.state_dict()
     name = name if name in state else next(one for one in state if one.endswith(name[-6:]))
     says = says.replace(says.split()[0], name)
-    checkpoints.save(path, model, {"stage": "baseline"})
+    keep(path, model, stage="baseline")
     content = torch.load(path, weights_only=True) if ours else {"state_dict": state}
     content["state_dict"][name].view(-1)[0] = value
     if ours:
         content.pop("digest")
-        content["digest"] = checkpoints.digest_of(content)
+        content["digest"] = digest_of(content)
     torch.save(content, path)
     fails("kesi", "compare", path, path, "--no-accuracy", code=1, says=f"{path} is damaged: {says}")
 

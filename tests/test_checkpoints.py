@@ -11,7 +11,9 @@ import torch
 import kesi
 import models
 from kesi import checkpoints
+from kesi.checkpoints.records import Info, Reference
 from kesi.method.pruning import prune_filters, prune_weights
+from kesi.method.snapshot import Snapshot
 from kesi.system.errors import KesiError, UsageError
 
 FIXTURES = Path(os.environ.get("KESI_FIXTURES", Path(__file__).parents[2] / "shared" / "fixtures"))
@@ -79,17 +81,18 @@ def test_all_kinds_of_released_checkpoints_load_without_being_told(arch, kind, t
     if kind == "weight":
         assert loaded.masks.sparsity() == pytest.approx(0.4, abs=1e-3)
     if kind == "trained":
-        assert loaded.info["metrics"]["best_prec1"] == pytest.approx(93)
+        assert loaded.info.metrics["best_prec1"] == pytest.approx(93)
 
 
 def test_what_was_saved_is_what_is_loaded(tmp_path):
     network = small()
     masks = prune_weights(network, 0.5)
-    info = {"stage": "onecycle-1", "round": 1, "metrics": {"test_accuracy": 91.5}, "list": [1, 2.5, "x", None, True]}
-    digest = checkpoints.save(tmp_path / "a" / "b.pth.tar", network, info, masks, {"epoch": 3})
+    info = Info(stage="onecycle-1", round=1, metrics={"test_accuracy": 91.5}, settings={"list": [1, 2.5, "x", True]},
+                teachers=[Reference("../x.pth.tar", "baseline", "12")], amount=[0.1, 0.2])
+    digest = checkpoints.save(tmp_path / "a" / "b.pth.tar", Snapshot("onecycle-1", network, masks), info, {"epoch": 3})
     loaded = checkpoints.load(tmp_path / "a" / "b.pth.tar")
     assert same(loaded.network, network) and loaded.info == info and loaded.training == {"epoch": 3}
-    assert (loaded.digest, loaded.stage, loaded.round) == (digest, "onecycle-1", 1)
+    assert (loaded.file_digest, loaded.name, loaded.round) == (digest, "onecycle-1", 1)
     assert all(torch.equal(loaded.masks.state_dict()[name], mask) for name, mask in masks.state_dict().items())
     assert checkpoints.find(tmp_path / "a" / "b.pth.tar") == tmp_path / "a" / "b.pth.tar"
     assert os.listdir(tmp_path / "a") == ["b.pth.tar"]
@@ -102,19 +105,19 @@ def test_a_masked_weight_may_be_alive_and_zero(tmp_path):
     place = tuple(mask.nonzero()[0].tolist())
     with torch.no_grad():
         network.get_parameter(name)[place] = 0.0
-    checkpoints.save(tmp_path / "x.pth.tar", network, {}, masks)
+    checkpoints.save(tmp_path / "x.pth.tar", Snapshot("", network, masks), Info())
     assert bool(checkpoints.load(tmp_path / "x.pth.tar").masks.state_dict()[name][place])
 
 
 def test_weights_that_are_not_finite_never_replace_good_ones(tmp_path):
     path = tmp_path / "x.pth.tar"
-    checkpoints.save(path, small(), {})
+    checkpoints.save(path, Snapshot("", small()), Info())
     before = path.read_bytes()
     broken = small()
     with torch.no_grad():
         broken.fc.weight[0, 0] = float("nan")
     with pytest.raises(KesiError, match="fc.weight holds values that are not finite"):
-        checkpoints.save(path, broken, {})
+        checkpoints.save(path, Snapshot("", broken), Info())
     assert path.read_bytes() == before and os.listdir(tmp_path) == ["x.pth.tar"]
 
 
@@ -141,7 +144,7 @@ def write(path, value):
 def test_bad_files_are_named_in_one_line(tmp_path):
     network = small()
     good = tmp_path / "good.pth.tar"
-    checkpoints.save(good, network, {})
+    checkpoints.save(good, Snapshot("", network), Info())
     truncated = tmp_path / "truncated.pth.tar"
     truncated.write_bytes(good.read_bytes()[:-3000])
     text = tmp_path / "text.pth.tar"
@@ -173,7 +176,7 @@ def test_bad_files_are_named_in_one_line(tmp_path):
 
 def test_every_change_of_content_is_noticed(tmp_path):
     path = tmp_path / "x.pth.tar"
-    checkpoints.save(path, small(), {"seed": 1, "metrics": {"test_accuracy": 90.0}})
+    checkpoints.save(path, Snapshot("", small()), Info(seed=1, metrics={"test_accuracy": 90.0}))
     for change in (lambda c: c["info"].update(seed=2), lambda c: c["info"]["metrics"].update(test_accuracy=99.0),
                    lambda c: c["state_dict"]["fc.bias"].add_(1e-7), lambda c: c.pop("digest"),
                    lambda c: c.update(extra=1), lambda c: c["cfg"].__setitem__(0, 15)):
@@ -190,7 +193,7 @@ def test_flipped_bits_and_cuts_are_refused_or_harmless(tmp_path):
     torch.manual_seed(0)
     network = models.create("resnet20", 3, [1] * 9)
     masks = prune_weights(network, 0.5)
-    checkpoints.save(path, network, {"stage": "baseline"}, masks)
+    checkpoints.save(path, Snapshot("baseline", network, masks), Info(stage="baseline"))
     content, refused = path.read_bytes(), 0
     generator = torch.Generator().manual_seed(0)
     for case in range(200):
@@ -205,7 +208,7 @@ def test_flipped_bits_and_cuts_are_refused_or_harmless(tmp_path):
             assert "\n" not in str(error) and str(damaged) in str(error)
             refused += 1
         else:
-            assert same(loaded.network, network) and loaded.info == {"stage": "baseline"}
+            assert same(loaded.network, network) and loaded.info == Info(stage="baseline")
             assert all(torch.equal(loaded.masks.state_dict()[n], m) for n, m in masks.state_dict().items())
     assert refused > 50
 

@@ -274,7 +274,7 @@ def test_on_a_cpu_an_epochs_accuracy_is_the_reported_one_bit_for_bit():
     digits, model = load("digits"), network()
     assert make_forward(model, "cpu", "bf16", "auto") is None
     history = fit(model, digits, ONE_CYCLE.scaled(0.02), seed=0, options=Options(eval_every=1))
-    assert (history[-1]["test_loss"], history[-1]["test_accuracy"]) == evaluate(
+    assert (history[-1].test_loss, history[-1].test_accuracy) == evaluate(
         model, digits, digits.test
     )
 

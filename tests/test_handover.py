@@ -18,6 +18,7 @@ import models
 from datagen import write_imagefolder
 from doors import fails, works
 from kesi import checkpoints
+from kesi.checkpoints.records import Info
 from kesi.cli.export import export
 from kesi.data import load
 from kesi.method.training import predict as predict_split
@@ -27,6 +28,7 @@ from kesi.tools.handover.card import accuracies_by_seed, wilson
 from kesi.tools.handover.folder import runtime
 from kesi.tools.inputs import inputs_of
 from kesi.tools.predict import image_files, predict_images
+from saving import keep
 
 pytest_plugins = ["tinyrun"]
 pytest.importorskip("onnxruntime")
@@ -109,10 +111,10 @@ def test_metadata_says_what_the_file_is(handed, filter_run):
     said = onnxruntime.InferenceSession(str(handed / "model.onnx")).get_modelmeta()
     about = {key: json.loads(value) for key, value in said.custom_metadata_map.items()}
     checkpoint = checkpoints.load(filter_run / "seed0/kesi")
-    assert about["kesi.digest"] == checkpoint.digest and about["kesi.made_with"].startswith("KESI ")
+    assert about["kesi.digest"] == checkpoint.file_digest and about["kesi.made_with"].startswith("KESI ")
     assert about["kesi.mean"] == pytest.approx(load("digits").mean)
     assert about["kesi.resize"] == [16] and about["kesi.crop"] == about["kesi.image_size"] == 16
-    assert about["kesi.accuracy"] == {"percent": checkpoint.info["metrics"]["test_accuracy"],
+    assert about["kesi.accuracy"] == {"percent": checkpoint.info.metrics["test_accuracy"],
                                       "images": "1,497 test images of digits"}
     assert about["kesi.raw"] is False
     config = json.loads((handed / "config.json").read_text())
@@ -137,13 +139,12 @@ def test_the_example_prepares_photographs_as_training_did(tmp_path, bare, arch, 
     root = write_imagefolder(tmp_path / "photos", test_per_class=5)
     dataset = load("imagefolder", root, image_size=size, family=family)
     torch.manual_seed(3)
-    info = {"stage": "baseline", "dataset": dataset.describe()}
     path, network = tmp_path / "c.pth.tar", models.create(arch, 3)
     logits = predict_split(network.eval(), dataset, dataset.test)  # (N, 3)
     scale = 2 / (logits - logits.mean(0)).std()  # so that a pixel makes a difference to a probability
     network.fc.weight.data *= scale
     network.fc.bias.data = scale * (network.fc.bias.data - logits.mean(0))
-    checkpoints.save(path, network, info)
+    keep(path, network, stage="baseline", data=dataset.describe())
     export([str(path), "--out", str(tmp_path / "net"), "--no-latency", "--data", str(root)])
     files = image_files([root / "test"])
     expect(run_bare(bare, tmp_path / "net/example.py", *files), path, files)
@@ -253,7 +254,7 @@ def test_flags_that_do_not_go_together(filter_run, tmp_path, monkeypatch, words,
 def test_int8_without_training_images(tmp_path):
     network = models.create("resnet20", 10)
     said = load("digits").describe() | {"name": "cifar10"}
-    checkpoints.save(tmp_path / "c.pth.tar", network, {"stage": "baseline", "dataset": said})
+    keep(tmp_path / "c.pth.tar", network, stage="baseline", data=said)
     for name in ("net", "net.onnx"):
         fails("kesi", "export", tmp_path / "c.pth.tar", "--out", tmp_path / name, "--int8",
               "--data", tmp_path, code=1,
@@ -315,8 +316,8 @@ def test_two_steps_of_resizing_where_images_were_stored_small():
     """Photographs' networks look at digits, stored at 16 px, enlarged: both steps are told."""
     import dataclasses
     torch.manual_seed(0)
-    checkpoint = checkpoints.Checkpoint(models.create("resnet18", 10), None, {}, "", "", Path("c"))
-    checkpoint.info["dataset"] = load("digits", image_size=56, family="tinyimagenet").describe()
+    said = load("digits", image_size=56, family="tinyimagenet").describe()
+    checkpoint = checkpoints.Checkpoint("", models.create("resnet18", 10), info=Info(data=said))
     inputs = inputs_of(checkpoint)
     assert inputs.resize == (16, 64) and inputs.image_size == 56
     assert dataclasses.replace(inputs, dataset="imagefolder").resize == (64,)

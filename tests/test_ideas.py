@@ -70,7 +70,7 @@ SCHEDULES["falling"] = falling
 RETRAININGS["linear"] = Retraining(Training(epochs=40, batch_size=128, lr=0.05, schedule="falling"),
                                    "linear decay", "#CC79A7", "^")
 register_dataset("half", DatasetInfo(half, num_classes=10, train_images=150, side=16, flip=False))
-COLUMNS.append(Column("images seen", lambda row: row.images, digits=0))
+COLUMNS.append(Column("images seen", lambda row: row.spread("images"), digits=0))
 '''
 
 

@@ -16,7 +16,6 @@ from torch import nn
 
 import kesi
 import models
-from kesi import checkpoints
 from kesi.checkpoints.checkpoint import load
 from kesi.data import datasets
 from kesi.data.arrays import from_arrays
@@ -32,6 +31,7 @@ from kesi.runs.results import load_run
 from kesi.system.errors import KesiError, UsageError
 from kesi.tools import export
 from kesi.tools.inputs import inputs_of
+from saving import keep
 from tinyrun import ENVIRONMENT, ROOT
 
 pytestmark = pytest.mark.slow
@@ -383,7 +383,7 @@ def saved(tmp_path_factory):
     before = dict(models.ARCHITECTURES)
     kesi.register("elsewhere", Concatenating, image_size=16)
     network = prune_filters(seeded(lambda: models.create("elsewhere", 10)), 0.25)
-    checkpoints.save(folder / "net.pth.tar", network, {"stage": "pruned-1"})
+    keep(folder / "net.pth.tar", network, stage="pruned-1")
     models.ARCHITECTURES.clear()
     models.ARCHITECTURES.update(before)
     (folder / "my_networks.py").write_text(

@@ -10,7 +10,7 @@ from torchvision.models.convnext import CNBlockConfig
 
 import kesi
 import models
-from kesi.data.sources.digits import load_digits
+from kesi.data import load
 from kesi.method.pruning import prune_filters
 from kesi.method.training import Options
 from kesi.own import graphs
@@ -32,7 +32,8 @@ def registry():
 
 
 def digits(count: int = 48):
-    train, test = load_digits(32)
+    dataset = load("digits", image_size=32)
+    train, test = dataset.train, dataset.test
     return (train.take(0, count), train.labels[:count]), (test.take(0, 60), test.labels[:60])
 
 

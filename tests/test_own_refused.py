@@ -7,7 +7,7 @@ from torch.nn.utils import parametrizations, prune
 
 import kesi
 import models
-from kesi.data.sources.digits import load_digits
+from kesi.data import load
 from kesi.method.recipes import recipe
 from kesi.method.training import Options, fit
 from kesi.own import compress as own
@@ -28,7 +28,8 @@ def registry():
 
 
 def digits(count: int = 40):
-    train, test = load_digits(8)
+    dataset = load("digits", image_size=8)
+    train, test = dataset.train, dataset.test
     return (train.take(0, count), train.labels[:count]), (test.take(0, 100), test.labels[:100])
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -50,14 +51,23 @@ def test_the_estimate_is_the_work_of_the_plan(tmp_path):
         job = grid.jobs([("resnet20", "digits", method)], [0], tmp_path)[0]
         sizes = plan.sizes(job.recipe, 10, INFO["digits"].image_size)
         assert grid.work(job) == {stage.name: stage.work(300, sizes if stage.name == "kesi" else ())
-                                  for stage in plan.stages(job.recipe, sizes, compare=True)}
+                                  for stage in plan.stages(job.recipe, sizes)}
         assert {*grid.work(job)} == {stage for stage in job.stages if not stage.startswith("ensemble")}
+
+
+def test_a_baseline_is_trained_once_for_both_methods(tmp_path):
+    jobs = grid.jobs(grid.pipelines(["digits"]), [0, 1], tmp_path)
+    assert [(job.recipe.method, grid.work(job)["baseline"] > 0) for job in jobs] == [
+        ("filter", True), ("weight", False)] * 2
+    folders = {job.words()[job.words().index("--baseline-folder") + 1] for job in jobs}
+    assert folders == {str(tmp_path / "digits-resnet20-baselines")}
 
 
 def test_the_time_left_goes_by_the_networks_own_speed(tmp_path):
     begun, other = grid.jobs([("resnet20", "digits", "filter"), ("resnet32", "digits", "filter")], [0], tmp_path)
     amount = grid.work(begun)
-    statuses = [grid.Status(begun, grid.MISSING, {"baseline": {"seconds": 7200.0}, "ensemble": {"seconds": None}}),
+    done = {"baseline": SimpleNamespace(seconds=7200.0), "ensemble": SimpleNamespace()}
+    statuses = [grid.Status(begun, grid.MISSING, done),
                 grid.Status(other, grid.MISSING)]
     left = sum(amount.values()) - amount["baseline"] + sum(grid.work(other).values())
     assert grid.hours_left(statuses) == pytest.approx(2 * left / amount["baseline"])
@@ -80,7 +90,7 @@ def test_a_dry_run_lists_the_jobs_and_touches_nothing(tmp_path):
     (("--table", "cifar", "--arch", "preresnet164", "--method", "weight"), "no pipeline of this"),
     (("--table", "digits", "--gpus", "2"), "one GPU at most"),
     (("--table", "digits", "--gpus", "0.5", "--slurm"), "whole GPUs"),
-    (("--table", "digits", "--seeds", "-1"), "--seeds"),
+    (("--table", "digits", "--seeds", "-1"), "a seed is a whole number from 0"),
     (("--table", "digits", "--epochs-scale", "0"), "--epochs-scale must be above 0"),
     (("--table", "digits", "--ray", "--slurm"), "not allowed with"),
     (("--table", "mnist"), "invalid choice")])
@@ -121,14 +131,16 @@ def test_one_failure_does_not_end_the_grid(half_failed):
 def test_it_ends_in_the_papers_table_over_what_is_finished(half_failed):
     save, outcome = half_failed
     for text in (outcome.out, (save / "report" / "table.md").read_text()):
-        assert "digits, seeds 0, 2" in text and "resnet20 PFEC + KESI" in text and "±" in text
-        assert "resnet20 PFEC departs from KESI's own settings: baseline epochs 2" in " ".join(text.split())
+        assert "digits, seeds 0, 2" in text and "resnet20 filter pruning + KESI" in text and "±" in text
+        assert "Resnet20 filter pruning departs from KESI's own settings: baseline epochs 2" in " ".join(text.split())
     assert "digits-resnet20-filter-seed1: missing, 0 of 6 stages" in (save / "report" / "table.md").read_text()
     rows = {row["method"]: row for row in csv.DictReader((save / "report" / "digits.csv").open())}
-    assert [*rows][:4] == ["baseline", "PFEC", "PFEC + one-cycle", "PFEC + KESI"]
+    assert [*rows][:4] == ["resnet20 baseline", "resnet20 filter pruning (PFEC), usual retraining",
+                           "resnet20 filter pruning + one-cycle", "resnet20 filter pruning + KESI"]
     found = [json.loads((save / f"digits-resnet20-filter-seed{seed}/seed{seed}/kesi/result.json").read_text())
              for seed in (0, 2)]
-    assert rows["PFEC + KESI"]["seeds"] == "2" and float(rows["PFEC + KESI"]["accuracy_mean"]) == pytest.approx(
+    last = rows["resnet20 filter pruning + KESI"]
+    assert last["seeds"] == "2" and float(last["accuracy_mean"]) == pytest.approx(
         sum(result["test_accuracy"] for result in found) / 2)
     singles = [*csv.DictReader((save / "report" / "stages.csv").open())]
     assert len(singles) == 12 and {row["run"] for row in singles} == {

@@ -30,6 +30,7 @@ from kesi.runs.steps import retrain
 from kesi.system import files
 from kesi.system.errors import KesiError, UsageError
 from kesi.system.locks import LOCK, held
+from saving import keep
 from tinyrun import same_command
 
 pytest_plugins = ["tinyrun"]
@@ -52,8 +53,8 @@ def pruned(tmp_path_factory):
     torch.manual_seed(0)
     network = models.create("resnet20", 10, [2] * 9)
     path = tmp_path_factory.mktemp("pruned") / "pruned.pth.tar"
-    checkpoints.save(path, network, {"kind": "pruned", "round": 1, "method": "weight"}, prune_weights(network, 0.5))
-    return path
+    keep(path, network, prune_weights(network, 0.5), kind="pruned", round=1, method="weight")
+    return checkpoints.load(path)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,7 @@ def train(dataset, pruned):
     def run(folder, save_every=1, stop_after=None, fresh=False, seed=0, interrupt=KeyboardInterrupt):
         context = Context(dataset, seed, Options(eval_every=0, save_every=save_every), fresh)
         if stop_after is None:
-            return retrain(context, STAGE, pruned, folder)
+            return retrain(context, STAGE, pruned, folder).path
         apply, left = torch.nn.functional.cross_entropy, [stop_after * 3 + 2]
 
         def counting(*arguments, **named):  # 3 steps an epoch
@@ -224,7 +225,8 @@ import sys
 sys.argv = ["finetune.py"]
 from kesi.cli import entry
 from kesi.data import load
-from kesi.method.recipes import ONE_CYCLE
+from kesi import checkpoints
+from kesi.method.recipes import RETRAININGS
 from kesi.runs.stage import Context
 from kesi.runs.steps import retrain
 from kesi.method.training import Options
@@ -233,8 +235,8 @@ from kesi.data import Split
 d = load("digits")
 d = replace(d, train=Split(d.train.images[:96], d.train.labels[:96]),
             test=Split(d.test.images[:50], d.test.labels[:50]))
-stage = replace(ONE_CYCLE, epochs={EPOCHS}, batch_size=32)
-entry.run(lambda: retrain(Context(d, 0, Options(eval_every=0)), stage, __import__("pathlib").Path({str(pruned)!r}),
+stage = replace(RETRAININGS["onecycle"].training, epochs={EPOCHS}, batch_size=32)
+entry.run(lambda: retrain(Context(d, 0, Options(eval_every=0)), stage, checkpoints.load({str(pruned.path)!r}),
                         __import__("pathlib").Path({str(tmp_path)!r})))
 """)
     assert code == 1 and "continues after epoch 2" in out
@@ -248,7 +250,7 @@ entry.run(lambda: retrain(Context(d, 0, Options(eval_every=0)), stage, __import_
 def test_any_error_of_the_disk_is_one_line_and_changes_nothing(tmp_path, monkeypatch, number):
     path = tmp_path / "x.pth.tar"
     network = models.create("resnet20", 3, [1] * 9)
-    checkpoints.save(path, network, {})
+    keep(path, network)
     before = path.read_bytes()
 
     def full(*_):
@@ -256,7 +258,7 @@ def test_any_error_of_the_disk_is_one_line_and_changes_nothing(tmp_path, monkeyp
 
     monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(KesiError, match=f"cannot write .*{os.strerror(number)}; what was there before") as error:
-        checkpoints.save(path, network, {"stage": "x"})
+        keep(path, network, stage="x")
     assert "\n" not in str(error.value) and path.read_bytes() == before and os.listdir(tmp_path) == ["x.pth.tar"]
 
 

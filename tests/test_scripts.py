@@ -15,6 +15,7 @@ from doors import ROOT, fails, script, works
 from kesi import checkpoints
 from kesi.cli import entry
 from kesi.method.pruning import prune_filters
+from saving import keep
 
 SHORT = ("--epochs-scale", "0.02")  # two epochs for the baseline, one for everything else
 TINY = ("--arch", "resnet20", "--dataset", "digits", *SHORT)
@@ -155,10 +156,11 @@ def test_teachers_can_be_named_and_are_all_checked_first(runs, tmp_path):
                 "--temperature", 1, "--save", tmp_path / "kesi")
     assert "2 teachers, given" in out
     result = json.loads((tmp_path / "kesi" / "result.json").read_text())
-    assert result["temperature"] == 1 and [t["stage"] for t in result["teachers"]] == ["baseline", "onecycle-1"]
+    assert result["settings"]["objective"]["loss"]["temperature"] == 1
+    assert [teacher["stage"] for teacher in result["teachers"]] == ["baseline", "onecycle-1"]
     assert not same_weights(pipeline / "kesi", tmp_path / "kesi")
     other = models.create("resnet20", 7)
-    checkpoints.save(tmp_path / "seven.pth.tar", other, {})
+    keep(tmp_path / "seven.pth.tar", other)
     fails("cifar/filter_pruning/ensemble_finetune.py", "--refine", pipeline / "onecycle-2", *SHORT, "--teachers",
           pipeline / "baseline", tmp_path / "seven.pth.tar", "--save", tmp_path / "k2", code=2,
           says="seven.pth.tar knows 7 classes, but digits has 10")

@@ -52,7 +52,7 @@ def test_stages_by_hand_on_photographs_of_all_modes(tmp_path):
     works("tinyimagenet/filter_pruning/finetune.py", "--refine", tmp_path / "onecycle-1", *common)
     out = works("tinyimagenet/filter_pruning/ensemble_finetune.py", "--refine", tmp_path / "onecycle-1", *common)
     assert "2 teachers, found beside" in out
-    info = checkpoints.load(tmp_path / "kesi").info["dataset"]
+    info = checkpoints.load(tmp_path / "kesi").info.data
     assert info["classes"] == ["cat", "dog", "owl"] and info["augmentation"]["name"] == "RandomResizedCrop"
 
 

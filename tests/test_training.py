@@ -12,7 +12,7 @@ from torch import nn
 import models
 from kesi.data import load
 from kesi.method.pruning import Masks, prune_weights
-from kesi.method.recipes import DISTILL, ONE_CYCLE, USUAL, recipe
+from kesi.method.recipes import DISTILLATION, ONE_CYCLE, USUAL, recipe
 from kesi.method.schedules import learning_rates, optimizer_for, schedule_for
 from kesi.method.training import Options, evaluate, fit
 from kesi.system.errors import KesiError, UsageError
@@ -30,7 +30,7 @@ def small(seed=0):
     return models.create("resnet20", 10, [2] * 9)
 
 
-@pytest.mark.parametrize(("stage", "steps"), [(ONE_CYCLE, 391), (DISTILL, 7), (replace(ONE_CYCLE, epochs=1), 5),
+@pytest.mark.parametrize(("stage", "steps"), [(ONE_CYCLE, 391), (DISTILLATION, 7), (replace(ONE_CYCLE, epochs=1), 5),
                                               (replace(ONE_CYCLE, epochs=2), 5), (replace(ONE_CYCLE, epochs=1), 1)])
 def test_one_cycle_starts_peaks_and_ends_where_the_paper_says(stage, steps):
     rates = learning_rates(stage, steps)
@@ -58,9 +58,9 @@ def test_optimisers_are_the_recipes():
     network = small()
     sgd = optimizer_for(network, ONE_CYCLE).param_groups[0]
     assert (sgd["momentum"], sgd["weight_decay"]) == (0.9, 1e-4)
-    adam = optimizer_for(network, DISTILL)
+    adam = optimizer_for(network, DISTILLATION)
     assert isinstance(adam, torch.optim.Adam) and adam.param_groups[0]["weight_decay"] == 0
-    schedule_for(adam, DISTILL, 10)  # momentum is cycled with Adam, too
+    schedule_for(adam, DISTILLATION, 10)  # momentum is cycled with Adam, too
     assert adam.param_groups[0]["betas"][0] == pytest.approx(0.95)
 
 
@@ -83,13 +83,13 @@ def test_same_seed_same_result_bit_for_bit_and_another_seed_another(digits):
         network = small()
         torch.rand(seed + 3)  # what was drawn before does not matter
         history = fit(network, digits, stage, seed=seed, options=LAST_ONLY)
-        runs.append((weights(network), [row["train_loss"] for row in history]))
+        runs.append((weights(network), [row.train_loss for row in history]))
     assert torch.equal(runs[0][0], runs[1][0]) and runs[0][1] == runs[1][1]
     assert not torch.equal(runs[0][0], runs[2][0])
 
 
 @pytest.mark.parametrize("stage", [replace(ONE_CYCLE, epochs=3, batch_size=64),
-                                   replace(DISTILL, epochs=3, batch_size=100),
+                                   replace(DISTILLATION, epochs=3, batch_size=100),
                                    replace(recipe("resnet20", "digits", "filter").baseline.scaled(0.05))],
                          ids=["one-cycle sgd", "one-cycle adam", "multi-step"])
 def test_a_continued_run_equals_an_uninterrupted_one_bit_for_bit(digits, stage):
@@ -117,7 +117,7 @@ def test_a_continued_run_equals_an_uninterrupted_one_bit_for_bit(digits, stage):
         found = fit(resumed, digits, stage, seed=5, masks=Masks(resumed, saved["masks"]), options=LAST_ONLY,
                     resume=saved["state"])
         assert torch.equal(weights(resumed), weights(whole))
-        without_time = [[{**row, "seconds": 0} for row in history] for history in (found, expected)]
+        without_time = [[replace(row, seconds=0) for row in history] for history in (found, expected)]
         assert without_time[0] == without_time[1]
 
 
@@ -125,11 +125,11 @@ def test_history_says_what_happened(digits):
     held_out = load("digits", val_fraction=0.2)
     history = fit(small(), held_out, replace(ONE_CYCLE, epochs=3, batch_size=64), seed=0,
                   options=Options(eval_every=2))
-    assert [row["epoch"] for row in history] == [1, 2, 3]
-    assert [row["test_accuracy"] is None for row in history] == [True, False, False]
-    assert [row["val_accuracy"] is None for row in history] == [True, False, False]
-    assert all(0 <= row["train_accuracy"] <= 100 and row["seconds"] >= 0 for row in history)
-    assert history[-1]["lr"] == pytest.approx(0.1 / 1000)
+    assert [row.epoch for row in history] == [1, 2, 3]
+    assert [row.test_accuracy is None for row in history] == [True, False, False]
+    assert [row.val_accuracy is None for row in history] == [True, False, False]
+    assert all(0 <= row.train_accuracy <= 100 and row.seconds >= 0 for row in history)
+    assert history[-1].lr == pytest.approx(0.1 / 1000)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(digits):
@@ -145,7 +145,7 @@ def test_training_learns(digits):
     network = small()
     before = copy.deepcopy(network)
     history = fit(network, digits, replace(ONE_CYCLE, epochs=8, batch_size=32), seed=0, options=LAST_ONLY)
-    assert history[-1]["test_accuracy"] > 50 and history[-1]["train_loss"] < history[0]["train_loss"] / 1.5
+    assert history[-1].test_accuracy > 50 and history[-1].train_loss < history[0].train_loss / 1.5
     assert not torch.equal(weights(before), weights(network))
 
 

@@ -23,15 +23,16 @@ from PIL import Image
 import models
 from doors import fails, script, works
 from kesi import checkpoints
+from kesi.checkpoints.records import encode
 from kesi.data import Split, load
-from kesi.method import sizes
+from kesi.method import recipes, sizes
 from kesi.method.pruning import Masks, prune_filters, prune_weights
 from kesi.method.pruning.filters import pruned_widths
-from kesi.method.recipes import ONE_CYCLE
 from kesi.runs import resume
 from kesi.runs import steps as run_steps
 from kesi.runs.stage import Context
 from kesi.system.errors import KesiError
+from saving import keep
 from tinyrun import same_command
 
 pytest_plugins = ["tinyrun"]
@@ -168,7 +169,7 @@ def test_a_tar_archive_is_refused_before_torch_unpacks_it(tmp_path):
 def test_a_checkpoint_of_before_torch_1_6_still_loads(tmp_path):
     torch.save({"state_dict": network().state_dict(), "cfg": [1] * 9, "best_prec1": torch.tensor(0.5)},
                tmp_path / "x.pth.tar", _use_new_zipfile_serialization=False)
-    assert checkpoints.load(tmp_path / "x.pth.tar").info["metrics"] == {"best_prec1": 50.0}
+    assert checkpoints.load(tmp_path / "x.pth.tar").info.metrics == {"best_prec1": 50.0}
 
 
 # -- files with our own format tag
@@ -364,12 +365,12 @@ def saved(folder, model, layer=None, share=0.1):
         state[f"{layer}.weight"][:] = False
         masks = Masks(model, state)
         masks.apply()
-    checkpoints.save(folder / "pruned.pth.tar", model, {"kind": "pruned", "round": 1, "method": "weight"}, masks)
-    return folder / "pruned.pth.tar"
+    keep(folder / "pruned.pth.tar", model, masks, kind="pruned", round=1, method="weight")
+    return checkpoints.load(folder / "pruned.pth.tar")
 
 
 VGG = [8, 8, "M", 8, 8, "M", 8, 8, 8, "M", 8, 8, 8, "M", 8, 8, 8]
-STAGE = replace(ONE_CYCLE, epochs=1, batch_size=32)
+STAGE = replace(recipes.RETRAININGS[recipes.OWN].training, epochs=1, batch_size=32)
 
 
 def test_a_chain_that_is_cut_is_refused_before_it_trains(digits, tmp_path):
@@ -406,9 +407,10 @@ def test_pruning_a_whole_layer_is_said_at_once(tmp_path):
     model = models.create("resnet20", 10, [2] * 9)
     with torch.no_grad():
         model.layer3[0].conv1.weight.mul_(1e-6)
-    checkpoints.save(tmp_path / "checkpoint.pth.tar", model, {"kind": "baseline", "round": 0})
+    keep(tmp_path / "checkpoint.pth.tar", model, kind="baseline", round=0)
     with pytest.warns(UserWarning, match="round 1 prunes every weight of layer3.0.conv1$"):
-        run_steps.prune(checkpoints.load(tmp_path), "weight", 0.3, tmp_path / "next" / "pruned.pth.tar")
+        run_steps.prune(checkpoints.load(tmp_path), recipes.recipe("resnet20", "digits", "weight"), 0.3,
+                        tmp_path / "next", 1)
 
 
 def test_an_accuracy_of_chance_is_reported_and_recorded(digits, tmp_path):
@@ -435,9 +437,9 @@ def test_every_result_and_every_row_of_the_report_says_where_it_comes_from(filte
             assert row["parent"].split() == result["members_digests"]
             continue
         assert len(result["recipe_hash"]) == 12 and row["recipe_hash"] == result["recipe_hash"]
-        info = checkpoints.load(path.parent).info
+        info = encode(checkpoints.load(path.parent).info)
         for name in ("commit", "dirty", "versions", "device", "seed", "command", "recipe_hash", "parent"):
-            assert info[name] == result[name]
+            assert info.get(name) == result.get(name)
         if path.parent.name != "baseline":
             assert row["parent"] == checkpoints.load(path.parent / result["parent"]["path"]).digest
         assert row["network_digest"] == checkpoints.load(path.parent).digest

@@ -39,12 +39,14 @@ class Retraining:
     marker: str = "D"
 
 
+ONE_CYCLE = Training(epochs=40, batch_size=128, lr=0.1, schedule="onecycle")
+
+USUAL = Training(epochs=40, batch_size=128, lr=0.001, schedule="constant")
+
 # To compare another retraining, add its entry: the first is the method's own, whose snapshots teach.
 RETRAININGS: dict[str, Retraining] = {
-    "onecycle": Retraining(Training(epochs=40, batch_size=128, lr=0.1, schedule="onecycle"),
-                           "one-cycle", "#0072B2", "o"),
-    "usual": Retraining(Training(epochs=40, batch_size=128, lr=0.001, schedule="constant"),
-                        "usual", "#D55E00", "s")}
+    "onecycle": Retraining(ONE_CYCLE, "one-cycle", "#0072B2", "o"),
+    "usual": Retraining(USUAL, "usual", "#D55E00", "s")}
 
 OWN = next(iter(RETRAININGS))  # the name of the method's own retraining
 

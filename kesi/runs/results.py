@@ -100,7 +100,8 @@ def _folder_name(record: RunRecord) -> str:
         words = shlex.split(record.command or "")
     except ValueError:  # quotes that do not close
         return ""
-    known = record.dataset in INFO or "--data" not in words[:-1]
+    info = INFO.get(record.dataset)
+    known = info is None or info.num_classes is not None or "--data" not in words[:-1]
     return "" if known else Path(words[words.index("--data") + 1]).resolve().name
 
 
