@@ -29,18 +29,22 @@ PROGRAM = "kesi.tools.handover.example"
 MENU = {"README.md": "KESI", "docs/method.md": "The method", "docs/data.md": "Own images",
         "docs/own-network.md": "Own networks", "docs/runs.md": "Runs", "docs/export.md": "Export",
         "docs/reproduce.md": "The paper's tables", "docs/clusters.md": "Several machines",
-        "docs/code.md": "The code", "results/README.md": "Results", "benchmarks/README.md": "Benchmarks",
-        "CONTRIBUTING.md": "Contributing", "CHANGELOG.md": "Changelog"}
+        "docs/code.md": "The code", "results/README.md": "Results",
+        "benchmarks/README.md": "Benchmarks", "CONTRIBUTING.md": "Contributing",
+        "CHANGELOG.md": "Changelog"}
 EXTRAS = ["tables", "fenced-code-blocks", "header-ids", "code-friendly", "cuddled-lists"]
 PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{title}</title><style>
 :root {{ color-scheme: light dark }}
-body {{ font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 76rem; display: flex; flex-wrap: wrap }}
+body {{ font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 76rem;
+  display: flex; flex-wrap: wrap }}
 nav {{ flex: 1 0 11rem; padding: 1.5rem 1rem }} nav a {{ display: block; padding: .15rem 0 }}
 main {{ flex: 1 1 40rem; min-width: 0; padding: 0 1rem 3rem }}
-pre, main table {{ overflow-x: auto; display: block }} pre {{ font-size: .85rem; padding: .7rem; background: #8882 }}
-table {{ border-collapse: collapse }} td, th {{ padding: .25rem .6rem; border-bottom: 1px solid #8886 }}
+pre, main table {{ overflow-x: auto; display: block }}
+pre {{ font-size: .85rem; padding: .7rem; background: #8882 }}
+table {{ border-collapse: collapse }}
+td, th {{ padding: .25rem .6rem; border-bottom: 1px solid #8886 }}
 img {{ max-width: 100% }}
 </style></head><body><nav>{menu}</nav><main>{text}</main></body></html>
 """
@@ -80,8 +84,9 @@ def _write(name: str, out: Path) -> list[str]:
         linked.append(name)
         return f'{found[1]}="{up}{_target(name)}{mark}{anchor}"'
 
-    text = re.sub(r'(href|src)="([^"]*)"', rewritten, str(markdown2.markdown(source.read_text(), extras=EXTRAS)))
-    title = re.search(r"^# (.*)$", source.read_text(), re.MULTILINE)
+    written = source.read_text()
+    text = re.sub(r'(href|src)="([^"]*)"', rewritten, markdown2.markdown(written, extras=EXTRAS))
+    title = re.search(r"^# (.*)$", written, re.MULTILINE)
     menu = "\n".join(f'<a href="{up}{_target(page)}">{label}</a>' for page, label in MENU.items())
     menu += f'\n<a href="{up}{REFERENCE}">Reference</a>'
     target.write_text(PAGE.format(title=title[1] if title else name, menu=menu, text=text))
@@ -95,12 +100,13 @@ def _reference(out: Path) -> int:
     handover.__all__ = ["card", "folder", "hub"]  # not example.py, which runs where it is imported
     names = [package.__name__ for package in (kesi, models)]
     for package in (kesi, models):
-        names += [module.name for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
-                  if module.name not in (PROGRAM, "kesi.models")]
+        found = pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
+        names += [module.name for module in found if module.name not in (PROGRAM, "kesi.models")]
     pdoc.render.configure(docformat="markdown", show_source=True)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        warnings.filterwarnings("ignore", "The module specification")  # a package that brings its modules
+        # a package brings its modules, which are named once more
+        warnings.filterwarnings("ignore", "The module specification")
         pdoc.pdoc(*names, output_directory=out)
     return len(names)
 

@@ -6,8 +6,8 @@ Commands run in an empty folder, in the order of their document, changed as litt
   round and one seed; so does ``reproduce`` with its small table;
 - of pipelines of one network and method in one document the first, of ``reproduce`` the first that runs here; the
   others, and what would fetch something, with --dry-run, which looks at everything but images;
-- Python that begins with the comment ``# name.py`` is a file, to which further such pieces add; what takes it by
-  ``--with`` runs in a process of its own, so that nothing of it stays here;
+- Python that begins with the comment ``# name.py`` is a file, to which further such pieces add;
+  what takes it by ``--with`` runs in a process of its own, so that nothing of it stays here;
 - ``kesi export``, ``kesi predict`` and the like: as they stand, with fewer points, images or repetitions where they
   have a flag for it. Run folders that a document names and does not make are copies of tiny runs on digits;
 - what needs a cluster, and torchrun: their flags are read by their own parser, which then stops (test_reproduce.py and
@@ -148,7 +148,8 @@ class Sandbox:
             return
         if not flags:  # the name of a command rather than a line to type
             path = Path(name if name.endswith(".py") else f"{name.replace('.', '/')}.py")
-            assert (ROOT / path).is_file() or (ROOT / path.with_suffix("") / "__main__.py").is_file(), command
+            package = path.with_suffix("") / "__main__.py"
+            assert (ROOT / path).is_file() or (ROOT / package).is_file(), command
             return
         flags = ["runs/RUN-filter" if word == "RUN" else word for word in flags]
         if Path(name).name == "pipeline.py" and self.planned(name, flags):
@@ -298,7 +299,8 @@ def test_the_page_on_own_networks_can_be_followed(tmp_path):
     assert (tmp_path / "mine.onnx").is_file()
     place = next(place for place, word in enumerate(compare) if "{" in word)
     folder, names = compare[place][:-1].split("{")  # the shell's business
-    ran("-m", *compare[:place], *(folder + name for name in names.split(",")), *compare[place + 1:], "--no-latency")
+    folders = [folder + name for name in names.split(",")]
+    ran("-m", *compare[:place], *folders, *compare[place + 1:], "--no-latency")
     ran(ROOT / pipeline[1], *pipeline[2:], *QUICK)
 
 
@@ -431,7 +433,8 @@ def test_the_site_is_built_without_a_warning(tmp_path):
     assert "<img" in (tmp_path / "index.html").read_text()
     for page in [tmp_path / "index.html", *(tmp_path / "docs").glob("*.html")]:
         for target in re.findall(r'(?:href|src)="([^"#]+)', page.read_text()):
-            assert re.match(r"\w+:", target) or (page.parent / target).is_file(), f"{page}: {target}"
+            outside = re.match(r"\w+:", target)
+            assert outside or (page.parent / target).is_file(), f"{page}: {target}"
 
 
 def test_the_readme_is_short():
