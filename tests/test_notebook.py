@@ -56,7 +56,9 @@ def test_shows_what_it_promises(committed):
     assert figures(committed) == ["images", "rates", "baseline", "norms", "rounds", "filters", "disagreement",
                                   "growing", "distil", "line"]
     table = text_of(committed.cells[[cell.id for cell in committed.cells].index("table")])
-    for row in ("baseline", "PFEC", "PFEC + one-cycle", "PFEC + KESI", "MWP", "MWP + one-cycle", "MWP + KESI"):
+    for row in ("baseline", "filter pruning (PFEC), usual retraining", "filter pruning + one-cycle",
+                "filter pruning + KESI", "weight pruning (MWP), usual retraining",
+                "weight pruning + one-cycle", "weight pruning + KESI"):
         assert f"| {row} |" in table
 
 

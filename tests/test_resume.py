@@ -463,7 +463,7 @@ def test_a_state_from_elsewhere_is_looked_at_before_anything_is_replaced(train, 
     fails(*one, "--save", tmp_path / "a", "--resume", tmp_path / "b", code=2, says="has a state of its own")
     fails(*one, "--save", tmp_path / "c", "--resume", tmp_path / "b", code=2, says="another seed (1, now 0)")
     fails(*one, "--save", tmp_path / "a", "--resume", tmp_path / "b", "--fresh", code=2, says="give one of them")
-    fails(*one, "--save", tmp_path / "a", "--precision", "bf16", code=2, says="another precision (auto, now bf16)")
+    fails(*one, "--save", tmp_path / "a", "--precision", "bf16", code=2, says="another precision (fp32, now bf16)")
     assert state.read_bytes() == before and not (tmp_path / "c" / resume.STATE).exists()
     assert "continues after epoch 1" in works(*one, "--save", tmp_path / "d", "--resume", tmp_path / "a")
     assert "continues after epoch 1" in works(*one, "--save", tmp_path / "a", "--eval-every", 1)

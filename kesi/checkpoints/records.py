@@ -109,7 +109,8 @@ def decode(kind: type[T], value: object, path: Path | str, trouble: str = "is da
         if one.name not in value and not required:
             continue
         try:
-            found[one.name] = _as(_hints(kind)[one.name], value.get(one.name), path)
+            where = (path, trouble, f"{prefix}{one.name}.")
+            found[one.name] = _as(_hints(kind)[one.name], value.get(one.name), where)
         except _Wrong:
             raise KesiError(f"{path} {trouble}: its {prefix}{one.name} is "
                             f"{shown(value.get(one.name))}") from None
@@ -130,28 +131,28 @@ _PLAIN: dict[type, Check] = {float: fields.number, int: fields.integer, str: fie
                              list: lambda value: isinstance(value, list)}
 
 
-def _as(hint: Any, value: Any, path: Path | str) -> Any:
+def _as(hint: Any, value: Any, where: tuple[Path | str, str, str]) -> Any:
     """``value`` as a type says, records made of what stands for them. Raises _Wrong where it is not."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
-        _as(inner[0], value, path)
+        _as(inner[0], value, where)
         if not all(check(value) for check in inner[1:]):
             raise _Wrong
         return value
     if origin in (types.UnionType, typing.Union):
-        return None if value is None else _as(inner[0], value, path)
+        return None if value is None else _as(inner[0], value, where)
     if origin is list:
         if not isinstance(value, (list, tuple)):
             raise _Wrong
-        return [_as(inner[0], item, path) for item in value]
+        return [_as(inner[0], item, where) for item in value]
     if origin is dict:
         if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
             raise _Wrong
-        return {key: _as(inner[1], item, path) for key, item in value.items()}
+        return {key: _as(inner[1], item, where) for key, item in value.items()}
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, dict):
             raise _Wrong
-        return decode(hint, value, path, prefix=f"{hint.__name__.lower()}.")
+        return decode(hint, value, *where)
     if hint is not Any and not _PLAIN[hint](value):
         raise _Wrong
     return value

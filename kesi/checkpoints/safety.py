@@ -41,7 +41,7 @@ CONTENT = {"arch": fields.text, "num_classes": fields.integer, "cfg": lambda val
            "state_dict": fields.dictionary, "info": fields.dictionary, "masks": optional(fields.dictionary),
            "training": optional(fields.dictionary), "digest": fields.text}
 
-TRAINING = {"epoch": fields.integer, "history": fields.several(fields.dictionary),
+TRAINING = {"epoch": fields.integer, "history": fields.several(lambda value: True),
             "optimizer": fields.dictionary, "schedule": fields.dictionary}
 
 
