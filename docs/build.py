@@ -29,8 +29,8 @@ PROGRAM = "kesi.tools.handover.example"
 MENU = {"README.md": "KESI", "docs/method.md": "The method", "docs/data.md": "Own images",
         "docs/own-network.md": "Own networks", "docs/runs.md": "Runs", "docs/export.md": "Export",
         "docs/reproduce.md": "The paper's tables", "docs/clusters.md": "Several machines",
-        "docs/code.md": "The code", "results/README.md": "Results", "benchmarks/README.md": "Benchmarks",
-        "CONTRIBUTING.md": "Contributing", "CHANGELOG.md": "Changelog"}
+        "docs/code.md": "The code", "results/README.md": "Results", "benchmarks/README.md":
+        "Benchmarks", "CONTRIBUTING.md": "Contributing", "CHANGELOG.md": "Changelog"}
 EXTRAS = ["tables", "fenced-code-blocks", "header-ids", "code-friendly", "cuddled-lists"]
 PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
@@ -80,7 +80,8 @@ def _write(name: str, out: Path) -> list[str]:
         linked.append(name)
         return f'{found[1]}="{up}{_target(name)}{mark}{anchor}"'
 
-    text = re.sub(r'(href|src)="([^"]*)"', rewritten, str(markdown2.markdown(source.read_text(), extras=EXTRAS)))
+    text = re.sub(r'(href|src)="([^"]*)"', rewritten,
+                  str(markdown2.markdown(source.read_text(), extras=EXTRAS)))
     title = re.search(r"^# (.*)$", source.read_text(), re.MULTILINE)
     menu = "\n".join(f'<a href="{up}{_target(page)}">{label}</a>' for page, label in MENU.items())
     menu += f'\n<a href="{up}{REFERENCE}">Reference</a>'
@@ -95,12 +96,14 @@ def _reference(out: Path) -> int:
     handover.__all__ = ["card", "folder", "hub"]  # not example.py, which runs where it is imported
     names = [package.__name__ for package in (kesi, models)]
     for package in (kesi, models):
-        names += [module.name for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
+        names += [module.name
+                  for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
                   if module.name not in (PROGRAM, "kesi.models")]
     pdoc.render.configure(docformat="markdown", show_source=True)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        warnings.filterwarnings("ignore", "The module specification")  # a package that brings its modules
+        # a package that brings its modules
+        warnings.filterwarnings("ignore", "The module specification")
         pdoc.pdoc(*names, output_directory=out)
     return len(names)
 

@@ -1,4 +1,5 @@
-"""What files say of the things in them, as dataclasses: decoded and checked in one place, attributes from there on."""
+"""What files say of the things in them, as dataclasses: decoded and checked in one place,
+attributes from there on."""
 
 import dataclasses
 import functools
@@ -40,7 +41,8 @@ class Earlier(Origin):
 
 @dataclass(frozen=True)
 class Reference:
-    """How a file names the network that it was made from: relative to its own folder, and by its digest."""
+    """How a file names the network that it was made from:
+    relative to its own folder, and by its digest."""
 
     path: Annotated[str, fields.file_path]
     stage: str
@@ -96,7 +98,8 @@ def encode(record: Any) -> dict:
 
 def decode(kind: type[T], value: object, path: Path | str, trouble: str = "is damaged",
            prefix: str = "") -> T:
-    """The record that ``value``, read from ``path``, says; fields that it does not know are left out.
+    """The record that ``value``, read from ``path``, says;
+    fields that it does not know are left out.
 
     Raises KesiError that names the first field that cannot be: ``trouble`` says what such a file
     is, ``prefix`` where in it the fields stand ("info.").
@@ -132,7 +135,8 @@ _PLAIN: dict[type, Check] = {float: fields.number, int: fields.integer, str: fie
 
 
 def _as(hint: Any, value: Any, where: tuple[Path | str, str, str]) -> Any:
-    """``value`` as a type says, records made of what stands for them. Raises _Wrong where it is not."""
+    """``value`` as a type says, records made of what stands for them.
+    Raises _Wrong where it is not."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
         _as(inner[0], value, where)
