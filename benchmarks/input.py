@@ -1,13 +1,15 @@
-"""How fast batches come, without any training: KESI's batched augmentation against torchvision's transforms.
+"""How fast batches come, without any training:
+KESI's batched augmentation against torchvision's transforms.
 
     python -m benchmarks.input                    32 px: pad, crop, flip, normalise
     python -m benchmarks.input --size 224         RandomResizedCrop of 64-px images, flip, normalise
-    python -m benchmarks.input --size 224 --stored 256      the same of photographs, stored at 256 px
+    python -m benchmarks.input --size 224 --stored 256     the same of photographs, stored at 256 px
 
-The classic side is what most code does: a Dataset of PIL images with torchvision transforms, in a DataLoader
-with worker processes. Its images are in memory too, already decoded. The two sides take turns in one run; a
-turn begins with batches that are not counted, so that none is counted that a worker prepared during the other
-side's turn. No data set is needed: the images are noise, which costs as much as anything else.
+The classic side is what most code does: a Dataset of PIL images with torchvision transforms, in a
+DataLoader with worker processes. Its images are in memory too, already decoded. The two sides take
+turns in one run; a turn begins with batches that are not counted, so that none is counted that a
+worker prepared during the other side's turn. No data set is needed: the images are noise, which
+costs as much as anything else.
 """
 
 import argparse
@@ -36,7 +38,8 @@ NOT_COUNTED = 10  # batches at the start of a turn; more than two workers prepar
 class PilImages(TorchDataset):
     """The classic data set: one image at a time, from PIL to a normalised tensor."""
 
-    def __init__(self, images: np.ndarray, labels: list[int], transform: transforms.Compose) -> None:
+    def __init__(self, images: np.ndarray, labels: list[int],
+                 transform: transforms.Compose) -> None:
         self.images, self.labels, self.transform = images, labels, transform
 
     def __len__(self) -> int:
@@ -66,7 +69,8 @@ def classic(
 ) -> Iterator[torch.Tensor]:
     """Batches without end from torchvision transforms in a DataLoader."""
     crop = transforms.RandomCrop(size, 4) if size == 32 else transforms.RandomResizedCrop(size)
-    steps = [crop, transforms.RandomHorizontalFlip(), transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
+    steps = [crop, transforms.RandomHorizontalFlip(), transforms.ToTensor(),
+             transforms.Normalize(MEAN, STD)]
     dataset = PilImages(images.numpy(), [0] * len(images), transforms.Compose(steps))
     sampler = RandomSampler(dataset, replacement=True, num_samples=2**40 // batch * batch)
     loader = DataLoader(
@@ -88,11 +92,12 @@ def turn(batches: Iterator[torch.Tensor], seconds: float, device: torch.device) 
     return count / (time.perf_counter() - start)
 
 
-def measure(
-    size: int, stored: int, batch: int, seconds: float, turns: int, device: torch.device, workers: int
-) -> dict:
-    """Lets both sides take turns; returns images per second of each turn, medians and their ratio."""
-    images = torch.randint(0, 256, (50_000 * 32**2 // stored**2, stored, stored, 3), dtype=torch.uint8)
+def measure(size: int, stored: int, batch: int, seconds: float, turns: int, device: torch.device,
+            workers: int) -> dict:
+    """Lets both sides take turns; returns images per second of each turn, medians and their ratio.
+    """
+    images = torch.randint(0, 256, (50_000 * 32**2 // stored**2, stored, stored, 3),
+                           dtype=torch.uint8)
     augmentation = PadCrop(size, 4) if size == 32 else RandomResizedCrop(size)
     sides = {
         "KESI": ours(images, augmentation, batch, device),
@@ -117,14 +122,12 @@ def measure(
 
 def table(result: dict) -> str:
     """The result as a Markdown table."""
-    lines = [
-        f"Input side at {result['size']} px from {result['stored']}-px images, batch {result['batch']}, "
-        f"{result['machine']['device']}, {result['machine']['cores']} CPU cores, "
-        f"classic with {result['workers']} workers",
-        "",
-        "| side | images/s, median | slowest and fastest turn | ratio |",
-        "| --- | ---: | ---: | ---: |",
-    ]
+    lines = [f"Input side at {result['size']} px from {result['stored']}-px images, batch "
+             f"{result['batch']}, {result['machine']['device']}, {result['machine']['cores']} CPU "
+             f"cores, classic with {result['workers']} workers",
+             "",
+             "| side | images/s, median | slowest and fastest turn | ratio |",
+             "| --- | ---: | ---: | ---: |"]
     for name, rates in result["images_per_second"].items():
         median = result["median"][name]
         lines.append(
@@ -141,7 +144,8 @@ def _machine(device: torch.device) -> dict:
         else platform.processor() or platform.machine()
     )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"device": name, "cores": cores, "torch": torch.__version__, "python": platform.python_version()}
+    return {"device": name, "cores": cores, "torch": torch.__version__,
+            "python": platform.python_version()}
 
 
 def _synchronize(device: torch.device) -> None:
@@ -153,7 +157,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--size", type=int, default=32, choices=(32, 224), help="pixels of the batches")
+    parser.add_argument("--size", type=int, default=32, choices=(32, 224),
+                        help="pixels of the batches")
     parser.add_argument(
         "--stored", type=int, help="pixels of the stored images, for --size 224 (default: 64)"
     )

@@ -1,11 +1,14 @@
-"""The two sides of the benchmark, each in a process of its own that takes its turn when it is told to.
+"""The two sides of the benchmark, each in a process of its own that takes its turn
+when it is told to.
 
-One process a side, because much of what is compared belongs to a process: how it gives memory back, TF32, cuDNN's
-autotuning, and the peak of its memory. A side is started with its job and then answers requests, a line of JSON each:
+One process a side, because much of what is compared belongs to a process: how it gives memory back,
+TF32, cuDNN's autotuning, and the peak of its memory. A side is started with its job and then
+answers requests, a line of JSON each:
 
     python -m benchmarks.sides '{"side": "ours", "stage": "retrain"}'
 
-No data set is needed: the images are noise in the shape of CIFAR, which costs as much as anything else.
+No data set is needed: the images are noise in the shape of CIFAR, which costs as much as anything
+else.
 """
 
 import contextlib
@@ -46,10 +49,12 @@ CLASSES = 10
 
 @dataclass(frozen=True)
 class Job:
-    """What a side does. ``stage``: "retrain" the unpruned network, or "distill" into that of the last round.
+    """What a side does. ``stage``: "retrain" the unpruned network,
+    or "distill" into that of the last round.
 
-    ``masked``: with weight masks of the last round's sparsity. ``teachers``: so many of
-    baseline, round 1, 2, ...; ``workers`` are the classic DataLoader's; ``compile`` and ``precision`` are for ours.
+    ``masked``: with weight masks of the last round's sparsity. ``teachers``: so many of baseline,
+    round 1, 2, ...; ``workers`` are the classic DataLoader's; ``compile`` and ``precision`` are for
+    ours.
     """
 
     side: str
@@ -68,10 +73,11 @@ class Job:
 
 
 class Ours:
-    """A stage as kesi.method.training.fit() runs it: its parts, in its order, for as many steps as are asked for."""
+    """A stage as kesi.method.training.fit() runs it:
+    its parts, in its order, for as many steps as are asked for."""
 
-    def __init__(self, job: Job, model: nn.Module, stage: Training, teachers: Sequence[nn.Module], temperature: float,
-                 masks: Masks | None):
+    def __init__(self, job: Job, model: nn.Module, stage: Training, teachers: Sequence[nn.Module],
+                 temperature: float, masks: Masks | None):
         self.model = model.to(device=job.device, memory_format=torch.channels_last).train()
         self.masks = masks
         if masks is not None:
@@ -81,8 +87,8 @@ class Ours:
         if teachers:
             objective = Distillation(SnapshotEnsemble(teachers, device=job.device), temperature)
         epoch = -(-job.images // job.batch)
-        self.step = execution.make_step(self.model, objective, job.device, self.precision, job.compile,
-                                    stage.epochs * epoch)
+        self.step = execution.make_step(self.model, objective, job.device, self.precision,
+                                        job.compile, stage.epochs * epoch)
         self.optimizer = optimizer_for(self.model, stage)
         self.schedule = schedule_for(self.optimizer, replace(stage, epochs=WITHOUT_END), epoch)
 
@@ -111,14 +117,16 @@ def recipe_of(arch: str, method: str = "filter") -> Recipe:
 def networks(arch: str, size: int, classes: int = CLASSES) -> list[nn.Module]:
     """Baseline and the filter-pruned network of every round, with weights drawn from a fixed seed.
 
-    Their batch norms have seen one batch, because untrained networks of this depth overflow in eval mode otherwise.
+    Their batch norms have seen one batch, because untrained networks of this depth overflow in eval
+    mode otherwise.
     """
     found, cfg = [], list(models.ARCHITECTURES[arch].cfg)
     torch.manual_seed(0)
     for rates in (None, *recipe_of(arch).rounds):
         cfg = cfg if rates is None else pruned_widths(cfg, rates)
         model = models.create(arch, classes, cfg)
-        norms = [module for module in model.modules() if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d))]
+        norms = [module for module in model.modules()
+                 if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d))]
         for norm in norms:
             norm.momentum = 1.0
         with torch.no_grad():
@@ -140,7 +148,8 @@ def our_batches(job: Job) -> TrainBatches:
     """Noise as fit() would see it."""
     augmentation = PadCrop(job.size, 4) if job.size <= 64 else RandomResizedCrop(job.size)
     split = Split(*noise(job.images, job.size))
-    dataset = Dataset("noise", split, split, None, tuple(map(str, range(CLASSES))), MEAN, STD, job.size, augmentation)
+    dataset = Dataset("noise", split, split, None, tuple(map(str, range(CLASSES))), MEAN, STD,
+                      job.size, augmentation)
     return TrainBatches(dataset, job.batch, 0, job.device)
 
 
@@ -160,15 +169,16 @@ class Side:
         self.job, self.device = job, torch.device(job.device)
         set_threads(job.threads)
         plan = recipe_of(job.arch, "weight" if job.masked else "filter")
-        stage = replace(plan.distill if job.stage == "distill" else plan.retrain, batch_size=job.batch)
+        stage = replace(plan.distill if job.stage == "distill" else plan.retrain,
+                        batch_size=job.batch)
         rounds = networks(job.arch, job.size)
         model = copy.deepcopy(rounds[-1 if job.stage == "distill" else 0])
         masks = prune_weights(model, plan.rounds[-1]) if job.masked else None
         teachers = rounds[:job.teachers] if job.stage == "distill" else []
         if job.side == "classic":
             epoch = -(-job.images // job.batch)
-            self.runner = Classic(model, replace(stage, epochs=WITHOUT_END), epoch, self.device, plan.temperature,
-                                  teachers, job.masked)
+            self.runner = Classic(model, replace(stage, epochs=WITHOUT_END), epoch, self.device,
+                                  plan.temperature, teachers, job.masked)
         else:
             self.runner = Ours(job, model, stage, teachers, plan.temperature, masks)
         self._training = self._train()
@@ -177,7 +187,8 @@ class Side:
         """Training without end: every item is one step, and how many images it took."""
         if self.job.side == "classic":
             images, labels = noise(self.job.images, self.job.size)
-            for x, y in classic_batches(images, labels, self.job.batch, self.job.workers, self.device):
+            for x, y in classic_batches(images, labels, self.job.batch, self.job.workers,
+                                        self.device):
                 self.runner.advance(x, y)
                 yield len(y)
         batches, epoch = our_batches(self.job), 0
@@ -205,14 +216,17 @@ class Side:
             return self._check(path)
 
     def _check(self, path: str) -> dict:
-        """Three steps on batches that every side gets alike; the gradient of the first goes to a file.
+        """Three steps on batches that every side gets alike;
+        the gradient of the first goes to a file.
 
-        ``constant`` is by how much the mean of one KL a teacher exceeds one KL against the teachers' mean.
+        ``constant`` is by how much the mean of one KL a teacher exceeds one KL against the
+        teachers' mean.
         """
         generator = torch.Generator().manual_seed(2)
         losses, constant, gradient = [], [], None
         for _ in range(3):
-            images = torch.randn((self.job.batch, 3, self.job.size, self.job.size), generator=generator)
+            images = torch.randn((self.job.batch, 3, self.job.size, self.job.size),
+                                 generator=generator)
             labels = torch.randint(0, CLASSES, (self.job.batch,), generator=generator)
             if self.job.side == "classic":
                 constant.append(_disagreement(self.runner, images))
@@ -220,7 +234,8 @@ class Side:
                 images = images.to(self.device, memory_format=torch.channels_last)
             losses.append(float(self.runner.advance(images, labels.to(self.device))))
             if gradient is None:
-                gradient = torch.cat([weight.grad.float().cpu().flatten() for weight in self.runner.model.parameters()])
+                gradient = torch.cat([weight.grad.float().cpu().flatten()
+                                      for weight in self.runner.model.parameters()])
         torch.save(gradient, path)
         zeros = sum(int((module.weight == 0).sum()) for module in self.runner.model.modules()
                     if isinstance(module, nn.Conv2d))
@@ -230,7 +245,8 @@ class Side:
     def masks(self, count: int) -> dict:
         """Seconds that the weight masks take in one step."""
         classic = self.job.side == "classic"
-        apply = functools.partial(hold_zeros, self.runner.model) if classic else self.runner.masks.apply
+        apply = (functools.partial(hold_zeros, self.runner.model) if classic
+                 else self.runner.masks.apply)
         apply()
         synchronize(self.device)
         start = time.perf_counter()
@@ -252,8 +268,8 @@ def _disagreement(runner: Classic, images: torch.Tensor) -> float:
     if not runner.teachers:
         return 0.0
     with torch.no_grad():
-        each = torch.stack([torch.softmax(teacher(images.to(runner.device)).double() / runner.temperature, 1)
-                            for teacher in runner.teachers])
+        each = torch.stack([torch.softmax(teacher(images.to(runner.device)).double()
+                                          / runner.temperature, 1) for teacher in runner.teachers])
 
     def entropy(p: torch.Tensor) -> torch.Tensor:
         return -torch.special.xlogy(p, p).sum(-1).mean()
@@ -272,7 +288,8 @@ class Process:
 
     def __init__(self, job: Job):
         self.job = job
-        self._process = subprocess.Popen([sys.executable, "-m", "benchmarks.sides", json.dumps(asdict(job))], cwd=ROOT,
+        self._process = subprocess.Popen([sys.executable, "-m",
+                                          "benchmarks.sides", json.dumps(asdict(job))], cwd=ROOT,
                                          stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def ask(self, what: str, *arguments: object) -> dict:
@@ -284,8 +301,8 @@ class Process:
             pass  # the missing answer says it all
         line = self._process.stdout.readline()
         if not line:
-            raise KesiError(f"the process of the {self.job.side} side ended (exit code {self._process.wait()}); "
-                            "what it said is above")
+            raise KesiError(f"the process of the {self.job.side} side ended (exit code "
+                            f"{self._process.wait()}); what it said is above")
         return json.loads(line)
 
     def close(self) -> None:

@@ -1,14 +1,19 @@
-"""How fast KESI trains, side by side in one run with the classic way; prints one table, and JSON beside it.
+"""How fast KESI trains, side by side in one run with the classic way;
+prints one table, and JSON beside it.
 
-    python -m benchmarks.throughput                                   everything, about a quarter of an hour on a CPU
+    python -m benchmarks.throughput                                   everything, about a quarter of
+                                                                      an hour on a CPU
     python -m benchmarks.throughput --rows retrain distill --compile  also with torch.compile
-    python -m benchmarks.throughput --quick                           does it run: a small network, seconds
-    python -m benchmarks.throughput --scaling                         cost against images, batch size and teachers
+    python -m benchmarks.throughput --quick                           does it run: a small network,
+                                                                      seconds
+    python -m benchmarks.throughput --scaling                         cost against images, batch
+                                                                      size and teachers
 
-The two sides (benchmarks/classic.py, and the code that users run with its default settings) take turns, each in a
-process of its own, from the images to the updated weights. Before any timing they get the same weights and batches and
-have to compute the same losses and gradients. Figures are medians over the turns, with the quartiles in brackets.
-Nothing is downloaded: the images are noise in the shape of CIFAR.
+The two sides (benchmarks/classic.py, and the code that users run with its default settings) take
+turns, each in a process of its own, from the images to the updated weights. Before any timing they
+get the same weights and batches and have to compute the same losses and gradients. Figures are
+medians over the turns, with the quartiles in brackets. Nothing is downloaded: the images are noise
+in the shape of CIFAR.
 """
 
 import argparse
@@ -36,8 +41,8 @@ from kesi.system.provenance import provenance
 
 ROWS = ("retrain", "distill", "input", "masks", "matmul")
 
-# How far losses may be apart, and the first gradient, as a share of its length. bf16 keeps 8 bits: on noise and with
-# fresh weights the gradient of 56 layers hardly says more than a direction.
+# How far losses may be apart, and the first gradient, as a share of its length. bf16 keeps 8 bits:
+# on noise and with fresh weights the gradient of 56 layers hardly says more than a direction.
 TOLERANCES = {"fp32": (1e-3, 0.05), "tf32": (1e-2, 0.5), "bf16": (2e-2, 0.9)}
 
 
@@ -74,8 +79,10 @@ class Row:
 
 
 def sides(settings: Settings, stage: str, masked: bool = False) -> dict[str, Job]:
-    """The jobs of a row, by the name of the side. Ours is as users have it, then with a setting changed."""
-    classic = Job("classic", stage, settings.arch, settings.batch, settings.images, device=settings.device,
+    """The jobs of a row, by the name of the side.
+    Ours is as users have it, then with a setting changed."""
+    classic = Job("classic",
+                  stage, settings.arch, settings.batch, settings.images, device=settings.device,
                   threads=settings.threads, workers=settings.workers, masked=masked)
     ours = replace(classic, side="ours")
     found = {"classic": classic, "ours": ours}
@@ -97,31 +104,39 @@ def check(processes: dict[str, Process]) -> dict:
             answers[name] = process.ask("check", str(path))
             gradients[name] = torch.load(path)
     classic, found = answers["classic"], {}
-    expected = [loss - constant for loss, constant in zip(classic["losses"], classic["constant"], strict=True)]
+    expected = [loss - constant
+                for loss, constant in zip(classic["losses"], classic["constant"], strict=True)]
     for name in [name for name in answers if name != "classic"]:
         answer = answers[name]
         loss_limit, gradient_limit = TOLERANCES[answer["precision"]]
-        apart = [abs(a - b) / max(abs(b), 0.1) for a, b in zip(answer["losses"], expected, strict=True)]
+        apart = [abs(a - b) / max(abs(b), 0.1)
+                 for a, b in zip(answer["losses"], expected, strict=True)]
         apart = max(apart) if all(map(math.isfinite, apart)) else math.inf
-        gradient = float((gradients[name] - gradients["classic"]).norm() / gradients["classic"].norm())
-        # where weights are masked, ours masks them after the step and the classic way their gradients before it
+        gradient = float(
+            (gradients[name] - gradients["classic"]).norm() / gradients["classic"].norm())
+        # where weights are masked, ours masks them after the step and the classic way their
+        # gradients before it
         bad_gradient = not classic["zeros"] and not gradient <= gradient_limit
         if not apart <= loss_limit or bad_gradient or answer["zeros"] != classic["zeros"]:
-            raise KesiError(f"the sides do not compute the same: losses {answer['losses']} of {name!r} against "
-                            f"{expected}, {apart:.1e} apart (at most {loss_limit}); first gradient {gradient:.1e} "
-                            f"apart (at most {gradient_limit}); {answer['zeros']} against {classic['zeros']} zeros")
-        found[name] = {"precision": answer["precision"], "loss_apart": apart, "gradient_apart": gradient}
+            raise KesiError(
+                f"the sides do not compute the same: losses {answer['losses']} of {name!r} against "
+                f"{expected}, {apart:.1e} apart (at most {loss_limit}); first gradient "
+                f"{gradient:.1e} apart (at most {gradient_limit}); {answer['zeros']} against "
+                f"{classic['zeros']} zeros")
+        found[name] = {"precision": answer["precision"], "loss_apart": apart,
+                       "gradient_apart": gradient}
     return found
 
 
 def take_turns(processes: dict[str, Process], turns: int, seconds: float) -> dict[str, dict]:
-    """Let the sides take turns; returns seconds a step and images a second of every turn, by side."""
+    """Let the sides take turns; returns seconds a step and images a second of every turn, by side.
+    """
     counts = {}
     for name, process in processes.items():
         first = process.ask("turn", 1)
         counts[name] = max(1, math.ceil(seconds / max(first["seconds"], 1e-4)))
-    found: dict[str, dict] = {name: {"step_seconds": [], "process_step_seconds": [], "images_per_second": []}
-                              for name in processes}
+    found: dict[str, dict] = {name: {"step_seconds": [], "process_step_seconds": [],
+                                     "images_per_second": []} for name in processes}
     for turn in range(turns):
         order = list(processes) if turn % 2 == 0 else list(reversed(processes))
         for name in order:
@@ -140,8 +155,8 @@ def training_rows(settings: Settings, stage: str) -> list[Row]:
         checked = check(processes)
         times = take_turns(processes, settings.turns, settings.seconds)
         memory = {name: process.ask("memory")["mb"] for name, process in processes.items()}
-    what = {"retrain": f"retraining {settings.arch}, batch {settings.batch}",
-            "distill": f"distilling {settings.arch} round 5 from six teachers, batch {settings.batch}"}[stage]
+    what = {"retrain": f"retraining {settings.arch}, batch {settings.batch}", "distill":
+            f"distilling {settings.arch} round 5 from six teachers, batch {settings.batch}"}[stage]
     rows = []
     for name in [name for name in jobs if name != "classic"]:
         suffix = f" ({name})" if name != "ours" else ""
@@ -155,7 +170,8 @@ def training_rows(settings: Settings, stage: str) -> list[Row]:
 
 
 def _pace(times: dict) -> str:
-    return f"{_spread(times['images_per_second'])} images/s, {_spread(times['step_seconds'], 1e3)} ms"
+    return (f"{_spread(times['images_per_second'])} images/s, "
+            f"{_spread(times['step_seconds'], 1e3)} ms")
 
 
 def _spread(values: Sequence[float], scale: float = 1.0) -> str:
@@ -184,7 +200,8 @@ def input_row(settings: Settings, seconds: float) -> Row:
         for name, batches in both.items():
             found[name].append(input_side.turn(batches, seconds / settings.turns, device))
     ratio = statistics.median(found["KESI"]) / statistics.median(found["classic"])
-    return Row("input side alone (crop, flip, normalise), 32 px", _spread(found["classic"]) + " images/s",
+    return Row("input side alone (crop, flip, normalise), 32 px",
+               _spread(found["classic"]) + " images/s",
                _spread(found["KESI"]) + " images/s", ratio, data={"images_per_second": found})
 
 
@@ -199,22 +216,25 @@ def masks_row(settings: Settings) -> Row:
         for _ in range(max(3, settings.turns)):
             for name, process in processes.items():
                 applied[name].append(process.ask("masks", 20)["seconds"])
-    shares = {name: statistics.median(applied[name]) / statistics.median(times[name]["step_seconds"]) for name in jobs}
+    shares = {name: statistics.median(applied[name])
+              / statistics.median(times[name]["step_seconds"]) for name in jobs}
 
     def text(name: str) -> str:
         return f"{shares[name]:.2%} ({statistics.median(applied[name]) * 1e3:.2f} ms)"
 
-    return Row(f"weight masks of {settings.arch} round 5, share of a step", text("classic"), text("ours"),
-               data={"check": checked["ours"], "share": shares, "mask_seconds": applied, "steps": times})
+    return Row(f"weight masks of {settings.arch} round 5, share of a step",
+               text("classic"), text("ours"), data={"check": checked["ours"], "share": shares,
+                                                    "mask_seconds": applied, "steps": times})
 
 
 def matmul_rows(settings: Settings) -> list[Row]:
     """Every network's step as a share of what a large matrix product reaches here."""
     rows = []
     for found in rates.shares(settings.networks, settings.device, settings.seconds):
-        text = f"{found['share']:.0%} of {found['matmul_flops'] / 1e12:,.2f} TFLOP/s ({found['precision']})"
-        rows.append(Row(f"share of the machine's own matmul rate, {found['arch']}, batch {found['batch']}", "-", text,
-                        data=found))
+        text = (f"{found['share']:.0%} of {found['matmul_flops'] / 1e12:,.2f} TFLOP/s "
+                f"({found['precision']})")
+        rows.append(Row(f"share of the machine's own matmul rate, {found['arch']}, batch "
+                        f"{found['batch']}", "-", text, data=found))
     return rows
 
 
@@ -237,7 +257,8 @@ def measure(settings: Settings, chosen: Sequence[str], quick: bool) -> list[Row]
 def table(rows: Sequence[Row], origin: dict, cuda: bool) -> str:
     """The rows in Markdown, with the machine they hold for."""
     commit = (origin["commit"] or "unknown")[:10] + (" and changes" if origin["dirty"] else "")
-    lines = [f"{origin['device']}; torch {origin['versions']['torch']}; commit {commit}; {origin['date']}", "",
+    lines = [f"{origin['device']}; "
+             f"torch {origin['versions']['torch']}; commit {commit}; {origin['date']}", "",
              "| what | classic | ours | ratio | peak memory |" + ("" if cuda else " on a GPU |"),
              "| --- | ---: | ---: | ---: | ---: |" + ("" if cuda else " --- |")]
     for row in rows:
@@ -259,20 +280,26 @@ def settings_for(args: argparse.Namespace) -> Settings:
 
 def main() -> None:
     parser = entry.parser(__doc__, "benchmarks.throughput")
-    parser.add_argument("--quick", action="store_true", help="a small network and few steps: does it run")
+    parser.add_argument("--quick", action="store_true",
+                        help="a small network and few steps: does it run")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS, metavar="ROW",
                         help=f"what to measure: {', '.join(ROWS)} (default: all)")
-    parser.add_argument("--scaling", action="store_true",
-                        help="instead: cost against the number of images, the batch size, and the number of teachers")
-    parser.add_argument("--compile", action="store_true", help="also measure ours with --compile on")
+    parser.add_argument("--scaling", action="store_true", help="instead: cost against the number "
+                        "of images, the batch size, and the number of teachers")
+    parser.add_argument("--compile", action="store_true",
+                        help="also measure ours with --compile on")
     parser.add_argument("--device", default="auto", metavar="NAME", help="default: a GPU if any")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads of either side (default: torch's)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything measured to this file")
+    parser.add_argument("--threads", type=int, metavar="N",
+                        help="CPU threads of either side (default: torch's)")
+    parser.add_argument("--json", type=Path, metavar="FILE",
+                        help="also write everything measured to this file")
     args = parser.parse_args()
     settings = settings_for(args)
-    origin = {"date": time.strftime("%Y-%m-%d"), "threads": torch.get_num_threads(), **provenance(settings.device)}
+    origin = {"date": time.strftime("%Y-%m-%d"), "threads": torch.get_num_threads(),
+              **provenance(settings.device)}
     if args.scaling:
-        results = scaling.measure(settings.arch, settings.device, settings.batch, settings.seconds, args.quick)
+        results = scaling.measure(settings.arch, settings.device, settings.batch, settings.seconds,
+                                  args.quick)
         text = f"{origin['device']}; {origin['date']}\n\n" + scaling.tables(results)
     else:
         rows = measure(settings, args.rows, args.quick)
@@ -281,7 +308,8 @@ def main() -> None:
     print(text)
     if args.json:
         try:
-            args.json.write_text(json.dumps({**origin, "settings": vars(settings), **results}, indent=1) + "\n")
+            args.json.write_text(json.dumps({**origin, "settings": vars(settings), **results},
+                                            indent=1) + "\n")
         except OSError as error:
             raise KesiError(f"--json {args.json}: {error.strerror}") from error
 

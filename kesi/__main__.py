@@ -5,17 +5,22 @@ import importlib
 import sys
 
 COMMANDS = {  # name: (module, function, what it does)
-    "run": ("kesi.cli.pipeline", "run", "train, prune, retrain, repeat, distil: the whole method into one folder"),
-    "compress": ("kesi.cli.pipeline", "compress", "a folder of images in, a network as small as asked for out"),
-    "plan": ("kesi.cli.runs", "plan", "the sizes of every round, before any training"),
-    "report": ("kesi.cli.runs", "report", "tables, plots and a page of finished or half-finished runs"),
-    "verify": ("kesi.cli.runs", "verify", "check a finished run, and compute its accuracies anew"),
-    "tensorboard": ("kesi.cli.runs", "tensorboard", "the curves of a run as TensorBoard event files"),
-    "predict": ("kesi.cli.networks", "predict", "what a network says of image files"),
-    "compare": ("kesi.cli.networks", "compare", "checkpoints side by side: size, MACs, latency, accuracy"),
-    "export": ("kesi.cli.export", "export", "a checkpoint as a folder to hand over, or as one file, checked"),
-    "landscape": ("kesi.cli.networks", "landscape", "the loss between networks, or around one"),
-}
+            "run": ("kesi.cli.pipeline", "run",
+                    "train, prune, retrain, repeat, distil: the whole method into one folder"),
+            "compress": ("kesi.cli.pipeline",
+                         "compress", "a folder of images in, a network as small as asked for out"),
+            "plan": ("kesi.cli.runs", "plan", "the sizes of every round, before any training"),
+            "report": ("kesi.cli.runs", "report",
+                       "tables, plots and a page of finished or half-finished runs"), "verify":
+            ("kesi.cli.runs", "verify", "check a finished run, and compute its accuracies anew"),
+            "tensorboard": ("kesi.cli.runs",
+                            "tensorboard", "the curves of a run as TensorBoard event files"),
+            "predict": ("kesi.cli.networks", "predict", "what a network says of image files"),
+            "compare": ("kesi.cli.networks",
+                        "compare", "checkpoints side by side: size, MACs, latency, accuracy"),
+            "export": ("kesi.cli.export", "export", "a checkpoint as a folder to hand over, or as "
+                                                    "one file, checked"), "landscape":
+            ("kesi.cli.networks", "landscape", "the loss between networks, or around one")}
 WITH = "--with"
 
 
@@ -31,7 +36,8 @@ def main() -> None:
     if words[0] not in COMMANDS:
         close = difflib.get_close_matches(words[0], COMMANDS, 1)
         hint = f"; did you mean {close[0]}?" if close else ""
-        print(f"error: there is no command {words[0]!r}{hint} (kesi alone lists them)", file=sys.stderr)
+        print(f"error: there is no command {words[0]!r}{hint} (kesi alone lists them)",
+              file=sys.stderr)
         sys.exit(2)
     from kesi.cli import entry
 
@@ -44,9 +50,9 @@ def overview() -> str:
     """All commands, a line each, and one to begin with."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name.ljust(width)}  {what}" for name, (_, _, what) in COMMANDS.items()]
-    return "\n".join(["usage: kesi COMMAND ...", "", *lines, "",
-                      "Begin with: kesi run --arch resnet20 --dataset digits",
-                      "kesi COMMAND --help tells more; --with FILE adds your own networks and ideas to any command."])
+    return "\n".join(["usage: kesi COMMAND ...", "", *lines, "", "Begin with: kesi run --arch "
+                      "resnet20 --dataset digits", "kesi COMMAND --help tells more; --with FILE "
+                      "adds your own networks and ideas to any command."])
 
 
 if __name__ == "__main__":

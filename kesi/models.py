@@ -14,7 +14,8 @@ _HOME = Path(__file__).resolve().parent.parent / "models" / "__init__.py"
 
 
 def _networks():
-    """The module `models` where that is ours, so that there is no second copy; else one of our own."""
+    """The module `models` where that is ours, so that there is no second copy; else one of our own.
+    """
     found = importlib.util.find_spec("models")
     if found and found.origin and Path(found.origin).resolve() == _HOME:
         return importlib.import_module("models")

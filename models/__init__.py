@@ -1,7 +1,8 @@
 """The networks, by name: ``create("resnet56", num_classes=10)``.
 
-A network is described by ``arch``, ``num_classes`` and ``cfg``, the widths that pruning may shorten.
-To add a family, write a module with a table ARCHITECTURES and add its line to the one below.
+A network is described by ``arch``, ``num_classes`` and ``cfg``, the widths that pruning may
+shorten. To add a family, write a module with a table ARCHITECTURES and add its line to the one
+below.
 """
 
 from collections.abc import Sequence

@@ -20,7 +20,8 @@ def base_cfg(depth: int) -> tuple[int, ...]:
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions; where the shape changes the shortcut is a 1x1 convolution and its norm."""
+    """Two 3x3 convolutions; where the shape changes the shortcut is a 1x1 convolution and its norm.
+    """
 
     def __init__(self, inputs: int, inner: int, outputs: int, stride: int):
         super().__init__()
@@ -30,7 +31,8 @@ class BasicBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(outputs)
         self.downsample = None
         if stride != 1 or inputs != outputs:
-            self.downsample = nn.Sequential(conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
+            self.downsample = nn.Sequential(conv(inputs, outputs, 1, stride),
+                                            nn.BatchNorm2d(outputs))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         out = relu_(self.bn1(self.conv1(x)))
@@ -39,7 +41,8 @@ class BasicBlock(nn.Module):
 
 
 class ImageNetResNet(Network):
-    """``cfg``: one number a block, the filters of its first convolution; block outputs keep their width."""
+    """``cfg``: one number a block, the filters of its first convolution;
+    block outputs keep their width."""
 
     min_image_size = 32  # five halvings
 
@@ -64,7 +67,8 @@ class ImageNetResNet(Network):
         return self.fc(global_pool(x))
 
     def _blocks(self) -> list[tuple[str, BasicBlock]]:
-        return [(name, module) for name, module in self.named_modules() if isinstance(module, BasicBlock)]
+        return [(name, module) for name, module in self.named_modules()
+                if isinstance(module, BasicBlock)]
 
     def prunable(self) -> list[Prunable]:
         return [Prunable(f"{name}.conv1", f"{name}.bn1", (f"{name}.conv2",), width)

@@ -6,26 +6,39 @@
 import torch
 from torch import nn
 
-from .base import Architecture, Network, Prunable, blocks_of, conv, global_pool, initialise, relu_, stage_rates
+from .base import (
+    Architecture,
+    Network,
+    Prunable,
+    blocks_of,
+    conv,
+    global_pool,
+    initialise,
+    relu_,
+    stage_rates,
+)
 
 WIDTHS = (16, 32, 64)
 BOTTLENECK_DEPTH = 164
 
 
 def base_cfg(depth: int) -> tuple[int, ...]:
-    """One number a block, its inner width; a bottleneck has three convolutions, a basic block two."""
+    """One number a block, its inner width; a bottleneck has three convolutions, a basic block two.
+    """
     blocks = (depth - 2) // (9 if depth >= BOTTLENECK_DEPTH else 6)
     return tuple(width for width in WIDTHS for _ in range(blocks))
 
 
 class PreActivationBlock(nn.Module):
-    """Norm, ReLU, convolution, two or three times; the raw input (or a 1x1 convolution of it) is added.
+    """Norm, ReLU, convolution, two or three times;
+    the raw input (or a 1x1 convolution of it) is added.
 
-    ``kernels`` are the kernel sizes: (3, 3) for a basic block, (1, 3, 1) for a bottleneck. Every inner
-    convolution has ``inner`` filters; the stride sits on the (first) 3x3 one.
+    ``kernels`` are the kernel sizes: (3, 3) for a basic block, (1, 3, 1) for a bottleneck. Every
+    inner convolution has ``inner`` filters; the stride sits on the (first) 3x3 one.
     """
 
-    def __init__(self, inputs: int, inner: int, outputs: int, stride: int, kernels: tuple[int, ...]):
+    def __init__(self, inputs: int, inner: int, outputs: int, stride: int,
+                 kernels: tuple[int, ...]):
         super().__init__()
         self.depth = len(kernels)
         channels = inputs
@@ -48,18 +61,21 @@ class PreActivationBlock(nn.Module):
 
 
 class PreResNet(Network):
-    """``cfg``: one number a block, the filters of its first (bottleneck: first and second) convolution."""
+    """``cfg``: one number a block, the filters of its first (bottleneck:
+    first and second) convolution."""
 
     def __init__(self, num_classes: int, cfg: list, bottleneck: bool):
         super().__init__()
         kernels, expansion = ((1, 3, 1), 4) if bottleneck else ((3, 3), 1)
         self.conv1 = conv(3, WIDTHS[0])
         channels = WIDTHS[0]
-        for stage, (width, inners) in enumerate(zip(WIDTHS, blocks_of(cfg, 3), strict=True), start=1):
+        for stage, (width, inners) in enumerate(zip(WIDTHS, blocks_of(cfg, 3), strict=True),
+                                                start=1):
             blocks = []
             for block, inner in enumerate(inners):
                 stride = 2 if stage > 1 and block == 0 else 1
-                blocks.append(PreActivationBlock(channels, inner, width * expansion, stride, kernels))
+                blocks.append(PreActivationBlock(channels, inner, width * expansion, stride,
+                                                 kernels))
                 channels = width * expansion
             setattr(self, f"layer{stage}", nn.Sequential(*blocks))
         self.bn = nn.BatchNorm2d(channels)

@@ -4,18 +4,30 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .base import Architecture, Network, Prunable, blocks_of, conv, global_pool, initialise, relu_, stage_rates
+from .base import (
+    Architecture,
+    Network,
+    Prunable,
+    blocks_of,
+    conv,
+    global_pool,
+    initialise,
+    relu_,
+    stage_rates,
+)
 
 WIDTHS = (16, 32, 64)
 
 
 def base_cfg(depth: int) -> tuple[int, ...]:
-    """One number a block, the filters of its first convolution; n = (depth - 2) / 6 blocks a stage."""
+    """One number a block, the filters of its first convolution; n = (depth - 2) / 6 blocks a stage.
+    """
     return tuple(width for width in WIDTHS for _ in range((depth - 2) // 6))
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions with ``inner`` channels between them, and a shortcut without parameters."""
+    """Two 3x3 convolutions with ``inner`` channels between them, and a shortcut without parameters.
+    """
 
     def __init__(self, inputs: int, inner: int, outputs: int, stride: int):
         super().__init__()
@@ -40,14 +52,16 @@ class BasicBlock(nn.Module):
 
 
 class ResNet(Network):
-    """``cfg``: one number a block, the filters of its first convolution; block outputs keep their width."""
+    """``cfg``: one number a block, the filters of its first convolution;
+    block outputs keep their width."""
 
     def __init__(self, num_classes: int, cfg: list):
         super().__init__()
         self.conv1 = conv(3, WIDTHS[0])
         self.bn1 = nn.BatchNorm2d(WIDTHS[0])
         channels = WIDTHS[0]
-        for stage, (width, inners) in enumerate(zip(WIDTHS, blocks_of(cfg, 3), strict=True), start=1):
+        for stage, (width, inners) in enumerate(zip(WIDTHS, blocks_of(cfg, 3), strict=True),
+                                                start=1):
             blocks = []
             for block, inner in enumerate(inners):
                 stride = 2 if stage > 1 and block == 0 else 1
@@ -70,7 +84,8 @@ class ResNet(Network):
                 for width, name in enumerate(self._block_names())]
 
     def conv_bn_pairs(self) -> list[tuple[str, str]]:
-        inner = [(f"{name}.conv{i}", f"{name}.bn{i}") for name in self._block_names() for i in (1, 2)]
+        inner = [(f"{name}.conv{i}", f"{name}.bn{i}") for name in self._block_names()
+                 for i in (1, 2)]
         return [("conv1", "bn1"), *inner]
 
 

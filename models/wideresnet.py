@@ -4,14 +4,25 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .base import Architecture, Network, Prunable, blocks_of, conv, global_pool, initialise, relu_, stage_rates
+from .base import (
+    Architecture,
+    Network,
+    Prunable,
+    blocks_of,
+    conv,
+    global_pool,
+    initialise,
+    relu_,
+    stage_rates,
+)
 
 STEM = 16
 WIDTHS = (16, 32, 64)
 
 
 def base_cfg(depth: int, factor: int) -> tuple[int, ...]:
-    """One number a block, the filters of its first convolution; n = (depth - 4) / 6 blocks a group."""
+    """One number a block, the filters of its first convolution; n = (depth - 4) / 6 blocks a group.
+    """
     return tuple(width * factor for width in WIDTHS for _ in range((depth - 4) // 6))
 
 
@@ -51,13 +62,15 @@ class Group(nn.Module):
 
 
 class WideResNet(Network):
-    """``cfg``: one number a block, the filters of its first convolution; block outputs keep their width."""
+    """``cfg``: one number a block, the filters of its first convolution;
+    block outputs keep their width."""
 
     def __init__(self, num_classes: int, cfg: list, factor: int, dropout: float = 0.0):
         super().__init__()
         self.conv1 = conv(3, STEM)
         channels = STEM
-        for number, (width, inners) in enumerate(zip(WIDTHS, blocks_of(cfg, 3), strict=True), start=1):
+        for number, (width, inners) in enumerate(zip(WIDTHS, blocks_of(cfg, 3), strict=True),
+                                                 start=1):
             blocks = []
             for block, inner in enumerate(inners):
                 stride = 2 if number > 1 and block == 0 else 1

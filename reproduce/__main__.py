@@ -1,13 +1,14 @@
 """The paper's tables from nothing: every network, data set, method and seed, one pipeline each.
 
     python -m reproduce --table cifar --dry-run             # what is done, running and missing
-    python -m reproduce --table cifar                       # what is missing, one after the other, here
+    python -m reproduce --table cifar                       # what is missing, one after the other,
+                                                            here
     python -m reproduce --table cifar --ray                 # on a Ray cluster, a GPU each
     python -m reproduce --table cifar --slurm > grid.sh     # or as a Slurm array
     python -m reproduce --table digits --gpus 0             # a small one, to try it
 
-The same command continues whatever was interrupted. Started twice, it shares the work: a pipeline that is running is
-left alone. It ends in the paper's tables, over all that is finished.
+The same command continues whatever was interrupted. Started twice, it shares the work: a pipeline
+that is running is left alone. It ends in the paper's tables, over all that is finished.
 """
 
 import os
@@ -43,45 +44,57 @@ def main() -> None:
     if args.slurm and not args.dry_run:
         if not missing:
             raise KesiError(f"nothing is missing: {grid.summary(statuses)}")
-        print(cluster.slurm_script(missing, "-".join(args.table), args.gpus, args.cpus, args.save), end="")
+        print(cluster.slurm_script(missing, "-".join(args.table), args.gpus, args.cpus, args.save),
+              end="")
         return
     print(grid.overview(statuses), flush=True)
     if args.dry_run:
         print("", *[job.command() for job in missing], sep="\n")
         return
     if args.ray:
-        longest = sorted(missing, key=lambda job: -sum(grid.work(job).values()))  # first, so that none ends alone
-        failed = cluster.run_on_ray(longest, args.ray, args.gpus, args.cpus, args.save / "logs", Path(args.data))
+        # first, so that none ends alone
+        longest = sorted(missing, key=lambda job: -sum(grid.work(job).values()))
+        failed = cluster.run_on_ray(longest, args.ray, args.gpus, args.cpus, args.save / "logs",
+                                    Path(args.data))
     else:
         failed = run_here(missing)
     statuses = [grid.look(job) for job in jobs]
-    print("", report(statuses, args.save / "report"), "", grid.summary(statuses), sep="\n", flush=True)
+    print("", report(statuses, args.save / "report"), "", grid.summary(statuses), sep="\n",
+          flush=True)
     for name, reason in failed.items():
         print(f"failed: {name}: {reason}", file=sys.stderr)
     if failed:
-        raise KesiError(f"{len(failed)} of {len(missing)} pipelines failed: {', '.join(failed)}; the same command "
-                        f"tries them again")
+        raise KesiError(f"{len(failed)} of {len(missing)} pipelines failed: {', '.join(failed)}; "
+                        "the same command tries them again")
 
 
 def _parse():
     parser = entry.parser(__doc__, "reproduce")
     parser.add_argument("--table", nargs="+", required=True, choices=list(grid.TABLES),
-                        help="the paper's cifar (18 pipelines a seed) and tinyimagenet (2), or digits (2, to try it)")
+                        help="the paper's cifar (18 pipelines a seed) and tinyimagenet (2), or "
+                             "digits (2, to try it)")
     for name in ("arch", "dataset", "method"):
-        parser.add_argument(f"--{name}", nargs="+", metavar="NAME", help=f"only the pipelines of this {name}")
-    parser.add_argument("--seeds", type=seeds.seed, nargs="+", default=[0, 1, 2], metavar="N", help="default: 0 1 2")
+        parser.add_argument(f"--{name}", nargs="+", metavar="NAME",
+                            help=f"only the pipelines of this {name}")
+    parser.add_argument("--seeds", type=seeds.seed, nargs="+", default=[0, 1, 2], metavar="N",
+                        help="default: 0 1 2")
     parser.add_argument("--save", type=Path, default=Path("runs", "reproduce"), metavar="DIR",
                         help="where the runs go, a folder each (default: %(default)s)")
-    parser.add_argument("--data", default="data", metavar="DIR", help="where the images are (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, metavar="N", help="rounds of pruning (default: the paper's five)")
-    parser.add_argument("--epochs-scale", type=float, metavar="X", help="multiply the epochs of every stage")
-    parser.add_argument("--dry-run", action="store_true", help="only list the jobs, and the commands of the missing")
+    parser.add_argument("--data", default="data", metavar="DIR",
+                        help="where the images are (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, metavar="N",
+                        help="rounds of pruning (default: the paper's five)")
+    parser.add_argument("--epochs-scale", type=float, metavar="X",
+                        help="multiply the epochs of every stage")
+    parser.add_argument("--dry-run", action="store_true",
+                        help="only list the jobs, and the commands of the missing")
     where = parser.add_mutually_exclusive_group()
-    where.add_argument("--ray", nargs="?", const="auto", metavar="ADDRESS",
-                       help="run on this Ray cluster (default: the one at hand, else a local one; local: a local one)")
-    where.add_argument("--slurm", action="store_true", help="print a script for sbatch, one task a pipeline")
-    parser.add_argument("--gpus", type=float, metavar="N", help="share of a GPU that a pipeline gets from Ray or Slurm "
-                        "(default: 1, digits 0)")
+    where.add_argument("--ray", nargs="?", const="auto", metavar="ADDRESS", help="run on this Ray "
+                       "cluster (default: the one at hand, else a local one; local: a local one)")
+    where.add_argument("--slurm", action="store_true",
+                       help="print a script for sbatch, one task a pipeline")
+    parser.add_argument("--gpus", type=float, metavar="N", help="share of a GPU that a pipeline "
+                        "gets from Ray or Slurm (default: 1, digits 0)")
     parser.add_argument("--cpus", type=int, default=1, metavar="N",
                         help="cores that a pipeline gets from Ray or Slurm (default: %(default)s)")
     flags.add_run(parser)
@@ -92,7 +105,8 @@ def _parse():
         raise UsageError(f"a pipeline uses one GPU at most: --gpus takes 0 to 1, not {args.gpus:g}")
     if args.cpus < 1:
         raise UsageError(f"--cpus must be at least 1, not {args.cpus}")
-    args.flags = [word for name in ("device", "threads", "eval_every", "precision", "compile", "save_every")
+    args.flags = [word for name in ("device",
+                                    "threads", "eval_every", "precision", "compile", "save_every")
                   if (value := getattr(args, name)) != parser.get_default(name)
                   for word in (f"--{name.replace('_', '-')}", str(value))]
     args.flags += ["--deterministic"] * args.deterministic + ["--sync-bn"] * args.sync_bn
@@ -107,15 +121,18 @@ def _jobs(args) -> list[Job]:
         wanted = getattr(args, name)
         known = list(dict.fromkeys(pipeline[place] for pipeline in grid.pipelines(args.table)))
         if unknown := [value for value in wanted or () if value not in known]:
-            raise UsageError(f"--{name} {unknown[0]} is not in the table: choose from {', '.join(known)}")
+            raise UsageError(
+                f"--{name} {unknown[0]} is not in the table: choose from {', '.join(known)}")
         chosen = [pipeline for pipeline in chosen if not wanted or pipeline[place] in wanted]
     if not chosen:
-        raise UsageError("the paper's tables have no pipeline of this --arch, --dataset and --method together")
+        raise UsageError(
+            "the paper's tables have no pipeline of this --arch, --dataset and --method together")
     return grid.jobs(chosen, args.seeds, args.save, args.rounds, args.epochs_scale, args.flags)
 
 
 def run_here(jobs: Sequence[Job]) -> dict[str, str]:
-    """Run jobs one after the other, each in a process of its own; returns the failed ones and why."""
+    """Run jobs one after the other, each in a process of its own; returns the failed ones and why.
+    """
     failed = {}
     for number, job in enumerate(jobs, start=1):
         if (state := grid.look(job).state) != MISSING:  # by now: another process shares the grid
@@ -131,7 +148,8 @@ def run_here(jobs: Sequence[Job]) -> dict[str, str]:
 
 
 def _run(words: Sequence[str]) -> int:
-    """A child's exit code. An interrupt of this process ends the child, too, before it is passed on."""
+    """A child's exit code. An interrupt of this process ends the child, too,
+    before it is passed on."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     child = subprocess.Popen(words, env={**os.environ, "PYTHONPATH": path})
     try:
@@ -146,9 +164,11 @@ def _run(words: Sequence[str]) -> int:
 
 
 def report(statuses: Sequence[Status], out: Path) -> str:
-    """Write the paper's tables over all that is finished, and return them as text: one table a data set.
+    """Write the paper's tables over all that is finished, and return them as text:
+    one table a data set.
 
-    ``out``: table.md, <dataset>.csv with the same figures as numbers, and stages.csv with every single result.
+    ``out``: table.md, <dataset>.csv with the same figures as numbers, and stages.csv with every
+    single result.
     """
     with_results = [status for status in statuses if status.results]
     if not with_results:
@@ -166,12 +186,14 @@ def report(statuses: Sequence[Status], out: Path) -> str:
         tables.append(_table(dataset, rows, summaries))
         origins.append(replace(origins_table(rows), title=f"{dataset}: rows and networks"))
         files.write_text(out / f"{dataset}.csv", csv_text(main_csv(rows)))
-    states = [f"- {status.job.name}: {status.state}, {len(status.finished)} of {len(status.job.stages)} stages"
-              for status in statuses if status.state != DONE]
+    states = [f"- {status.job.name}: {status.state}, {len(status.finished)} of "
+              f"{len(status.job.stages)} stages" for status in statuses if status.state != DONE]
     parts = [table.markdown() for table in [*tables, *origins]]
     parts += ["## Not finished\n\n" + "\n".join(states)] * bool(states)
-    files.write_text(out / "table.md", "# The paper's tables, reproduced\n\n" + "\n\n".join(parts) + "\n")
-    files.write_text(out / "stages.csv", csv_text(stages_csv([status.run for status in with_results])))
+    files.write_text(out / "table.md",
+                     "# The paper's tables, reproduced\n\n" + "\n\n".join(parts) + "\n")
+    files.write_text(out / "stages.csv",
+                     csv_text(stages_csv([status.run for status in with_results])))
     return "\n\n".join([*(table.text() for table in tables), f"report: {out / 'table.md'}"])
 
 

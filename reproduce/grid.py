@@ -1,9 +1,12 @@
-"""The paper's whole grid as pipelines: one for each network, data set, method and seed, and how far each one is.
+"""The paper's whole grid as pipelines: one for each network, data set, method and seed,
+and how far each one is.
 
-    <save>/<dataset>-<arch>-<method>-seed<N>/    an ordinary run folder, with its own run.json and lock
+    <save>/<dataset>-<arch>-<method>-seed<N>/    an ordinary run folder, with its own run.json and
+                                                 lock
 
-A folder of its own lets two seeds of one row run at the same time, on whatever machines. How far a pipeline is can
-be told from its folder alone, so nothing has to be agreed between the processes that share a grid.
+A folder of its own lets two seeds of one row run at the same time, on whatever machines. How far a
+pipeline is can be told from its folder alone, so nothing has to be agreed between the processes
+that share a grid.
 """
 
 import functools
@@ -27,7 +30,8 @@ from kesi.system.errors import KesiError, UsageError, first_line
 
 ROOT = Path(__file__).resolve().parent.parent
 
-TABLES = {"cifar": ("cifar10", "cifar100"), "tinyimagenet": ("tinyimagenet",), "digits": ("digits",)}
+TABLES = {"cifar": ("cifar10", "cifar100"), "tinyimagenet": ("tinyimagenet",),
+          "digits": ("digits",)}
 
 DIGITS_ARCH = "resnet20"  # ours: the grid to try everything with
 
@@ -38,7 +42,8 @@ TERA = 1e12
 
 @dataclass(frozen=True)
 class Job:
-    """One pipeline: a recipe, a seed, its run folder, and further flags of the script (the machine's side)."""
+    """One pipeline: a recipe, a seed, its run folder, and further flags of the script
+    (the machine's side)."""
 
     recipe: Recipe
     seed: int
@@ -67,8 +72,9 @@ class Job:
         if not script.is_file():
             raise KesiError(f"{script} is not there: reproduce needs the scripts of the checkout")
         shown = os.path.relpath(script)
-        return [str(script) if shown.startswith("..") else shown, "--arch", used.arch, "--dataset", used.dataset,
-                "--method", used.method, "--compare", "--seeds", str(self.seed), "--save", str(self.folder),
+        return [str(script) if shown.startswith("..") else shown, "--arch", used.arch, "--dataset",
+                used.dataset, "--method",
+                used.method, "--compare", "--seeds", str(self.seed), "--save", str(self.folder),
                 "--baseline-folder", str(self.baselines), "--no-report", *self.flags]
 
     def command(self) -> str:
@@ -77,21 +83,23 @@ class Job:
 
 
 def pipelines(tables: Iterable[str]) -> list[tuple[str, str, str]]:
-    """The (arch, dataset, method) of the paper's tables, as kesi.method.paper has figures for them."""
+    """The (arch, dataset, method) of the paper's tables, as kesi.method.paper has figures for them.
+    """
     found = []
     for dataset in dict.fromkeys(dataset for table in tables for dataset in TABLES[table]):
         for arch in models.ARCHITECTURES:
             found += [(arch, dataset, method) for method in recipes.METHODS
-                      if paper.published(arch, dataset, method) or (arch, dataset) == (DIGITS_ARCH, "digits")]
+                      if paper.published(arch, dataset, method)
+                      or (arch, dataset) == (DIGITS_ARCH, "digits")]
     return found
 
 
-def jobs(chosen: Sequence[tuple[str, str, str]], seeds: Sequence[int], save: Path, rounds: int | None = None,
-         epochs_scale: float | None = None, words: Sequence[str] = ()) -> list[Job]:
+def jobs(chosen: Sequence[tuple[str, str, str]], seeds: Sequence[int], save: Path, rounds: int
+         | None = None, epochs_scale: float | None = None, words: Sequence[str] = ()) -> list[Job]:
     """A job for each pipeline and seed: all of the first seed, then all of the second, ...
 
-    ``rounds`` and ``epochs_scale`` shorten the paper's recipe; ``words`` are passed on. Raises UsageError where
-    they do not fit.
+    ``rounds`` and ``epochs_scale`` shorten the paper's recipe; ``words`` are passed on. Raises
+    UsageError where they do not fit.
     """
     words = list(words)
     words += ["--rounds", str(rounds)] if rounds is not None else []
@@ -99,16 +107,18 @@ def jobs(chosen: Sequence[tuple[str, str, str]], seeds: Sequence[int], save: Pat
     found = []
     for arch, dataset, method in chosen:
         family = INFO[dataset].family
-        recipe = recipes.recipe(arch, dataset, method, family).changed(rounds=rounds, scale=epochs_scale)
+        recipe = recipes.recipe(arch, dataset, method, family).changed(rounds=rounds,
+                                                                       scale=epochs_scale)
         trains = not any(job.recipe.arch == arch and job.recipe.dataset == dataset for job in found)
-        found += [Job(recipe, seed, save / f"{dataset}-{arch}-{method}-seed{seed}", tuple(words), trains)
-                  for seed in dict.fromkeys(seeds)]
+        found += [Job(recipe, seed, save / f"{dataset}-{arch}-{method}-seed{seed}", tuple(words),
+                      trains) for seed in dict.fromkeys(seeds)]
     place = {seed: number for number, seed in enumerate(seeds)}
     return sorted(found, key=lambda job: place[job.seed])
 
 
 def work(job: Job) -> dict[str, float]:
-    """MACs of every training of a job, estimated: for 10 classes, which the last layer hardly shows."""
+    """MACs of every training of a job, estimated:
+    for 10 classes, which the last layer hardly shows."""
     used, info = job.recipe, INFO[job.recipe.dataset]
     costs = _macs(used.arch, used.method, used.rounds, info.image_size)
     networks = [plan.Size(number, 0, 0, cost, 0.0) for number, cost in enumerate(costs)]
@@ -120,14 +130,16 @@ def work(job: Job) -> dict[str, float]:
 @functools.cache
 def _macs(arch: str, method: str, rounds: tuple, image_size: int) -> list[int]:
     """MACs of the networks of rounds 0, 1, ...; pruned weights change nothing in them."""
-    recipe = replace(recipes.recipe(arch, "cifar10", method), rounds=rounds if method == "filter" else ())
+    recipe = replace(recipes.recipe(arch, "cifar10", method),
+                     rounds=rounds if method == "filter" else ())
     found = [size.macs for size in plan.sizes(recipe, 10, image_size)]
     return found if method == "filter" else found * (len(rounds) + 1)
 
 
 @dataclass(frozen=True)
 class Status:
-    """How far a job is: DONE, RUNNING (``holder`` says where) or MISSING, and the results of its stages by name."""
+    """How far a job is: DONE, RUNNING (``holder`` says where) or MISSING,
+    and the results of its stages by name."""
 
     job: Job
     state: str
@@ -148,8 +160,8 @@ class Status:
 def look(job: Job) -> Status:
     """How far a job is, from what its folder holds.
 
-    Raises UsageError where the folder holds a run with other settings. Damaged files are warned of; what they
-    belong to is missing.
+    Raises UsageError where the folder holds a run with other settings. Damaged files are warned of;
+    what they belong to is missing.
     """
     run, results = None, {}
     try:
@@ -166,11 +178,13 @@ def look(job: Job) -> Status:
         results = {stage: result for stage, result in results.items() if stage != KESI}
     if (holder := locks.in_use(job.folder)) is not None:
         return Status(job, RUNNING, results, holder, run)
-    return Status(job, DONE if all(stage in results for stage in job.stages) else MISSING, results, run=run)
+    return Status(job, DONE if all(stage in results for stage in job.stages) else MISSING, results,
+                  run=run)
 
 
 def _whole(job: Job, result: Result) -> bool:
-    """Whether the last network of a job is the one that its result describes; warns where it is not."""
+    """Whether the last network of a job is the one that its result describes;
+    warns where it is not."""
     path = job.folder / f"seed{job.seed}" / KESI / CHECKPOINT
     try:
         status = path.stat()
@@ -192,7 +206,8 @@ def _refuse_others(job: Job, run: Run) -> None:
     before, now = run.record.recipe, job.recipe.describe()
     changed = [name for name in now if before.get(name) != now[name]]
     if changed:
-        raise UsageError(f"{job.folder} holds a run with other settings ({', '.join(changed)}): use another --save")
+        raise UsageError(f"{job.folder} holds a run with other settings ({', '.join(changed)}): "
+                         "use another --save")
 
 
 def overview(statuses: Sequence[Status]) -> str:
@@ -201,18 +216,21 @@ def overview(statuses: Sequence[Status]) -> str:
     lines = [f"{'state':<8} {'pipeline':<{wide}} {'stages':>7} {'work left (TMAC)':>17}"]
     for status in statuses:
         lines.append(f"{status.state:<8} {status.job.name:<{wide}} "
-                     f"{f'{len(status.finished)}/{len(status.job.stages)}':>7} {status.work_left / TERA:>17,.1f}"
+                     f"{f'{len(status.finished)}/{len(status.job.stages)}':>7} "
+                     f"{status.work_left / TERA:>17,.1f}"
                      f"{'  ' + status.holder.partition(' (')[0] if status.holder else ''}")
     return "\n".join([*lines, "", summary(statuses)])
 
 
 def summary(statuses: Sequence[Status]) -> str:
-    """The counts, the work that is left, and, where something is finished, the time that this would take."""
+    """The counts, the work that is left, and, where something is finished,
+    the time that this would take."""
     counts = ", ".join(f"{sum(status.state == state for status in statuses)} {state}"
                        for state in (DONE, RUNNING, MISSING))
     left, whole = (sum(amounts) for amounts in zip(
         *((status.work_left, sum(work(status.job).values())) for status in statuses), strict=True))
-    text = f"{len(statuses)} pipelines: {counts}; {left / TERA:,.1f} of {whole / TERA:,.1f} TMAC are left"
+    text = (f"{len(statuses)} pipelines: {counts}; {left / TERA:,.1f} of {whole / TERA:,.1f} "
+            "TMAC are left")
     hours = hours_left(statuses)
     if not left or hours is None:
         return text
@@ -221,7 +239,8 @@ def summary(statuses: Sequence[Status]) -> str:
 
 
 def hours_left(statuses: Sequence[Status]) -> float | None:
-    """Hours for all that is not finished at the speed of what is: the network's own, else that of all of them."""
+    """Hours for all that is not finished at the speed of what is:
+    the network's own, else that of all of them."""
     speeds: dict[str, list[float]] = {}
     for status in statuses:
         amounts = work(status.job)
@@ -233,4 +252,5 @@ def hours_left(statuses: Sequence[Status]) -> float | None:
     if "" not in speeds:
         return None
     rates = {name: seconds / macs for name, (seconds, macs) in speeds.items()}
-    return sum(status.work_left * rates.get(status.job.recipe.arch, rates[""]) for status in statuses) / 3600
+    return (sum(status.work_left * rates.get(status.job.recipe.arch, rates[""])
+                for status in statuses) / 3600)

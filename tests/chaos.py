@@ -1,11 +1,12 @@
-"""Kill the pipeline at random moments, start it again with the same command, and compare with a run left alone.
+"""Kill the pipeline at random moments, start it again with the same command,
+and compare with a run left alone.
 
     python -m tests.chaos --kills 100 --seed 0
 
-Runs on digits: one run is left alone; the others are ended by SIGKILL again and again until they are through,
-and then have to be the same in every weight, mask, metric and line of the report, bit for bit. Each start is a
-process of its own, forked from this one, which has imported everything and computes nothing: that saves the
-seconds that torch takes to import.
+Runs on digits: one run is left alone; the others are ended by SIGKILL again and again until they
+are through, and then have to be the same in every weight, mask, metric and line of the report, bit
+for bit. Each start is a process of its own, forked from this one, which has imported everything and
+computes nothing: that saves the seconds that torch takes to import.
 """
 
 import argparse
@@ -28,8 +29,8 @@ from kesi.system.errors import KesiError
 from kesi.system.provenance import provenance
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMAND = ["cifar/pipeline.py", "--arch", "resnet20", "--dataset", "digits", "--rounds", "2", "--compare",
-           "--device", "cpu", "--save", "run"]
+COMMAND = ["cifar/pipeline.py", "--arch", "resnet20", "--dataset", "digits", "--rounds", "2",
+           "--compare", "--device", "cpu", "--save", "run"]
 KINDS = ("baseline", "onecycle", "ensemble", "usual", "kesi")  # in the order in which they run
 BRIEF = 0.2  # seconds: an ensemble is only evaluated
 CLOCK = ("seconds", "started")  # what is not the same in two runs
@@ -37,7 +38,8 @@ OFTEN = 5  # at most so many kills in a kind of stage, in one run
 
 
 def start(folder: Path, words: list[str]) -> int:
-    """Start the pipeline in ``folder`` as a process; its output goes to log.txt there. Returns the process id."""
+    """Start the pipeline in ``folder`` as a process; its output goes to log.txt there.
+    Returns the process id."""
     sys.stdout.flush()
     process = os.fork()
     if process:
@@ -68,10 +70,12 @@ def run_whole(folder: Path, words: list[str]) -> None:
 
 def run_killed(folder: Path, words: list[str], aims: list[str], rng: random.Random, longest: float,
                kills: collections.Counter) -> int:
-    """A run that is killed once for each of ``aims``, then left to come through; returns how often it was killed.
+    """A run that is killed once for each of ``aims``, then left to come through;
+    returns how often it was killed.
 
-    Each kill comes up to ``longest`` seconds after the pipeline has entered a stage of the kind that is aimed
-    at (or just after the start), wherever it is by then; ``kills`` counts what was hit.
+    Each kill comes up to ``longest`` seconds after the pipeline has entered a stage of the kind
+    that is aimed at (or just after the start), wherever it is by then; ``kills`` counts what was
+    hit.
     """
     number = 0
     for aim in [*aims, None]:
@@ -120,7 +124,8 @@ def tail(folder: Path) -> str:
 
 def differences(one: Path, other: Path) -> list[str]:
     """What differs between two runs besides times; a line each."""
-    names = [{str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()} for run in (one, other)]
+    names = [{str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
+             for run in (one, other)]
     found = [f"{name} is in one run only" for name in sorted(names[0] ^ names[1])]
     for name in sorted(names[0] & names[1]):
         contents = [_content(run / name) for run in (one, other)]
@@ -130,7 +135,8 @@ def differences(one: Path, other: Path) -> list[str]:
 
 
 def _content(path: Path) -> object:
-    """What a file says, without times: of a checkpoint its digest, which covers all of it and is verified."""
+    """What a file says, without times: of a checkpoint its digest,
+    which covers all of it and is verified."""
     if path.suffix == ".tar":
         return checkpoints.load(path).digest
     if path.suffix == ".json":
@@ -149,7 +155,8 @@ def _timeless(fields: dict) -> dict:
 
 
 def campaign(folder: Path, kills: int, seed: int, words: list[str]) -> collections.Counter:
-    """Killed runs, each compared with the one left alone, until there were ``kills``, of every kind enough.
+    """Killed runs, each compared with the one left alone, until there were ``kills``,
+    of every kind enough.
 
     Returns the kills by stage. Raises KesiError where a run does not come through or differs.
     """
@@ -166,8 +173,9 @@ def campaign(folder: Path, kills: int, seed: int, words: list[str]) -> collectio
         count = run_killed(here, words, aims, rng, whole / 8, hits)
         if found := differences(folder / "whole" / "run", here / "run"):
             raise KesiError(f"run {number}, killed {count} times, is another: {'; '.join(found)}")
-        print(f"run {number}: through after {count} kills and {time.monotonic() - started:.1f} s; every weight, mask "
-              f"and metric and the report are those of the run left alone", flush=True)
+        print(f"run {number}: through after {count} kills and {time.monotonic() - started:.1f} s; "
+              "every weight, mask and metric and the report are those of the run left alone",
+              flush=True)
     return hits
 
 
@@ -177,23 +185,30 @@ def _of(kind: str, hits: collections.Counter) -> int:
 
 def main() -> int:
     """The command; returns its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__.partition("\n")[0])
-    parser.add_argument("--kills", type=int, default=100, metavar="N", help="at least so many (default: 100)")
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos",
+                                     description=__doc__.partition("\n")[0])
+    parser.add_argument("--kills", type=int, default=100, metavar="N",
+                        help="at least so many (default: 100)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
-    parser.add_argument("--epochs", nargs=3, default=["6", "3", "3"], help="of baseline, retraining, distillation")
+    parser.add_argument("--epochs", nargs=3, default=["6", "3", "3"],
+                        help="of baseline, retraining, distillation")
     parser.add_argument("--method", default="filter", help="filter or weight (default: filter)")
     parser.add_argument("--no-report", action="store_true", help="do not draw and compare reports")
     args = parser.parse_args()
-    words = [*COMMAND, "--method", args.method, "--epochs", *args.epochs, *["--no-report"] * args.no_report]
-    provenance("cpu")  # remembered by every process, so that a commit in the meantime changes nothing
-    warnings.simplefilter("ignore", DeprecationWarning)  # of forking with threads: there is none that computes
+    words = [*COMMAND, "--method", args.method, "--epochs", *args.epochs,
+             *["--no-report"] * args.no_report]
+    # remembered by every process, so that a commit in the meantime changes nothing
+    provenance("cpu")
+    # of forking with threads: there is none that computes
+    warnings.simplefilter("ignore", DeprecationWarning)
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
         try:
             hits = campaign(Path(folder), args.kills, args.seed, words)
         except KesiError as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
-    print(f"{hits.total()} kills by stage: " + ", ".join(f"{name} {count}" for name, count in sorted(hits.items())))
+    print(f"{hits.total()} kills by stage: "
+          + ", ".join(f"{name} {count}" for name, count in sorted(hits.items())))
     return 0
 
 

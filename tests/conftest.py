@@ -1,4 +1,5 @@
-"""On a machine with a GPU, only the tests that ask for it run on it: the others compare bits, on the CPU."""
+"""On a machine with a GPU, only the tests that ask for it run on it:
+the others compare bits, on the CPU."""
 
 import os
 
@@ -14,5 +15,6 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""  # for the processes that tests start
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    wanted = any(str(mark.kwargs.get("reason")).startswith("needs a GPU") for mark in item.iter_markers("skipif"))
+    wanted = any(str(mark.kwargs.get("reason")).startswith("needs a GPU")
+                 for mark in item.iter_markers("skipif"))
     torch.cuda.is_available = _available if wanted else lambda: False

@@ -19,15 +19,18 @@ WNIDS = [
 
 
 def picture(rng: np.random.Generator, height: int, width: int, label: int) -> np.ndarray:
-    """uint8 (height, width, 3): smooth noise on the colour of its class, so that a network can learn it."""
+    """uint8 (height, width, 3): smooth noise on the colour of its class,
+    so that a network can learn it."""
     coarse = rng.integers(0, 120, (4, 4, 3), dtype=np.uint8)
     noise = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
     colour = np.array([(label * 67) % 128, (label * 151 + 40) % 128, (label * 29 + 90) % 128])
     return (noise.astype(int) + colour).clip(0, 255).astype(np.uint8)
 
 
-def write_tiny_imagenet(folder: Path, classes: int = 4, per_class: int = 12, val_per_class: int = 4) -> Path:
-    """Writes `folder`/tiny-imagenet-200 with greyscale images and stray files, and returns its path."""
+def write_tiny_imagenet(folder: Path, classes: int = 4, per_class: int = 12,
+                        val_per_class: int = 4) -> Path:
+    """Writes `folder`/tiny-imagenet-200 with greyscale images and stray files,
+    and returns its path."""
     root, rng = Path(folder) / "tiny-imagenet-200", np.random.default_rng(0)
     wnids = WNIDS[:classes]
     (root / "val" / "images").mkdir(parents=True)
@@ -50,7 +53,8 @@ def write_tiny_imagenet(folder: Path, classes: int = 4, per_class: int = 12, val
             annotations.append(f"{name}\t{wnid}\t0\t0\t63\t63\n")
     (root / "val" / "val_annotations.txt").write_text("".join(annotations))
     _save(picture(rng, 64, 64, 0), root / "test" / "images" / "test_0.JPEG")
-    for stray in (root, root / "train", root / "train" / wnids[0] / "images", root / "val" / "images"):
+    for stray in (root, root / "train", root / "train" / wnids[0] / "images",
+                  root / "val" / "images"):
         (stray / ".DS_Store").write_bytes(b"stray")
     (root / "train" / "stray").mkdir()
     _save(picture(rng, 64, 64, 0), root / "val" / "images" / "val_stray.JPEG")
@@ -64,8 +68,8 @@ def write_imagefolder(
     test_per_class: int = 4,
     test_name: str = "test",
 ) -> Path:
-    """Writes train/<class>/ and `test_name`/<class>/ with images of mixed sizes and modes, and returns
-    `folder`."""
+    """Writes train/<class>/ and `test_name`/<class>/ with images of mixed sizes and modes,
+    and returns `folder`."""
     rng = np.random.default_rng(1)
     for split, count in (("train", per_class), (test_name, test_per_class)):
         for label, name in enumerate(classes):
@@ -80,7 +84,8 @@ def write_imagefolder(
 
 
 def write_mixed(pixels: np.ndarray, path: Path, kind: int) -> Path:
-    """Writes an image in one of nine ways, `kind` modulo 9, and returns its path with the suffix."""
+    """Writes an image in one of nine ways, `kind` modulo 9, and returns its path with the suffix.
+    """
     image = Image.fromarray(pixels)
     exif = Image.Exif()
     exif[0x0112] = 6  # the viewer has to turn it by a quarter

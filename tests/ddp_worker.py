@@ -1,4 +1,5 @@
-"""Run by torchrun in test_distributed.py: one step and one short training, whose outcome rank 0 leaves in a file."""
+"""Run by torchrun in test_distributed.py: one step and one short training,
+whose outcome rank 0 leaves in a file."""
 
 import sys
 from dataclasses import replace
@@ -23,13 +24,15 @@ def main(out, sync):
     dataset = load("digits")
     # batches of 40 leave a last one of 20; neither divides by 3
     batches = TrainBatches(dataset, 40, 7, "cpu", distributed.rank(), distributed.world())
-    model = small().double().train()  # in fp32, rounding alone differs by 1e-3 after 20 norms of two channels
-    step = make_step(model, lambda logits, images, labels: torch.nn.functional.cross_entropy(logits, labels), "cpu",
-                     "fp32", "off", 1)
+    # in fp32, rounding alone differs by 1e-3 after 20 norms of two channels
+    model = small().double().train()
+    step = make_step(model, lambda logits, images, labels: torch.nn.functional.cross_entropy(
+        logits, labels), "cpu", "fp32", "off", 1)
     gradients, seen = [], []
     with distributed.synchronised_norms(model, sync):
         for number, (images, labels) in enumerate(batches.epoch(3)):
-            seen.append(distributed.total(torch.stack([images.double().sum(), labels.sum().double()])))
+            seen.append(
+                distributed.total(torch.stack([images.double().sum(), labels.sum().double()])))
             step(images.double(), labels, batches.weight(number))
             gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
         norms = torch.cat([b.flatten().float() for n, b in model.named_buffers() if "running" in n])
@@ -38,8 +41,8 @@ def main(out, sync):
                   options=Options(eval_every=2, sync_bn=sync))
     logits = predict(trained, dataset, dataset.test)
     if distributed.is_main():
-        torch.save({"gradients": torch.stack(gradients), "seen": torch.stack(seen), "norms": norms, "logits": logits,
-                    "weights": trained.state_dict(), "history": history}, out)
+        torch.save({"gradients": torch.stack(gradients), "seen": torch.stack(seen), "norms": norms,
+                    "logits": logits, "weights": trained.state_dict(), "history": history}, out)
     distributed.stop()
 
 

@@ -1,4 +1,5 @@
-"""The scripts as users call them, but within this process: importing torch anew would take seconds each time."""
+"""The scripts as users call them, but within this process:
+importing torch anew would take seconds each time."""
 
 import contextlib
 import io
@@ -21,12 +22,14 @@ class Outcome:
 
 
 def script(path: str, *arguments: object) -> Outcome:
-    """Run ``python path arguments`` (or ``python -m path``, for a dotted name) and catch how it ends."""
+    """Run ``python path arguments`` (or ``python -m path``, for a dotted name)
+    and catch how it ends."""
     out, err = io.StringIO(), io.StringIO()
     before, show, code = sys.argv, warnings.showwarning, 0
     sys.argv = [str(ROOT / path), *map(str, arguments)]
     try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings():
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(
+                err), warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # runpy: the module is imported already
             if path.endswith(".py"):
                 runpy.run_path(str(ROOT / path), run_name="__main__")
@@ -47,7 +50,8 @@ def works(path: str, *arguments: object) -> str:
 
 
 def fails(path: str, *arguments: object, code: int, says: str) -> str:
-    """script() that has to fail with this exit code and one line that contains ``says``; returns the line."""
+    """script() that has to fail with this exit code and one line that contains ``says``;
+    returns the line."""
     outcome = script(path, *arguments)
     assert outcome.code == code, (outcome.code, outcome.out, outcome.err)
     assert outcome.err.count("\n") == 1 and outcome.err.startswith("error: "), outcome.err

@@ -30,8 +30,9 @@ from kesi.system.provenance import provenance
 from tests.chaos import differences, run_whole, start, tail
 from tests.datagen import write_imagefolder
 
-COMMAND = ["cifar/pipeline.py", "--arch", "resnet20", "--dataset", "imagefolder", "--data", "images", "--image-size",
-           "16", "--rounds", "1", "--epochs", "2", "2", "2", "--batch-size", "16", "--device", "cpu", "--save", "run"]
+COMMAND = ["cifar/pipeline.py", "--arch", "resnet20", "--dataset", "imagefolder",
+           "--data", "images", "--image-size", "16", "--rounds", "1", "--epochs", "2", "2", "2",
+           "--batch-size", "16", "--device", "cpu", "--save", "run"]
 VERIFY = ["kesi/__main__.py", "verify", "run", "--data", "images"]
 
 SAID = re.compile("error: |warning: |FAILED ")
@@ -40,12 +41,15 @@ NOTICED, SAME, UNNOTICED = "noticed", "changed nothing", "unnoticed"
 
 
 def _files(here: Path, pattern: str = "*") -> list[Path]:
-    return sorted(path for path in here.rglob(pattern) if path.is_file() and path.name not in ("log.txt", ".lock"))
+    return sorted(path for path in here.rglob(pattern) if path.is_file()
+                  and path.name not in ("log.txt", ".lock"))
 
 
 def _images(here: Path) -> list[Path]:
-    found = [path for path in _files(here / "images") if path.suffix.lower() in (".png", ".jpg", ".bmp")]
-    return [path for path in found if not path.name.startswith(".") and ".kesi-cache" not in path.parts]
+    found = [path for path in _files(here / "images")
+             if path.suffix.lower() in (".png", ".jpg", ".bmp")]
+    return [path for path in found if not path.name.startswith(".")
+            and ".kesi-cache" not in path.parts]
 
 
 def _two(rng: random.Random, paths: list[Path]) -> tuple[Path, Path]:
@@ -142,15 +146,16 @@ def rename(rng: random.Random, here: Path) -> str:
     names = collections.defaultdict(list)
     for path in _files(here / "run"):
         names[path.name].append(path)
-    one, other = _two(rng, names[rng.choice(sorted(name for name, paths in names.items() if len(paths) > 1))])
+    one, other = _two(
+        rng, names[rng.choice(sorted(name for name, paths in names.items() if len(paths) > 1))])
     between = one.rename(here / "between")
     other.rename(one), between.rename(other)
     return f"{one.relative_to(here)} and {other.relative_to(here)} swapped"
 
 
 KINDS: dict[str, Callable[[random.Random, Path], str]] = {
-    "bytes": flip_bytes, "cut": cut, "removed": remove, "image": change_image, "label": change_label,
-    "number": change_number, "link": link, "times": change_times, "name": rename}
+    "bytes": flip_bytes, "cut": cut, "removed": remove, "image": change_image, "label":
+    change_label, "number": change_number, "link": link, "times": change_times, "name": rename}
 
 
 def run_half(folder: Path) -> None:
@@ -166,13 +171,15 @@ def run_half(folder: Path) -> None:
 
 
 def outcome(here: Path, whole: Path, usual: set[str]) -> tuple[str, str]:
-    """What the same command and verify make of a copy: noticed or not, and what was said or differs.
+    """What the same command and verify make of a copy:
+    noticed or not, and what was said or differs.
 
     ``usual``: the warnings of a run that nobody touched.
     """
     log = here / "log.txt"
     log.unlink(missing_ok=True)
-    codes = [os.waitstatus_to_exitcode(os.waitpid(start(here, words), 0)[1]) for words in (COMMAND, VERIFY)]
+    codes = [os.waitstatus_to_exitcode(os.waitpid(start(here, words), 0)[1])
+             for words in (COMMAND, VERIFY)]
     lines = log.read_text(errors="replace").splitlines()
     if any(line.startswith("Traceback") for line in lines) or not set(codes) <= {0, 1, 2}:
         return UNNOTICED, f"a traceback, exit codes {codes}: {lines[-1]}"
@@ -183,16 +190,20 @@ def outcome(here: Path, whole: Path, usual: set[str]) -> tuple[str, str]:
         found = differences(whole / "run", here / "run")
     except (KesiError, OSError, ValueError) as error:
         found = [str(error)]
-    strays = {f"{path.relative_to(here / 'run')} is in one run only" for path in (here / "run").rglob("*")}
-    found = [line for line in found if line not in strays]  # what lies about besides is nobody's harm
+    strays = {f"{path.relative_to(here / 'run')} is in one run only"
+              for path in (here / "run").rglob("*")}
+    # what lies about besides is nobody's harm
+    found = [line for line in found if line not in strays]
     return (UNNOTICED, "; ".join(found)) if found or any(codes) else (SAME, "")
 
 
 def campaign(folder: Path, number: int, seed: int) -> dict[str, collections.Counter]:
-    """So many tamperings, of every kind in turn, half of them with a finished run; how each kind ended."""
+    """So many tamperings, of every kind in turn, half of them with a finished run;
+    how each kind ended."""
     write_imagefolder(folder / "whole" / "images")
     for path in (folder / "whole" / "images").glob("*/*/*"):
-        if path.name in ("notes.txt", ".hidden.png"):  # of which the command would warn, untouched, too
+        # of which the command would warn, untouched, too
+        if path.name in ("notes.txt", ".hidden.png"):
             path.unlink()
     shutil.copytree(folder / "whole", folder / "half")
     run_whole(folder / "whole", COMMAND)
@@ -210,19 +221,24 @@ def campaign(folder: Path, number: int, seed: int) -> dict[str, collections.Coun
         what = KINDS[name](rng, here)
         ended, said = outcome(here, folder / "whole", usual)
         counts[name][ended] += 1
-        print(f"{place:>4} {state:<5} {name:<7} {ended}: {what}{': ' * bool(said)}{said[:200]}", flush=True)
+        print(f"{place:>4} {state:<5} {name:<7} {ended}: {what}{': ' * bool(said)}{said[:200]}",
+              flush=True)
         shutil.rmtree(here)
     return counts
 
 
 def main() -> int:
     """The command; returns its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m tests.tampering", description=__doc__.partition("\n")[0])
-    parser.add_argument("--tamperings", type=int, default=100, metavar="N", help="how many (default: 100)")
+    parser = argparse.ArgumentParser(prog="python -m tests.tampering",
+                                     description=__doc__.partition("\n")[0])
+    parser.add_argument("--tamperings", type=int, default=100, metavar="N",
+                        help="how many (default: 100)")
     parser.add_argument("--seed", type=int, default=0, help="of what is changed (default: 0)")
     args = parser.parse_args()
-    provenance("cpu")  # remembered by every process, so that a commit in the meantime changes nothing
-    warnings.simplefilter("ignore", DeprecationWarning)  # of forking with threads: there is none that computes
+    # remembered by every process, so that a commit in the meantime changes nothing
+    provenance("cpu")
+    # of forking with threads: there is none that computes
+    warnings.simplefilter("ignore", DeprecationWarning)
     with tempfile.TemporaryDirectory(prefix="tampering-") as folder:
         try:
             counts = campaign(Path(folder), args.tamperings, args.seed)
@@ -230,9 +246,11 @@ def main() -> int:
             print(f"error: {error}", file=sys.stderr)
             return 1
     for name, ended in counts.items():
-        print(f"{name:<8} " + ", ".join(f"{ended[how]} {how}" for how in (NOTICED, SAME, UNNOTICED)))
+        print(f"{name:<8} "
+              + ", ".join(f"{ended[how]} {how}" for how in (NOTICED, SAME, UNNOTICED)))
     unnoticed = sum(ended[UNNOTICED] for ended in counts.values())
-    print(f"{sum(map(collections.Counter.total, counts.values()))} tamperings, {unnoticed} of them unnoticed")
+    print(f"{sum(map(collections.Counter.total, counts.values()))} tamperings, {unnoticed} of "
+          "them unnoticed")
     return int(unnoticed > 0)
 
 

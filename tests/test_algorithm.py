@@ -1,4 +1,5 @@
-"""The method in memory: kesi.method.algorithm with fit() alone gives what the pipeline gives, bit for bit."""
+"""The method in memory: kesi.method.algorithm with fit() alone gives what the pipeline gives,
+bit for bit."""
 
 import pytest
 
@@ -35,8 +36,9 @@ def test_pruning_and_training_leave_the_snapshot_as_it_was():
     assert trained.pruned_weights == pruned.pruned_weights and trained.digest != pruned.digest
 
 
-@pytest.mark.parametrize("name", [StageName("baseline"), StageName("kesi"), StageName("onecycle", 3),
-                                  StageName("my-own", 12), StageName("ensemble-usual")])
+@pytest.mark.parametrize("name",
+                         [StageName("baseline"), StageName("kesi"), StageName("onecycle", 3),
+                          StageName("my-own", 12), StageName("ensemble-usual")])
 def test_a_stage_name_is_read_as_it_is_written(name):
     assert StageName.parse(name.text) == name
 

@@ -72,8 +72,8 @@ def test_a_file_of_zeros_is_refused_by_its_first_bytes(tmp_path):
     (PIPELINE, "--save"), (PIPELINE, "--data"), (PIPELINE, "--model"), (TRAIN, "--resume"),
     ("kesi report", "x", "--out"), ("kesi report", "x", "--data-name"), ("kesi verify",),
     ("cifar/filter_pruning/prune.py", "--model"), ("reproduce", "--table", "digits", "--save")])
-@pytest.mark.parametrize(("word", "says"), [
-    ("a\nb", "holds a control character: 'a\\nb'"), ("\x1b[2J", "holds a control"), ("", "is empty")])
+@pytest.mark.parametrize(("word", "says"), [("a\nb", "holds a control character: 'a\\nb'"),
+                                            ("\x1b[2J", "holds a control"), ("", "is empty")])
 def test_words_that_cannot_be_shown_are_refused(command, word, says, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     where = command[0].split()
@@ -96,13 +96,14 @@ def test_no_folder_becomes_a_line_of_the_slurm_script(tmp_path, monkeypatch):
     (("--batch-size", 10**9), "batch size must be at most 100,000"),
     (("--epochs", 10**9, 1, 1), "epochs must be at most 100,000"),
     (("--lr", "inf"), "must be finite"), (("--lr", "1e18"), "must be finite"),
-    (("--lr", "nan"), "must be finite"),
-    (("--seeds", 2**63), "a seed is a whole number"), (("--seeds", 0, "x"), "a seed is a whole number"),
+    (("--lr", "nan"), "must be finite"), (("--seeds", 2**63), "a seed is a whole number"),
+    (("--seeds", 0, "x"), "a seed is a whole number"),
     (("--temperature", "1e30"), "below 1e18"), (("--threads", 10_000), "at most 1024"),
     (("--image-size", 100_000), "image size 100000 is too large")])
 def test_what_no_run_could_write_down_is_refused_first(tmp_path, words, says):
     fails(PIPELINE, *TINY, *words, "--save", tmp_path / "run", code=2, says=says)
-    fails(PIPELINE, *TINY, *words, "--dry-run", code=2, says=says) if "--threads" not in words else None
+    (fails(PIPELINE, *TINY, *words, "--dry-run", code=2, says=says) if "--threads" not in words
+     else None)
     assert not (tmp_path / "run").exists()
 
 
@@ -122,11 +123,13 @@ def test_commands_of_others_are_shown_quoted_and_commits_are_hexadecimal(filter_
     for name, value in (("commit", "HEAD; touch evil"), ("command", "python x\n# forged"),
                         ("versions", {"torch": "2\n# forged"}), ("device", "\x1b[2J")):
         (run / "run.json").write_text(json.dumps(said | {name: value}))
-        fails("kesi", "report", run, "--no-plots", code=1, says=f"run.json is damaged: its {name} is")
+        fails("kesi", "report", run, "--no-plots", code=1,
+              says=f"run.json is damaged: its {name} is")
 
 
 def test_a_name_forges_no_heading_and_no_tag(filter_run, tmp_path):
-    works("kesi", "report", filter_run, "--no-plots", "--out", tmp_path, "--data-name", "<h1>x</h1>")
+    works("kesi", "report", filter_run, "--no-plots", "--out", tmp_path, "--data-name",
+          "<h1>x</h1>")
     text = (tmp_path / "table.md").read_text()
     assert "<h1>" not in text.replace(r"\<", "") and r"resnet20 on \<h1>x\</h1>" in text
     report([filter_run], tmp_path, plots=False, data_name="x\n# forged\r# too")
@@ -136,8 +139,8 @@ def test_a_name_forges_no_heading_and_no_tag(filter_run, tmp_path):
 
 
 def test_no_cell_is_a_formula_and_numbers_stay_numbers():
-    row = {"a": "=1+1", "b": "+x", "c": "-x", "d": "@x", "e": "-1.5", "f": -2, "g": "+1e-3", "h": "a=1",
-           "i": "-1+1", "j": None}
+    row = {"a": "=1+1", "b": "+x", "c": "-x", "d": "@x", "e": "-1.5", "f": -2, "g": "+1e-3",
+           "h": "a=1", "i": "-1+1", "j": None}
     assert csv_text([row]).splitlines()[1] == "'=1+1,'+x,'-x,'@x,-1.5,-2,+1e-3,a=1,'-1+1,"
 
 
@@ -146,14 +149,15 @@ def test_no_cell_is_a_formula_and_numbers_stay_numbers():
 def test_a_finite_loss_beyond_all_measure_is_divergence():
     model, digits = models.create("resnet20", 10, [2] * 9), load("digits")
     stage = Training(epochs=1, batch_size=100, lr=1e-9, schedule="constant")
-    with pytest.raises(KesiError, match="training diverges: the loss is 2.*e\\+20 in epoch 1, step 1"):
+    with pytest.raises(KesiError,
+                       match="training diverges: the loss is 2.*e\\+20 in epoch 1, step 1"):
         fit(model, digits, stage, seed=0,
             objective=lambda *given: cross_entropy(*given) * 1e20)
 
 
 @pytest.mark.parametrize(("environment", "says"), [
-    ({"WORLD_SIZE": "2", "RANK": "0"}, "MASTER_ADDR, MASTER_PORT is not set: start it with torchrun"),
-    ({"WORLD_SIZE": "2", "MASTER_ADDR": "x", "MASTER_PORT": "1"}, "RANK is not set"),
+    ({"WORLD_SIZE": "2", "RANK": "0"}, "MASTER_ADDR, MASTER_PORT is not set: start it with "
+     "torchrun"), ({"WORLD_SIZE": "2", "MASTER_ADDR": "x", "MASTER_PORT": "1"}, "RANK is not set"),
     ({"WORLD_SIZE": "2", "RANK": "7", "MASTER_ADDR": "x", "MASTER_PORT": "1"}, "RANK is 7"),
     ({"WORLD_SIZE": "two"}, "are no numbers")])
 def test_half_an_environment_of_torchrun_is_one_line(tmp_path, monkeypatch, environment, says):
@@ -171,7 +175,8 @@ def test_a_rank_without_others_is_alone_and_speaks(filter_run, tmp_path, monkeyp
 
 def test_a_terminal_of_ascii_is_no_reason_to_fail(filter_run, tmp_path):
     run = shutil.copytree(filter_run, tmp_path / "run")
-    done = subprocess.run([sys.executable, PIPELINE, *same_command(run)], cwd=ROOT, capture_output=True, text=True,
+    done = subprocess.run([sys.executable, PIPELINE, *same_command(run)], cwd=ROOT,
+                          capture_output=True, text=True,
                           env={**ENVIRONMENT, "PYTHONIOENCODING": "ascii"})
     assert done.returncode == 0 and "one-cycle" in done.stdout, done.stderr
 
@@ -205,7 +210,8 @@ class _Meanwhile:
 
 
 def _settings(folder, act):
-    recipe = replace(recipes.recipe("resnet20", "digits", "filter").changed((3, 1, 1), 300), rounds=((0.25,) * 9,))
+    recipe = replace(recipes.recipe("resnet20", "digits", "filter").changed((3, 1, 1), 300),
+                     rounds=((0.25,) * 9,))
     return pipeline.Settings(recipe, load("digits"), folder, watch=_Meanwhile(act))
 
 
@@ -220,7 +226,8 @@ def test_a_folder_that_goes_away_meanwhile_is_noticed_and_not_made_anew(tmp_path
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with pytest.raises(KesiError, match=f"^{run} was moved or removed while it was in use") as error:
+        with pytest.raises(KesiError,
+                           match=f"^{run} was moved or removed while it was in use") as error:
             pipeline.run(_settings(run, act))
     assert "\n" not in str(error.value)
     assert not list(run.rglob("*"))
@@ -237,10 +244,12 @@ def _of(host):
 def test_another_machine_that_locks_do_not_keep_out_is_noticed(tmp_path):
     """A lock file of another host is a machine that was lost, or one that is at work behind NFS."""
     run = tmp_path / "run"
-    with pytest.raises(KesiError, match=f"^{run} was taken by another process meanwhile.*elsewhere"):
+    with pytest.raises(KesiError,
+                       match=f"^{run} was taken by another process meanwhile.*elsewhere"):
         pipeline.run(_settings(run, lambda: (run / ".lock").write_text(_of("elsewhere"))))
     assert json.loads((run / ".lock").read_text())["host"] == "elsewhere"  # its lock is left to it
-    with pytest.warns(UserWarning, match=r"not let go of by process 7 on elsewhere since then \(x\\?; evil|'x;' evil"):
+    with pytest.warns(UserWarning, match=r"not let go of by process 7 on elsewhere since then "
+                                         r"\(x\\?; evil|'x;' evil"):
         with held(run):
             pass
     assert not (run / ".lock").exists()
@@ -256,7 +265,8 @@ def test_another_number_of_threads_is_said(filter_run, tmp_path):
     finally:
         torch.set_num_threads(threads)
     assert outcome.code == 0
-    assert outcome.err.count("\n") == 1 and outcome.err.startswith("warning: begun on "), outcome.err
+    assert (outcome.err.count("\n") == 1
+            and outcome.err.startswith("warning: begun on ")), outcome.err
     assert f"goes on with {json.loads((run / 'run.json').read_text())['device']}" in outcome.err
 
 
@@ -272,7 +282,8 @@ def test_a_stage_that_goes_on_with_other_threads_says_so(tmp_path):
         outcome = script(*words, "--threads", 3)
     finally:
         torch.set_num_threads(threads)
-    assert outcome.code == 0 and "1 threads, and goes on with" in outcome.err and "continues after" in outcome.out
+    assert (outcome.code == 0 and "1 threads, and goes on with" in outcome.err
+            and "continues after" in outcome.out)
 
 
 def test_a_clock_that_jumps_changes_nothing(tmp_path, monkeypatch):

@@ -17,7 +17,8 @@ PLAIN = Normalise.of((0.0, 0.0, 0.0), (1 / 255,) * 3)  # leaves 0..255 as it is
 
 
 def noise(count: int, side: int, seed: int = 0) -> torch.Tensor:
-    return torch.randint(0, 256, (count, side, side, 3), dtype=torch.uint8, generator=generator(seed))
+    return torch.randint(0, 256, (count, side, side, 3), dtype=torch.uint8,
+                         generator=generator(seed))
 
 
 def generator(seed: int) -> torch.Generator:
@@ -40,9 +41,8 @@ def epoch(dataset: Dataset, number: int = 0, batch_size: int = 8, seed: int = 0,
 
 
 def same(first: list, second: list) -> bool:
-    return len(first) == len(second) and all(
-        torch.equal(x, x2) and torch.equal(y, y2) for (x, y), (x2, y2) in zip(first, second, strict=True)
-    )
+    return (len(first) == len(second) and all(torch.equal(x, x2) and torch.equal(y, y2) for (x, y),
+                                              (x2, y2) in zip(first, second, strict=True)))
 
 
 # Pad and crop
@@ -56,7 +56,8 @@ def test_pad_crop_is_torchvisions_for_the_same_draws(size, padding, flip):
     normalise = Normalise.of(MEAN, STD)
     x = augmentation.train(augmentation.prepare(images, "cpu"), rows, draws, normalise)
     assert x.dtype == torch.float32 and x.is_contiguous(memory_format=torch.channels_last)
-    assert len({tuple(draw) for draw in draws.tolist()}) > 15  # a draw for each image, not for the batch
+    # a draw for each image, not for the batch
+    assert len({tuple(draw) for draw in draws.tolist()}) > 15
     for result, row, (top, left, mirrored) in zip(x, rows.tolist(), draws.tolist(), strict=True):
         expected = functional.pad(images[row].permute(2, 0, 1), [padding])
         expected = functional.crop(expected, top, left, size, size)
@@ -73,7 +74,8 @@ def test_pad_crop_draws_are_uniform_and_independent():
     assert abs(draws[:, 2].double().mean() - 0.5) < 4 * 0.5 / math.sqrt(count)
     correlation = np.corrcoef(draws.numpy().T)
     assert abs(correlation - np.eye(3)).max() < 0.03
-    assert not PadCrop(16, 2, flip=False).draw(torch.full((99, 2), 16), 16, generator(0))[:, 2].any()
+    assert not PadCrop(16, 2, flip=False).draw(torch.full((99, 2), 16), 16,
+                                               generator(0))[:, 2].any()
 
 
 # Crop and resize
@@ -86,7 +88,8 @@ def test_random_resized_crop_is_torchvisions_for_the_same_box(side, size):
     assert draws[:, 4].unique().tolist() == [0, 1]
     rows = torch.arange(24)
     on_cpu = augmentation.train(images, rows, draws, PLAIN)
-    on_gpu = resample.crop_batch(images, rows, draws[:, :4], draws[:, 4] == 1, size).permute(0, 3, 1, 2)
+    on_gpu = resample.crop_batch(images, rows, draws[:, :4], draws[:, 4] == 1, size).permute(0, 3,
+                                                                                             1, 2)
     assert on_cpu.is_contiguous(memory_format=torch.channels_last)
     assert on_gpu.is_contiguous(memory_format=torch.channels_last)
     for row, (top, left, tall, wide, mirrored) in enumerate(draws.tolist()):
@@ -96,7 +99,8 @@ def test_random_resized_crop_is_torchvisions_for_the_same_box(side, size):
         in_floats = functional.resized_crop(image.float(), *box, antialias=True)
         if mirrored:
             in_bytes, in_floats = functional.hflip(in_bytes), functional.hflip(in_floats)
-        assert (on_cpu[row] - in_bytes).abs().max() < 1.01  # of 255: rounded in another order where mirrored
+        # of 255: rounded in another order where mirrored
+        assert (on_cpu[row] - in_bytes).abs().max() < 1.01
         assert (on_gpu[row] - in_floats).abs().max() < 0.01
 
 
@@ -105,7 +109,8 @@ def test_matrix_products_in_parts_give_the_same(monkeypatch):
     draws = augmentation.draw(torch.full((10, 2), 32), 32, generator(5))
     arguments = (images, torch.arange(10), draws[:, :4], draws[:, 4] == 1, 24)
     whole = resample.crop_batch(*arguments)
-    monkeypatch.setattr(resample, "BOUND", 3 * 4 * 3 * (32 * 32 + 2 * 24 * 32))  # three images at a time
+    # three images at a time
+    monkeypatch.setattr(resample, "BOUND", 3 * 4 * 3 * (32 * 32 + 2 * 24 * 32))
     torch.testing.assert_close(resample.crop_batch(*arguments), whole, atol=1e-4, rtol=0)
 
 
@@ -114,7 +119,8 @@ def largest_gap(first: np.ndarray, second: np.ndarray) -> float:
     functions."""
     values = np.sort(np.concatenate([first, second]))
     places = [
-        np.searchsorted(np.sort(sample), values, side="right") / len(sample) for sample in (first, second)
+        np.searchsorted(np.sort(sample), values, side="right") / len(sample)
+        for sample in (first, second)
     ]
     return float(np.abs(places[0] - places[1]).max())
 
@@ -140,7 +146,8 @@ def test_boxes_have_torchvisions_distribution(shape):
 
 
 def test_batches_have_torchvisions_pixel_statistics():
-    """Mean, spread within an image and spread between images, of crops of one image with structure."""
+    """Mean, spread within an image and spread between images, of crops of one image with structure.
+    """
     ramp = torch.linspace(0, 255, 64)
     image = torch.stack(
         [ramp[:, None].expand(64, 64), ramp.expand(64, 64), (ramp[:, None] * ramp / 255)], dim=2
@@ -148,28 +155,32 @@ def test_batches_have_torchvisions_pixel_statistics():
     image = image.round().to(torch.uint8)
     count, augmentation = 1500, RandomResizedCrop(32)
     draws = augmentation.draw(torch.full((count, 2), 64), 64, generator(7))
-    ours = augmentation.train(image.expand(1, 64, 64, 3), torch.zeros(count, dtype=torch.long), draws, PLAIN)
+    ours = augmentation.train(image.expand(1, 64, 64, 3), torch.zeros(count, dtype=torch.long),
+                              draws, PLAIN)
     torch.manual_seed(1)
-    classic = transforms.Compose([transforms.RandomResizedCrop(32), transforms.RandomHorizontalFlip()])
+    classic = transforms.Compose([transforms.RandomResizedCrop(32),
+                                  transforms.RandomHorizontalFlip()])
     theirs = torch.stack([classic(image.permute(2, 0, 1)) for _ in range(count)]).float()
     for statistic in (lambda x: x.mean((2, 3)), lambda x: x.std((2, 3)), lambda x: x[:, :, 0, 0]):
         for channel in range(3):
-            gap = largest_gap(statistic(ours)[:, channel].numpy(), statistic(theirs)[:, channel].numpy())
+            gap = largest_gap(statistic(ours)[:, channel].numpy(),
+                              statistic(theirs)[:, channel].numpy())
             assert gap < 1.95 * math.sqrt(2 / count)
 
 
 def test_squeezed_photographs_are_cropped_in_their_true_shape():
-    """A wide photograph stored as a square: boxes keep torchvision's shape once they are stretched back."""
+    """A wide photograph stored as a square: boxes keep torchvision's shape once they
+    are stretched back."""
     sizes = torch.tensor([[90, 240]]).expand(3000, 2)
     augmentation = RandomResizedCrop(32)
     top, left, tall, wide, _ = augmentation.draw(sizes, 64, generator(8)).unbind(1)
     ratio = (wide * 240 / 64) / (tall * 90 / 64)
-    assert 0.70 < ratio.min() < 0.85 and 1.25 < ratio.max() < 1.45  # 3/4 to 4/3, and the rounding to pixels
+    # 3/4 to 4/3, and the rounding to pixels
+    assert 0.70 < ratio.min() < 0.85 and 1.25 < ratio.max() < 1.45
     assert left.min() == 0 and (left + wide).max() == 64  # both ends of the photograph are reached
     assert top.min() == 0 and (top + tall).max() == 64
-    assert resample.to_stored(torch.tensor([[89, 239, 1, 1]]), torch.tensor([[90, 240]]), 8).tolist() == [
-        [7, 7, 1, 1]
-    ]
+    assert (resample.to_stored(torch.tensor([[89, 239, 1, 1]]), torch.tensor([[90, 240]]),
+                               8).tolist() == [[7, 7, 1, 1]])
 
 
 @pytest.mark.parametrize(("side", "size"), [(64, 224), (64, 64), (256, 224)])
@@ -177,8 +188,10 @@ def test_test_time_is_resize_and_centre_crop(side, size):
     images = noise(3, side)
     augmentation = RandomResizedCrop(size)
     ours = augmentation.test(images, None, PLAIN)
-    planes = functional.resize(images.permute(0, 3, 1, 2).float(), [round(size * 256 / 224)], antialias=True)
-    assert ours.shape == (3, 3, size, size) and ours.is_contiguous(memory_format=torch.channels_last)
+    planes = functional.resize(images.permute(0, 3, 1, 2).float(), [round(size * 256 / 224)],
+                               antialias=True)
+    assert (ours.shape == (3, 3, size, size)
+            and ours.is_contiguous(memory_format=torch.channels_last))
     torch.testing.assert_close(ours, functional.center_crop(planes, [size]), atol=0.02, rtol=0)
 
 
@@ -237,11 +250,11 @@ def test_a_gpu_sees_the_images_of_a_cpu(augmentation, resident_bytes):
     gpu = epoch(dataset, device="cuda", resident_bytes=resident_bytes)
     one_level = 1.05 / 255 / min(STD)  # a CPU crops and resizes in uint8
     for (x, y), (x2, y2) in zip(epoch(dataset), gpu, strict=True):
-        assert x2.is_cuda and x2.is_contiguous(memory_format=torch.channels_last) and torch.equal(y, y2.cpu())
+        assert (x2.is_cuda and x2.is_contiguous(memory_format=torch.channels_last)
+                and torch.equal(y, y2.cpu()))
         assert (x - x2.cpu()).abs().max() < one_level
-    for (x, _), (x2, _) in zip(
-        eval_batches(dataset, dataset.test), eval_batches(dataset, dataset.test, "cuda"), strict=True
-    ):
+    for (x, _), (x2, _) in zip(eval_batches(dataset, dataset.test),
+                               eval_batches(dataset, dataset.test, "cuda"), strict=True):
         assert (x - x2.cpu()).abs().max() < one_level
 
 
@@ -270,7 +283,8 @@ def test_ranks_together_get_the_batches_of_one_process(count, world):
     for step, parts in enumerate(zip(*ranks, strict=True)):
         for rank, (x, y) in enumerate(parts):
             assert len(x) >= 2
-            assert torch.equal(x, alone[step][0][rank::world]) and torch.equal(y, alone[step][1][rank::world])
+            assert (torch.equal(x, alone[step][0][rank::world])
+                    and torch.equal(y, alone[step][1][rank::world]))
         assert sum(len(x) for x, _ in parts) == len(alone[step][0])
     assert len(alone) - len(ranks[0]) == (1 if 0 < count % 8 < 2 * world and count % 8 > 1 else 0)
 
@@ -296,5 +310,6 @@ def test_evaluation_is_in_order_and_plain():
     assert [len(x) for x, _ in batches] == [10, 10, 1]
     assert torch.equal(torch.cat([y for _, y in batches]), torch.arange(21))
     x = torch.cat([x for x, _ in batches])
-    assert batches[0][0].is_contiguous(memory_format=torch.channels_last) and x.dtype == torch.float32
+    assert (batches[0][0].is_contiguous(memory_format=torch.channels_last)
+            and x.dtype == torch.float32)
     torch.testing.assert_close(x[20], normalised(images[20].permute(2, 0, 1)), atol=2e-6, rtol=0)

@@ -27,13 +27,13 @@ pytestmark = pytest.mark.slow
 
 def run(*words):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.run([sys.executable, "-m", *map(str, words)], cwd=ROOT, env=environment, capture_output=True,
-                          text=True, timeout=300)
+    return subprocess.run([sys.executable, "-m", *map(str, words)], cwd=ROOT, env=environment,
+                          capture_output=True, text=True, timeout=300)
 
 
 def test_throughput_prints_its_table_and_writes_json(tmp_path):
-    done = run("benchmarks.throughput", "--quick", "--rows", "distill", "matmul", "--threads", 1, "--json",
-               tmp_path / "t.json")
+    done = run("benchmarks.throughput", "--quick", "--rows", "distill", "matmul", "--threads", 1,
+               "--json", tmp_path / "t.json")
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "t.json").read_text())
     assert {"date", "threads", "versions", "device", "commit", "settings", "rows"} <= found.keys()
@@ -51,11 +51,12 @@ def test_wrong_words_are_one_line():
     fails("benchmarks.profile", "--arch", "alexnet", code=2, says="alexnet")
 
 
-@pytest.mark.parametrize("words", [("--stage", "kesi"), ("--stage", "onecycle", "--method", "weight"),
-                                   ("--stage", "baseline", "--precision", "bf16")])
+@pytest.mark.parametrize("words",
+                         [("--stage", "kesi"), ("--stage", "onecycle", "--method", "weight"),
+                          ("--stage", "baseline", "--precision", "bf16")])
 def test_profile_shows_the_top_operations(words):
-    out = works("benchmarks.profile", "--arch", "resnet20", "--batch-size", 4, "--steps", 1, "--top", 5, "--device",
-                "cpu", *words)
+    out = works("benchmarks.profile", "--arch", "resnet20", "--batch-size", 4, "--steps", 1,
+                "--top", 5, "--device", "cpu", *words)
     lines = out.splitlines()
     assert "convolution" in out and lines[-2].split()[1] == "others" and len(lines) == 2 + 5 + 2
     shares = [float(line.split()[-1].rstrip("%")) for line in lines[2:-1]]
@@ -79,16 +80,19 @@ def test_masks_from_zeros_hold_the_zeros():
     classic = Classic(model, ONE_CYCLE, 100, torch.device("cpu"), 5.0, masked=True)
     for _ in range(2):
         classic.advance(torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 3]))
-    assert sum(int((model.get_parameter(name) == 0).sum()) for name in masks.state_dict()) == masks.pruned()
+    assert (sum(int((model.get_parameter(name) == 0).sum()) for name in masks.state_dict())
+            == masks.pruned())
     hold_zeros(model)
 
 
 def test_the_weight_masks_of_both_sides(tmp_path):
     answers = []
     for name in ("classic", "ours"):
-        side = Side(Job(name, "retrain", "resnet20", batch=4, images=8, size=16, masked=True, workers=0))
+        side = Side(Job(name, "retrain", "resnet20", batch=4, images=8, size=16, masked=True,
+                        workers=0))
         answers.append(side.check(str(tmp_path / "gradient.pt")))
-        assert side.masks(2)["seconds"] > 0 and side.memory()["mb"] > 0 and side.turn(1)["images"] == 4
+        assert (side.masks(2)["seconds"] > 0 and side.memory()["mb"] > 0
+                and side.turn(1)["images"] == 4)
     assert answers[0]["zeros"] == answers[1]["zeros"] > 0
     assert answers[0]["losses"] == pytest.approx(answers[1]["losses"], rel=1e-3)
 
@@ -126,7 +130,8 @@ def test_sides_that_compute_something_else_are_not_timed():
 def test_ours_is_what_fit_runs():
     plan = recipe_of("resnet20")
     model = networks("resnet20", 16)[0]
-    ours = Ours(Job("ours", "retrain", "resnet20", 4, 8, 16), model, plan.retrain, [], plan.temperature, None)
+    ours = Ours(Job("ours", "retrain", "resnet20", 4, 8, 16), model, plan.retrain, [],
+                plan.temperature, None)
     assert next(model.parameters()).is_contiguous(memory_format=torch.channels_last)
     assert ours.optimizer.defaults["fused"] and ours.precision == "fp32"
 
@@ -140,8 +145,8 @@ def test_quartiles_and_tables():
 
 
 def row(precision, compile_, stage, step, gradient=0.0, first=0.0):
-    return {"precision": precision, "compile": compile_, "stage": stage, "step_seconds": step, "batch": 128,
-            "gradient_apart": gradient, "loss_apart": 0.0, "first_seconds": first}
+    return {"precision": precision, "compile": compile_, "stage": stage, "step_seconds": step,
+            "batch": 128, "gradient_apart": gradient, "loss_apart": 0.0, "first_seconds": first}
 
 
 def rows(precision, compile_, step, **more):
@@ -154,7 +159,8 @@ def test_the_soonest_way_is_chosen_among_those_that_compute_the_same():
     assert (found["precision"], found["compile"]) == ("bf16", "capture")
     found = choice.choose(fp32 + rows("bf16", "capture", 1.0, gradient=1.5), "resnet56")
     assert (found["precision"], found["compile"]) == ("fp32", "off")
-    for first, chosen in ((60.0, "auto"), (1e9, "capture")):  # seconds to compile, against half of a baseline
+    # seconds to compile, against half of a baseline
+    for first, chosen in ((60.0, "auto"), (1e9, "capture")):
         compiled = row("bf16", "on", "baseline", 0.5, first=first)
         assert choice.choose([*fp32, *bf16, compiled], "resnet56")["compile"] == chosen
     with pytest.raises(KesiError, match="no precision"):
@@ -162,10 +168,12 @@ def test_the_soonest_way_is_chosen_among_those_that_compute_the_same():
 
 
 def plan(tmp_path, seconds=60.0):
-    return items.Plan(tmp_path, "resnet20", "cpu", "digits", "data", 0.01, time.monotonic() + seconds)
+    return items.Plan(tmp_path, "resnet20", "cpu", "digits", "data", 0.01,
+                      time.monotonic() + seconds)
 
 
-def test_what_is_done_is_not_done_again_and_a_failure_stops_nothing_else(tmp_path, monkeypatch, capsys):
+def test_what_is_done_is_not_done_again_and_a_failure_stops_nothing_else(tmp_path, monkeypatch,
+                                                                         capsys):
     done = []
 
     def item(name):
@@ -187,8 +195,8 @@ def test_what_is_done_is_not_done_again_and_a_failure_stops_nothing_else(tmp_pat
 
 
 def test_what_runs_when_the_time_is_over_is_told_to_end(tmp_path):
-    program = ("import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(print('saved')));"
-               "print('begun', flush=True); time.sleep(600)")
+    program = ("import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: "
+               "sys.exit(print('saved')));print('begun', flush=True); time.sleep(600)")
     with pytest.raises(items.OutOfTime):
         items.run(plan(tmp_path, 5.0), "-c", program, log="child")
     assert (tmp_path / "child.log").read_text() == "begun\nsaved\n"
@@ -197,7 +205,8 @@ def test_what_runs_when_the_time_is_over_is_told_to_end(tmp_path):
 
 
 def test_the_table_of_steps_is_measured_once(tmp_path):
-    words = ("benchmarks.gpu.steps", tmp_path, "--arch", "resnet20", "--device", "cpu", "--quick", "--rows")
+    words = ("benchmarks.gpu.steps", tmp_path, "--arch", "resnet20", "--device", "cpu", "--quick",
+             "--rows")
     assert works(*words, "off").count("measuring") == 6
     assert works(*words, "off", "on") == ""
     found = choice.measured(tmp_path)
@@ -210,5 +219,6 @@ def test_the_table_of_steps_is_measured_once(tmp_path):
 
 def test_the_gpu_tests_are_those_that_are_skipped_by_that_name():
     done = run("benchmarks.gpu.tests")
-    assert done.returncode == 0 and "passed" not in done.stdout and "skipped" in done.stdout, done.stdout
+    assert (done.returncode == 0 and "passed" not in done.stdout
+            and "skipped" in done.stdout), done.stdout
     fails("benchmarks.gpu", "--limit", 5, code=2, says="--limit")

@@ -17,8 +17,8 @@ from kesi.method.snapshot import Snapshot
 from kesi.system.errors import KesiError, UsageError
 
 FIXTURES = Path(os.environ.get("KESI_FIXTURES", Path(__file__).parents[2] / "shared" / "fixtures"))
-needs_fixtures = pytest.mark.skipif(not FIXTURES.is_dir(), reason="no checkpoints of the released code at hand "
-                                                                  "(folder named by KESI_FIXTURES)")
+needs_fixtures = pytest.mark.skipif(not FIXTURES.is_dir(), reason="no checkpoints of the released "
+                                    "code at hand (folder named by KESI_FIXTURES)")
 
 
 def small(arch="resnet20", classes=5):
@@ -51,22 +51,24 @@ def test_our_vgg_round_is_the_released_codes():
 
 
 def released(network, kind):
-    """What the released code would have written for a network, from the description of its five kinds."""
+    """What the released code would have written for a network,
+    from the description of its five kinds."""
     state = network.state_dict()
     return {
-        "trained": {"epoch": 3, "state_dict": state, "best_prec1": torch.tensor(0.93), "optimizer": {"state": {}},
-                    "cfg": network.cfg},
+        "trained": {"epoch": 3, "state_dict": state, "best_prec1": torch.tensor(0.93),
+                    "optimizer": {"state": {}}, "cfg": network.cfg},
         "pruned": {"cfg": network.cfg, "state_dict": state},
         "weight": {"epoch": 3, "state_dict": state, "acc": 92.0, "best_acc": 93.0, "optimizer": {}},
-        "parallel": {"epoch": 3, "arch": network.arch, "best_prec1": 66.0, "optimizer": {}, "cfg": network.cfg,
-                     "state_dict": collections.OrderedDict((f"module.{name}", v) for name, v in state.items())},
+        "parallel":
+        {"epoch": 3, "arch": network.arch, "best_prec1": 66.0, "optimizer": {}, "cfg": network.cfg,
+         "state_dict": collections.OrderedDict((f"module.{name}", v) for name, v in state.items())},
         "bare": {"state_dict": state},
     }[kind]
 
 
 @pytest.mark.parametrize("kind", ["trained", "pruned", "weight", "parallel", "bare"])
-@pytest.mark.parametrize("arch", ["resnet20", "resnet110", "preresnet110", "preresnet164", "vgg16", "wrn-16-8",
-                                  "resnet18"])
+@pytest.mark.parametrize("arch", ["resnet20", "resnet110", "preresnet110", "preresnet164", "vgg16",
+                                  "wrn-16-8", "resnet18"])
 def test_all_kinds_of_released_checkpoints_load_without_being_told(arch, kind, tmp_path):
     if arch in ("wrn-16-8", "resnet18") and kind not in ("parallel", "trained"):
         pytest.skip("11 million parameters; two kinds suffice")
@@ -76,7 +78,8 @@ def test_all_kinds_of_released_checkpoints_load_without_being_told(arch, kind, t
         prune_weights(network, 0.4)
     torch.save(released(network, kind), tmp_path / "x.pth.tar")
     loaded = checkpoints.load(tmp_path / "x.pth.tar")
-    assert loaded.network.arch == arch and loaded.network.cfg == network.cfg and same(loaded.network, network)
+    assert (loaded.network.arch == arch and loaded.network.cfg == network.cfg
+            and same(loaded.network, network))
     assert (loaded.masks is not None) == (kind == "weight")
     if kind == "weight":
         assert loaded.masks.sparsity() == pytest.approx(0.4, abs=1e-3)
@@ -87,13 +90,16 @@ def test_all_kinds_of_released_checkpoints_load_without_being_told(arch, kind, t
 def test_what_was_saved_is_what_is_loaded(tmp_path):
     network = small()
     masks = prune_weights(network, 0.5)
-    info = Info(stage="onecycle-1", round=1, metrics={"test_accuracy": 91.5}, settings={"list": [1, 2.5, "x", True]},
+    info = Info(stage="onecycle-1",
+                round=1, metrics={"test_accuracy": 91.5}, settings={"list": [1, 2.5, "x", True]},
                 teachers=[Reference("../x.pth.tar", "baseline", "12")], amount=[0.1, 0.2])
-    digest = checkpoints.save(tmp_path / "a" / "b.pth.tar", Snapshot("onecycle-1", network, masks), info, {"epoch": 3})
+    digest = checkpoints.save(tmp_path / "a" / "b.pth.tar", Snapshot("onecycle-1", network, masks),
+                              info, {"epoch": 3})
     loaded = checkpoints.load(tmp_path / "a" / "b.pth.tar")
     assert same(loaded.network, network) and loaded.info == info and loaded.training == {"epoch": 3}
     assert (loaded.file_digest, loaded.name, loaded.round) == (digest, "onecycle-1", 1)
-    assert all(torch.equal(loaded.masks.state_dict()[name], mask) for name, mask in masks.state_dict().items())
+    assert all(torch.equal(loaded.masks.state_dict()[name], mask)
+               for name, mask in masks.state_dict().items())
     assert checkpoints.find(tmp_path / "a" / "b.pth.tar") == tmp_path / "a" / "b.pth.tar"
     assert os.listdir(tmp_path / "a") == ["b.pth.tar"]
 
@@ -149,35 +155,37 @@ def test_bad_files_are_named_in_one_line(tmp_path):
     truncated.write_bytes(good.read_bytes()[:-3000])
     text = tmp_path / "text.pth.tar"
     text.write_text("hello")
-    missing_layer = {name: value for name, value in network.state_dict().items() if "layer2.1" not in name}
-    cases = [
-        (tmp_path / "none.pth.tar", {}, UsageError, "no such checkpoint"),
-        (tmp_path, {}, UsageError, "no checkpoint.pth.tar in the folder"),
-        (truncated, {}, KesiError, "damaged or not a checkpoint"),
-        (text, {}, KesiError, "damaged or not a checkpoint"),
-        (write(tmp_path / "list.pth.tar", [1, 2]), {}, KesiError, "holds a list"),
-        (write(tmp_path / "empty.pth.tar", {"epoch": 1}), {}, KesiError, "no state_dict"),
-        (write(tmp_path / "other.pth.tar", {"state_dict": {"a.weight": torch.ones(2)}}), {}, KesiError, "fits none"),
-        (write(tmp_path / "part.pth.tar", {"state_dict": missing_layer}), {}, KesiError, "fits none"),
-        (write(tmp_path / "part2.pth.tar", {"state_dict": missing_layer}), {"arch": "resnet20"}, KesiError,
-         "does not fit resnet20"),
-        (write(tmp_path / "cfg.pth.tar", {"state_dict": network.state_dict(), "cfg": [10 ** 12] * 9}), {}, KesiError,
-         "does not fit resnet20"),
-        (good, {"arch": "resnet56"}, UsageError, "is a resnet20, not a resnet56"),
-        (good, {"arch": "resnet99"}, UsageError, "unknown architecture"),
-        (good, {"num_classes": 7}, UsageError, "has 5 classes, not 7"),
-    ]
+    missing_layer = {name: value for name, value in network.state_dict().items()
+                     if "layer2.1" not in name}
+    cases = [(tmp_path / "none.pth.tar", {}, UsageError, "no such checkpoint"),
+             (tmp_path, {}, UsageError, "no checkpoint.pth.tar in the folder"),
+             (truncated, {}, KesiError, "damaged or not a checkpoint"),
+             (text, {}, KesiError, "damaged or not a checkpoint"),
+             (write(tmp_path / "list.pth.tar", [1, 2]), {}, KesiError, "holds a list"),
+             (write(tmp_path / "empty.pth.tar", {"epoch": 1}), {}, KesiError, "no state_dict"),
+             (write(tmp_path / "other.pth.tar", {"state_dict": {"a.weight": torch.ones(2)}}), {},
+              KesiError, "fits none"),
+             (write(tmp_path / "part.pth.tar", {"state_dict": missing_layer}), {}, KesiError,
+              "fits none"), (write(tmp_path / "part2.pth.tar", {"state_dict": missing_layer}),
+                             {"arch": "resnet20"}, KesiError, "does not fit resnet20"),
+             (write(tmp_path / "cfg.pth.tar", {"state_dict": network.state_dict(), "cfg": [10 ** 12]
+                                               * 9}), {}, KesiError, "does not fit resnet20"),
+             (good, {"arch": "resnet56"}, UsageError, "is a resnet20, not a resnet56"),
+             (good, {"arch": "resnet99"}, UsageError, "unknown architecture"),
+             (good, {"num_classes": 7}, UsageError, "has 5 classes, not 7")]
     for path, arguments, kind, message in cases:
         with pytest.raises(KesiError, match=message) as error:
             checkpoints.load(path, **arguments)
-        assert isinstance(error.value, kind) and str(path) in str(error.value) or "unknown" in message
+        assert (isinstance(error.value, kind) and str(path) in str(error.value)
+                or "unknown" in message)
         assert "\n" not in str(error.value)
 
 
 def test_every_change_of_content_is_noticed(tmp_path):
     path = tmp_path / "x.pth.tar"
     checkpoints.save(path, Snapshot("", small()), Info(seed=1, metrics={"test_accuracy": 90.0}))
-    for change in (lambda c: c["info"].update(seed=2), lambda c: c["info"]["metrics"].update(test_accuracy=99.0),
+    for change in (lambda c: c["info"].update(seed=2),
+                   lambda c: c["info"]["metrics"].update(test_accuracy=99.0),
                    lambda c: c["state_dict"]["fc.bias"].add_(1e-7), lambda c: c.pop("digest"),
                    lambda c: c.update(extra=1), lambda c: c["cfg"].__setitem__(0, 15)):
         content = torch.load(path, weights_only=True)
@@ -209,7 +217,8 @@ def test_flipped_bits_and_cuts_are_refused_or_harmless(tmp_path):
             refused += 1
         else:
             assert same(loaded.network, network) and loaded.info == Info(stage="baseline")
-            assert all(torch.equal(loaded.masks.state_dict()[n], m) for n, m in masks.state_dict().items())
+            assert all(torch.equal(loaded.masks.state_dict()[n], m)
+                       for n, m in masks.state_dict().items())
     assert refused > 50
 
 
@@ -217,4 +226,5 @@ def test_a_bare_state_dict_loads_too(tmp_path):
     model = small()
     torch.save(model.state_dict(), tmp_path / "weights.pth")
     loaded = checkpoints.load_model(tmp_path / "weights.pth", "resnet20")
-    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in model.state_dict().items())
+    assert all(torch.equal(value, loaded.state_dict()[name])
+               for name, value in model.state_dict().items())

@@ -23,7 +23,8 @@ def test_figures_are_those_of_the_runs(filter_run, weight_run, tmp_path, quick_c
     rows = list(csv.DictReader((tmp_path / "c.csv").open()))
     text = capsys.readouterr().out
     digits = load("digits")
-    classes = [predict(checkpoints.load_model(stage), digits, digits.test).argmax(1) for stage in stages]
+    classes = [predict(checkpoints.load_model(stage), digits, digits.test).argmax(1)
+               for stage in stages]
     for place, (stage, row) in enumerate(zip(stages, rows, strict=True)):
         result = json.loads((stage / "result.json").read_text())
         for name in ("params", "nonzero_params", "macs"):
@@ -43,13 +44,15 @@ def test_names_tell_checkpoints_apart(filter_run):
     same = [checkpoints.load(filter_run / "seed0/kesi")] * 2
     assert compare.names(same) == ["kesi (1)", "kesi (2)"]
     stage = filter_run / "seed0/onecycle-1"
-    loaded = [checkpoints.load(path) for path in (stage / "pruned.pth.tar", stage, filter_run / "seed0/kesi")]
+    loaded = [checkpoints.load(path)
+              for path in (stage / "pruned.pth.tar", stage, filter_run / "seed0/kesi")]
     assert compare.names(loaded) == ["onecycle-1/pruned.pth.tar", "onecycle-1", "kesi"]
 
 
 def test_without_images_and_times(filter_run, tmp_path, capsys):
     torch.manual_seed(0)
-    torch.save({"state_dict": models.create("resnet20", 10).state_dict()}, tmp_path / "released.pth.tar")
+    torch.save({"state_dict": models.create("resnet20", 10).state_dict()},
+               tmp_path / "released.pth.tar")
     words = [str(tmp_path / "released.pth.tar"), str(filter_run / "seed0/kesi"), "--no-latency"]
     networks.compare([*words, "--no-accuracy"])
     text = capsys.readouterr().out
@@ -69,5 +72,6 @@ def test_latencies_alternate_and_are_medians(monkeypatch):
         order.append(name)
         clock[0] += next(durations[name])
 
-    assert latency.alternated([lambda: call("a"), lambda: call("b")]) == [2.0, 4.0]  # the first calls do not count
+    # the first calls do not count
+    assert latency.alternated([lambda: call("a"), lambda: call("b")]) == [2.0, 4.0]
     assert order == ["a", "b"] * 4

@@ -54,7 +54,8 @@ def test_norms_keep_what_torchs_structured_pruning_keeps(arch, name, power):
         conv.weight = torch.nn.Parameter(model.get_submodule(layer).weight.detach().clone())
         gone = len(conv.weight) - len(kept[layer])
         prune.ln_structured(conv, "weight", gone, n=power, dim=0)
-        assert kept[layer].tolist() == conv.weight_mask.flatten(1)[:, 0].nonzero().flatten().tolist()
+        assert (kept[layer].tolist()
+                == conv.weight_mask.flatten(1)[:, 0].nonzero().flatten().tolist())
 
 
 @pytest.mark.parametrize("arch", ARCHS)

@@ -1,5 +1,5 @@
-"""The data sets: digits, CIFAR through torchvision, folders of images, the validation split, and the
-cache."""
+"""The data sets: digits, CIFAR through torchvision, folders of images, the validation split,
+and the cache."""
 
 import json
 import os
@@ -54,15 +54,20 @@ def folder(tmp_path: Path) -> Path:
 def test_digits_are_300_to_train_and_1497_to_test():
     digits = load("digits")
     assert (len(digits.train), len(digits.test), digits.val) == (300, 1497, None)
-    assert digits.train.images.shape == (300, 16, 16, 3) and digits.train.images.dtype == torch.uint8
+    assert (digits.train.images.shape == (300, 16, 16, 3)
+            and digits.train.images.dtype == torch.uint8)
     assert torch.bincount(digits.train.labels).tolist() == [30] * 10
-    assert torch.bincount(digits.test.labels).tolist() == [148, 152, 147, 153, 151, 152, 151, 149, 144, 150]
+    assert (torch.bincount(digits.test.labels).tolist()
+            == [148, 152, 147, 153, 151, 152, 151, 149, 144, 150])
     assert digits.train.labels.dtype == torch.int64
-    assert digits.classes == tuple("0123456789") and digits.num_classes == 10 and digits.image_size == 16
+    assert (digits.classes == tuple("0123456789") and digits.num_classes == 10
+            and digits.image_size == 16)
     info = INFO["digits"]
-    assert (info.num_classes, info.image_size, info.train_images, info.test_images) == (10, 16, 300, 1497)
+    assert ((info.num_classes, info.image_size, info.train_images, info.test_images)
+            == (10, 16, 300, 1497))
     together = torch.cat([digits.train.images, digits.test.images])
-    assert torch.equal(together[..., 0], together[..., 1]) and torch.equal(together[..., 0], together[..., 2])
+    assert (torch.equal(together[..., 0], together[..., 1])
+            and torch.equal(together[..., 0], together[..., 2]))
     assert (together.min(), together.max()) == (0, 255)
 
 
@@ -72,7 +77,8 @@ def test_digits_are_enlarged_from_8_pixels():
         stored = file["images"][file["train"]]
     assert np.array_equal(small[..., 0].numpy(), np.round(stored.astype(float) * 255 / 16))
     planes = small.permute(0, 3, 1, 2).float()
-    planes = torch.nn.functional.interpolate(planes, scale_factor=2, mode="bilinear", align_corners=False)
+    planes = torch.nn.functional.interpolate(planes, scale_factor=2, mode="bilinear",
+                                             align_corners=False)
     assert torch.equal(planes.round().permute(0, 2, 3, 1), large.float())
 
 
@@ -90,7 +96,8 @@ def test_a_description_is_plain_and_complete():
     description = load("digits", val_fraction=0.1).describe()
     assert json.loads(json.dumps(description)) == description
     assert description["images"] == {"train": 270, "val": 30, "test": 1497}
-    assert description["augmentation"] == {"name": "PadCrop", "size": 16, "padding": 2, "flip": False}
+    assert (description["augmentation"]
+            == {"name": "PadCrop", "size": 16, "padding": 2, "flip": False})
     assert set(description["digests"]) == {"train", "val", "test"}
     description = load("digits", family="tinyimagenet", image_size=64).describe()
     assert json.loads(json.dumps(description)) == description
@@ -181,7 +188,8 @@ def test_a_registered_data_set_is_brought_to_the_size_that_is_asked_for(addition
 @pytest.mark.parametrize("source, says", [
     (lambda *_: 1 / 0, "data set wrong cannot be loaded: ZeroDivisionError"),
     (lambda *_: None, "data set wrong gave a NoneType: return kesi.data.Images"),
-    (lambda *_: Images(load("digits").train, load("digits").test, ("one",)), "labels go from 0 to 9"),
+    (lambda *_: Images(load("digits").train, load("digits").test, ("one",)),
+     "labels go from 0 to 9"),
     (lambda *_: Images(load("digits").train, load("digits", image_size=20).test, ("one",) * 10),
      "make them equal"),
 ])
@@ -341,36 +349,25 @@ def remove(path: Path) -> None:
     shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-@pytest.mark.parametrize(
-    ("spoil", "names", "says"),
-    [
-        (lambda root: remove(root / "train"), "train", "is not there"),
-        (lambda root: remove(root / "test"), "test", "is not there"),
-        (lambda root: [remove(path) for path in (root / "train").iterdir()], "train", "no class folder"),
-        (
-            lambda root: [remove(path) for path in (root / "train" / "bee").iterdir()],
-            "train/bee",
-            "has no image",
-        ),
-        (
-            lambda root: [remove(path) for path in (root / "test" / "bee").iterdir()],
-            "test/bee",
-            "has no image",
-        ),
-        (lambda root: (root / "test" / "dog").mkdir(), "test/dog", "without training images"),
-        (
-            lambda root: (root / "train/ant/bad.png").write_bytes(b"nothing"),
-            "train/ant/bad.png",
-            "not a readable",
-        ),
-        (
-            lambda root: os.truncate(root / "train/ant/000.jpg", 700),
-            "train/ant/000.jpg",
-            "not a readable image",
-        ),
-        (lambda root: os.symlink("gone", root / "test/ant/gone.png"), "", ""),
-    ],
-)
+@pytest.mark.parametrize(("spoil", "names", "says"), [
+    (lambda root: remove(root / "train"), "train", "is not there"),
+    (lambda root: remove(root / "test"), "test", "is not there"), (lambda root: [
+        remove(path) for path in (root / "train").iterdir()], "train", "no class folder"),
+    (lambda root: [remove(path) for path in (root / "train" / "bee").iterdir()],
+     "train/bee",
+     "has no image"),
+    (lambda root: [remove(path) for path in (root / "test" / "bee").iterdir()],
+     "test/bee",
+     "has no image"),
+    (lambda root: (root / "test" / "dog").mkdir(), "test/dog", "without training images"),
+    (lambda root: (root / "train/ant/bad.png").write_bytes(b"nothing"),
+     "train/ant/bad.png",
+     "not a readable"),
+    (lambda root: os.truncate(root / "train/ant/000.jpg", 700),
+     "train/ant/000.jpg",
+     "not a readable image"),
+    (lambda root: os.symlink("gone", root / "test/ant/gone.png"), "", ""),
+])
 def test_what_is_wrong_with_a_folder_is_named(folder, spoil, names, says):
     spoil(folder)
     if not says:  # a link to nowhere is not a file
@@ -384,7 +381,8 @@ def test_what_is_wrong_with_a_folder_is_named(folder, spoil, names, says):
 
 def test_what_is_left_out_of_a_folder_is_said(folder):
     (folder / "train/ant/deeper").mkdir()
-    with pytest.warns(UserWarning, match=r"4 of \d+ entries in the class folders of .*train are left out") as said:
+    with pytest.warns(UserWarning, match=r"4 of \d+ entries in the class folders of .*train "
+                                         r"are left out") as said:
         load("imagefolder", folder)
     assert len(said) == 2 and "3 of" in str(said[1].message)  # three notes.txt in either
 
@@ -421,9 +419,8 @@ def test_every_mode_gives_the_picture(tmp_path, kind):
     pixels = datagen.picture(np.random.default_rng(5), 64, 64, 1)
     result = decode(datagen.write_mixed(pixels, tmp_path / "image", kind), Storage(64, False))
     assert result.pixels.shape == (64, 64, 3) and result.pixels.dtype == np.uint8
-    expected = (
-        pixels if kind in (0, 1, 2, 3, 6) else np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
-    )
+    expected = (pixels if kind in (0, 1, 2, 3, 6)
+                else np.asarray(Image.fromarray(pixels).convert("L"))[..., None])
     tolerance = 25 if kind == 1 else 3  # a palette of 64 colours
     if kind != 8:
         assert np.abs(result.pixels.astype(int) - expected).mean() < tolerance
@@ -450,7 +447,8 @@ def test_cropped_storage_is_torchvisions_resize_and_centre_crop(tmp_path, shape)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     result = decode(tmp_path / "a.png", Storage(32, False))
     expected = functional.center_crop(functional.resize(Image.fromarray(pixels), [32]), [32])
-    assert np.abs(result.pixels.astype(int) - np.asarray(expected)).max() <= 1 and result.true_size == shape
+    assert (np.abs(result.pixels.astype(int) - np.asarray(expected)).max() <= 1
+            and result.true_size == shape)
 
 
 def test_squeezed_storage_keeps_the_whole_and_the_true_size(tmp_path):
@@ -486,7 +484,8 @@ def test_images_are_decoded_once(folder, monkeypatch):
     assert arrays(folder) == names and len(names) == 2
     assert torch.equal(first.train.images, second.train.images) and first.mean == second.mean
     assert isinstance(np.load(next(folder.glob(".kesi-cache/*.npy")), mmap_mode="r"), np.memmap)
-    with pytest.raises(KesiError, match="NoneType"):  # another size is another array, which needs the decoder
+    # another size is another array, which needs the decoder
+    with pytest.raises(KesiError, match="NoneType"):
         load("imagefolder", folder, image_size=16)
 
 
@@ -523,10 +522,8 @@ def test_the_cache_follows_the_files(folder, change):
     assert len(photos.train) == len(photos.train.images)
 
 
-@pytest.mark.parametrize(
-    "damage",
-    ["truncated", "no manifest", "manifest of nonsense", "manifest of a part", "manifest of another"],
-)
+@pytest.mark.parametrize("damage", ["truncated", "no manifest", "manifest of nonsense",
+                                    "manifest of a part", "manifest of another"])
 def test_a_damaged_cache_is_built_again(folder, damage):
     expected = load("imagefolder", folder).train.images.clone()
     array = next(folder.glob(".kesi-cache/train*.npy"))
@@ -630,7 +627,8 @@ def test_builders_at_the_same_time_share_the_work(folder):
     assert not list(folder.glob(".kesi-cache/.*.tmp")) and len(arrays(folder)) == 2
 
 
-def test_a_folder_that_cannot_be_written_to_is_cached_elsewhere(folder, tmp_path, monkeypatch, capsys):
+def test_a_folder_that_cannot_be_written_to_is_cached_elsewhere(folder, tmp_path, monkeypatch,
+                                                                capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (folder / ".kesi-cache").write_text("in the way")  # as good as read-only, for every user
     first = load("imagefolder", folder).train.images

@@ -81,7 +81,8 @@ def test_frozen_teacher_predicts_what_the_network_predicts(arch):
     with torch.no_grad():
         assert torch.allclose(copied(images), network(images), rtol=1e-3, atol=1e-4)
     norms = [module for module in copied.modules() if isinstance(module, torch.nn.BatchNorm2d)]
-    pre_activation = arch in ("preresnet164", "wrn-16-8")  # their first norms have no convolution before them
+    # their first norms have no convolution before them
+    pre_activation = arch in ("preresnet164", "wrn-16-8")
     assert bool(norms) == pre_activation and not any(p.requires_grad for p in copied.parameters())
 
 
@@ -95,7 +96,8 @@ def test_probabilities_are_the_mean_of_the_members_softmax():
 
 def test_members_have_to_know_the_same_classes():
     with pytest.raises(UsageError, match="a has 5, b has 7"):
-        SnapshotEnsemble([Snapshot("a", models.create("resnet20", 5)), Snapshot("b", models.create("resnet20", 7))])
+        SnapshotEnsemble([Snapshot("a", models.create("resnet20", 5)),
+                          Snapshot("b", models.create("resnet20", 7))])
     with pytest.raises(UsageError, match="at least one"):
         SnapshotEnsemble([])
     with pytest.raises(UsageError, match="temperature"):
@@ -111,7 +113,8 @@ def test_agreement_by_hand():
     assert found.growing_accuracy == pytest.approx([200 / 3, 100])
     assert found.disagreement == [[0, pytest.approx(200 / 3)], [pytest.approx(200 / 3), 0]]
     mean = (torch.softmax(one, 1) + torch.softmax(two, 1)) / 2
-    assert found.loss == pytest.approx(float(F.nll_loss(mean.log(), torch.tensor([0, 1, 2]))), rel=1e-5)
+    assert (found.loss
+            == pytest.approx(float(F.nll_loss(mean.log(), torch.tensor([0, 1, 2]))), rel=1e-5))
 
 
 def test_ensemble_predicts_each_member_on_the_whole_split_in_order():
@@ -120,4 +123,5 @@ def test_ensemble_predicts_each_member_on_the_whole_split_in_order():
     logits = ensemble_of(*members).predict(dataset, dataset.test)
     assert logits.shape == (2, 1497, 10)
     from kesi.method.training import predict
-    assert torch.allclose(logits[1], predict(members[1], dataset, dataset.test), rtol=1e-3, atol=1e-4)
+    assert torch.allclose(logits[1], predict(members[1], dataset, dataset.test), rtol=1e-3,
+                          atol=1e-4)

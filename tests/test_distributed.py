@@ -14,8 +14,8 @@ WORKER = ROOT / "tests" / "ddp_worker.py"
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
 
 
-PIPELINE = (str(ROOT / "cifar" / "pipeline.py"), "--arch", "resnet20", "--dataset", "digits", "--method", "weight",
-            "--rounds", "1", "--epochs", "10", "1", "1", "--no-report")
+PIPELINE = (str(ROOT / "cifar" / "pipeline.py"), "--arch", "resnet20", "--dataset", "digits",
+            "--method", "weight", "--rounds", "1", "--epochs", "10", "1", "1", "--no-report")
 
 
 def environment():
@@ -24,13 +24,14 @@ def environment():
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
-    """What one, two and three processes make of the same, with norms of all processes together or of each."""
+    """What one, two and three processes make of the same, with norms of all processes together
+    or of each."""
     found, running = {}, []
     for count, sync in ((1, "sync"), (2, "sync"), (3, "sync"), (2, "own")):
         out = tmp_path_factory.mktemp("ddp") / "out.pt"
         command = [sys.executable] if count == 1 else [*TORCHRUN, str(count)]
-        process = subprocess.run([*command, str(WORKER), str(out), sync], env=environment(), text=True,
-                                 capture_output=True)
+        process = subprocess.run([*command, str(WORKER), str(out), sync], env=environment(),
+                                 text=True, capture_output=True)
         assert process.returncode == 0, process.stderr
         found[count, sync] = torch.load(out, weights_only=True)
         running.append(process)
@@ -76,14 +77,15 @@ def test_sharded_evaluation_is_exact(outcomes, key, tmp_path):
 def test_a_pipeline_of_two_processes_is_continued_by_three_and_is_whole(tmp_path):
     """Interrupted in its baseline; another number of processes goes on from the saved epoch."""
     command = (*PIPELINE, "--save", str(tmp_path / "run"))
-    killed = subprocess.Popen([*TORCHRUN, "2", *command], env=environment(), stdout=subprocess.DEVNULL,
-                              stderr=subprocess.DEVNULL)
+    killed = subprocess.Popen([*TORCHRUN, "2", *command], env=environment(),
+                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     state = tmp_path / "run" / "seed0" / "baseline" / "state.pth.tar"
     while not state.exists() and killed.poll() is None:
         pass
     killed.terminate()
     assert killed.wait(120) != 0 and state.exists()
-    done = subprocess.run([*TORCHRUN, "3", *command], env=environment(), text=True, capture_output=True)
+    done = subprocess.run([*TORCHRUN, "3", *command], env=environment(), text=True,
+                          capture_output=True)
     assert done.returncode == 0, done.stderr
     assert "baseline continues after epoch" in done.stdout
     assert done.stdout.count("baseline: test accuracy") == 1  # rank 0 alone speaks
@@ -103,8 +105,8 @@ def test_a_dead_rank_ends_the_job_instead_of_hanging_it(tmp_path):
         "if distributed.rank() == 1:\n    os.kill(os.getpid(), 9)\n"
         "distributed.total(torch.ones(1))\nPath(sys.argv[1], 'went on').touch()\n")
     limit = distributed.PATIENCE.total_seconds() / 2  # a hang lasts longer; a busy machine does not
-    ended = subprocess.run([*TORCHRUN, "2", str(program), str(tmp_path)], env=environment(), text=True,
-                           capture_output=True, timeout=limit)
+    ended = subprocess.run([*TORCHRUN, "2", str(program), str(tmp_path)], env=environment(),
+                           text=True, capture_output=True, timeout=limit)
     assert ended.returncode != 0, ended.stderr
     assert (tmp_path / "0").exists() and not (tmp_path / "went on").exists(), ended.stderr
     killed = (tmp_path / "1").read_text()

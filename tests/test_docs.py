@@ -1,17 +1,21 @@
-"""What README and docs/ say can be done: every command, every piece of Python, every link, and the figures.
+"""What README and docs/ say can be done: every command, every piece of Python, every link,
+and the figures.
 
-Commands run in an empty folder, in the order of their document, changed as little as brings them to seconds:
+Commands run in an empty folder, in the order of their document, changed as little as brings them to
+seconds:
 
-- scripts: on digits with resnet20 and a hundredth of the epochs (a folder of images stays one), pipelines with one
-  round and one seed; so does ``reproduce`` with its small table;
-- of pipelines of one network and method in one document the first, of ``reproduce`` the first that runs here; the
-  others, and what would fetch something, with --dry-run, which looks at everything but images;
+- scripts: on digits with resnet20 and a hundredth of the epochs (a folder of images stays one),
+  pipelines with one round and one seed; so does ``reproduce`` with its small table;
+- of pipelines of one network and method in one document the first, of ``reproduce`` the first that
+  runs here; the others, and what would fetch something, with --dry-run, which looks at everything
+  but images;
 - Python that begins with the comment ``# name.py`` is a file, to which further such pieces add;
   what takes it by ``--with`` runs in a process of its own, so that nothing of it stays here;
-- ``kesi export``, ``kesi predict`` and the like: as they stand, with fewer points, images or repetitions where they
-  have a flag for it. Run folders that a document names and does not make are copies of tiny runs on digits;
-- what needs a cluster, and torchrun: their flags are read by their own parser, which then stops (test_reproduce.py and
-  test_distributed.py run them).
+- ``kesi export``, ``kesi predict`` and the like: as they stand, with fewer points, images or
+  repetitions where they have a flag for it. Run folders that a document names and does not make are
+  copies of tiny runs on digits;
+- what needs a cluster, and torchrun: their flags are read by their own parser, which then stops
+  (test_reproduce.py and test_distributed.py run them).
 """
 
 import argparse
@@ -40,15 +44,18 @@ pytestmark = pytest.mark.slow
 
 pytest_plugins = ["tinyrun"]
 
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
-LINKED = sorted({*DOCUMENTS, "CHANGELOG.md", *(str(path.relative_to(ROOT)) for folder in ("benchmarks", "results")
-                                               for path in (ROOT / folder).rglob("*.md"))})
+DOCUMENTS = ["README.md", "CONTRIBUTING.md",
+             *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+LINKED = sorted({*DOCUMENTS, "CHANGELOG.md",
+                 *(str(path.relative_to(ROOT)) for folder in ("benchmarks", "results")
+                   for path in (ROOT / folder).rglob("*.md"))})
 STAGES = ("train.py", "prune.py", "finetune.py", "ensemble_finetune.py")
-AS_THEY_ARE = {"plan": [], "report": [], "compare": ["--no-latency"], "verify": ["--no-accuracy"], "export": [],
-               "predict": [], "landscape": ["--points", "3", "--images", "50"]}
+AS_THEY_ARE = {"plan": [], "report": [], "compare": ["--no-latency"], "verify": ["--no-accuracy"],
+               "export": [], "predict": [], "landscape": ["--points", "3", "--images", "50"]}
 QUICK = ["--rounds", "1", "--epochs-scale", "0.01", "--threads", "1"]
 OURS = {"kesi", "python", "make", "pip", "torchrun"}
-NOT_OURS = {"tensorboard", "git", "cd", "sbatch", "srun", "ray", "jupyter", "ssh", "export", "source", "module"}
+NOT_OURS = {"tensorboard", "git", "cd", "sbatch", "srun", "ray", "jupyter", "ssh", "export",
+            "source", "module"}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"(?<!`)`((?:kesi|python|make|pip install|torchrun) [^`\n]+)`(?!`)")
 
@@ -73,7 +80,8 @@ def pieces(text: str) -> list[Piece]:
             for line in body.replace("\\\n", " ").splitlines():
                 line = re.sub(r"^(for .*; do )?(\$ )?(\w+=\S+ )*", "", line.strip())
                 if line.partition(" ")[0] in OURS | NOT_OURS:
-                    found.append(Piece("command", re.sub(r" \d?>.*; done$", "", line), block.start()))
+                    found.append(Piece("command", re.sub(r" \d?>.*; done$", "", line),
+                                       block.start()))
     plain = FENCE.sub(lambda block: " " * len(block.group()), text)
     found += [Piece("command", code.group(1), code.start()) for code in INLINE.finditer(plain)]
     return sorted(found, key=lambda piece: piece.place)
@@ -91,7 +99,8 @@ class Sandbox:
                 (folder / "my-images" / split / name).mkdir(parents=True)
                 for number in range(count):
                     pixels = np.full((40, 36 + number, 3), 100 * shade + number, np.uint8)
-                    Image.fromarray(pixels).save(folder / "my-images" / split / name / f"{number}.png")
+                    Image.fromarray(pixels).save(
+                        folder / "my-images" / split / name / f"{number}.png")
         for copy in ("photos", "more-photos"):
             shutil.copytree(folder / "my-images", folder / copy)
         shutil.copy(folder / "photos/test/cat/0.png", folder / "photo.jpg")
@@ -102,12 +111,13 @@ class Sandbox:
         words = shlex.split(command, comments=True)
         if ">" in words:
             words = words[:words.index(">")]
-        words = [word for word in words if not re.fullmatch(r"\[\w+|\[?\.\.\.\]?", word)]  # "RUN [RUN ...]"
+        # "RUN [RUN ...]"
+        words = [word for word in words if not re.fullmatch(r"\[\w+|\[?\.\.\.\]?", word)]
         tool, arguments = words[0], words[1:]
         if tool == "make":
             targets = [word for word in arguments if "=" not in word]
-            assert targets and all(re.search(rf"^{word}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
-                                   for word in targets), command
+            assert (targets and all(re.search(rf"^{word}:", (ROOT / "Makefile").read_text(),
+                                              re.MULTILINE) for word in targets)), command
         elif tool == "pip":
             assert known_to_pip(arguments), command
         elif tool == "torchrun":
@@ -134,12 +144,14 @@ class Sandbox:
             self.read("kesi", [name, *flags], command) if planned else self.run(
                 "kesi", [name, *self.quick_pipeline(name, flags)], command)
         elif name in AS_THEY_ARE and self.provide(flags):
-            self.run("kesi", [name, *flags, *(word for word in AS_THEY_ARE[name] if word not in flags)], command)
+            self.run("kesi", [name, *flags,
+                              *(word for word in AS_THEY_ARE[name] if word not in flags)], command)
         else:
             self.read("kesi", [name, *flags], command)
 
     def python(self, arguments: list[str], command: str) -> None:
-        name, flags = (arguments[1], arguments[2:]) if arguments[0] == "-m" else (arguments[0], arguments[1:])
+        name, flags = ((arguments[1], arguments[2:]) if arguments[0] == "-m"
+                       else (arguments[0], arguments[1:]))
         if name == "pip":
             assert known_to_pip(flags), command
             return
@@ -148,8 +160,8 @@ class Sandbox:
             return
         if not flags:  # the name of a command rather than a line to type
             path = Path(name if name.endswith(".py") else f"{name.replace('.', '/')}.py")
-            package = path.with_suffix("") / "__main__.py"
-            assert (ROOT / path).is_file() or (ROOT / package).is_file(), command
+            assert ((ROOT / path).is_file()
+                    or (ROOT / path.with_suffix("") / "__main__.py").is_file()), command
             return
         flags = ["runs/RUN-filter" if word == "RUN" else word for word in flags]
         if Path(name).name == "pipeline.py" and self.planned(name, flags):
@@ -164,32 +176,39 @@ class Sandbox:
             self.read(name, flags, command)
 
     def planned(self, name: str, flags: list[str]) -> bool:
-        """Whether a pipeline of this network and method was planned before; other classes or seeds say nothing new."""
-        subject = (name, *(flags[flags.index(flag) + 1] for flag in ("--arch", "--method") if flag in flags))
+        """Whether a pipeline of this network and method was planned before;
+        other classes or seeds say nothing new."""
+        subject = (name, *(flags[flags.index(flag) + 1] for flag in ("--arch", "--method")
+                           if flag in flags))
         known = subject in self.known
         self.known.add(subject)
         return known
 
     def quick_pipeline(self, name: str, flags: list[str]) -> list[str]:
-        """Flags of a pipeline that is over in seconds, or of a dry run where it would have to fetch something."""
+        """Flags of a pipeline that is over in seconds, or of a dry run where it would have
+        to fetch something."""
         if "--dry-run" in flags or "--pretrained" in flags or name.startswith("tinyimagenet/"):
             return [*flags, *([] if "--dry-run" in flags else ["--dry-run"])]
-        flags = self.shortened(name, without(without(without(flags, "--seeds"), "--rounds"), "--epochs"))
+        flags = self.shortened(name,
+                               without(without(without(flags, "--seeds"), "--rounds"), "--epochs"))
         return [*without(flags, "--epochs-scale"), *QUICK]
 
     def quick_grid(self, flags: list[str]) -> list[str]:
-        """Flags of the small table, once; else, and where it needs a cluster, what there is to do."""
-        here = not {"--dry-run", "--ray", "--slurm"} & set(flags) and ("reproduce",) not in self.known
+        """Flags of the small table, once; else, and where it needs a cluster, what there is to do.
+        """
+        here = (not {"--dry-run", "--ray", "--slurm"} & set(flags)
+                and ("reproduce",) not in self.known)
         if not here:
             return [*flags, *([] if "--dry-run" in flags else ["--dry-run"])]
         self.known.add(("reproduce",))
         for flag in ("--table", "--arch", "--epochs-scale", "--seeds", "--save"):
             flags = without(flags, flag)
-        return [*flags, "--table", "digits", "--method", "filter", "--seeds", "0", "--save", "runs/small", "--device",
-                "cpu", *QUICK]
+        return [*flags, "--table", "digits", "--method", "filter", "--seeds", "0", "--save",
+                "runs/small", "--device", "cpu", *QUICK]
 
     def provide(self, flags: list[str]) -> bool:
-        """Whether the run folders that a command reads are there; a whole run is made up where it is not."""
+        """Whether the run folders that a command reads are there;
+        a whole run is made up where it is not."""
         written = {"--save", "--out", "--csv", "--logdir"}
         for place, word in enumerate(flags):
             if word.startswith("runs/") and not (place and flags[place - 1] in written):
@@ -204,20 +223,24 @@ class Sandbox:
     def shortened(self, name: str, flags: list[str]) -> list[str]:
         """Flags of a stage on digits, unless they name a folder of images that is here."""
         door, words = ("kesi", [name, *flags]) if name in COMMANDS else (name, flags)
-        self.read(door, words, shlex.join([door, *words]))  # what is exchanged below has to exist, too
+        # what is exchanged below has to exist, too
+        self.read(door, words, shlex.join([door, *words]))
         flags = list(flags)
-        values = {flag: flags[place + 1] for place, flag in enumerate(flags[:-1]) if flag.startswith("--")}
+        values = {flag: flags[place + 1] for place, flag in enumerate(flags[:-1])
+                  if flag.startswith("--")}
         swap = {"--arch": "resnet20"} if "--dataset" in flags else {}
         if values.get("--dataset") not in (None, "imagefolder"):
             swap["--dataset"] = "digits"
         for flag, value in swap.items():
             if flag in flags:
                 flags[flags.index(flag) + 1] = value
-        return flags + ([] if name.endswith("/prune.py") else ["--epochs-scale", "0.01", "--threads", "1"])
+        return (flags + ([] if name.endswith("/prune.py")
+                         else ["--epochs-scale", "0.01", "--threads", "1"]))
 
     def apart(self, words: list[str], command: str) -> None:
         """A command of KESI's in a process of its own."""
-        done = subprocess.run([sys.executable, "-m", "kesi", *words], capture_output=True, text=True,
+        done = subprocess.run([sys.executable, "-m", "kesi", *words], capture_output=True,
+                              text=True,
                               env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)})
         assert done.returncode == 0, f"{command}\n{done.stderr}"
 
@@ -244,14 +267,16 @@ def without(flags: list[str], flag: str) -> list[str]:
     if flag not in flags:
         return flags
     start = flags.index(flag)
-    end = next((place for place in range(start + 1, len(flags)) if flags[place].startswith("--")), len(flags))
+    end = next((place for place in range(start + 1, len(flags)) if flags[place].startswith("--")),
+               len(flags))
     return flags[:start] + flags[end:]
 
 
 def known_to_pip(words: list[str]) -> bool:
     """Whether what is installed from here is here: files, and extras of pyproject.toml."""
     extras = set(re.findall(r"^(\w+) = \[", (ROOT / "pyproject.toml").read_text(), re.MULTILINE))
-    asked = {extra.strip() for word in words for group in re.findall(r"(?:\.|kesi)\[([\w,\s]+)\]", word)
+    asked = {extra.strip()
+             for word in words for group in re.findall(r"(?:\.|kesi)\[([\w,\s]+)\]", word)
              for extra in group.split(",")}
     files = [words[place + 1] for place, word in enumerate(words) if word == "-r"]
     return asked <= extras and all((ROOT / file).is_file() for file in files)
@@ -259,7 +284,8 @@ def known_to_pip(words: list[str]) -> bool:
 
 @pytest.fixture
 def sandbox(tmp_path, filter_run, weight_run, monkeypatch):
-    return Sandbox(tmp_path, {"filter": filter_run, "weight": weight_run, "w": weight_run / "seed0"}, monkeypatch)
+    return Sandbox(tmp_path, {"filter": filter_run, "weight": weight_run,
+                              "w": weight_run / "seed0"}, monkeypatch)
 
 
 @pytest.mark.parametrize("document", [name for name in DOCUMENTS if name != "docs/own-network.md"])
@@ -276,17 +302,20 @@ def test_what_a_document_says_can_be_done(document, sandbox):
 
 
 def test_the_page_on_own_networks_can_be_followed(tmp_path):
-    """In processes of their own, as its reader would: the first piece of Python is a module that the others import."""
+    """In processes of their own, as its reader would:
+    the first piece of Python is a module that the others import."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
                    "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
 
     def ran(*words):
-        done = subprocess.run([sys.executable, *words], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        done = subprocess.run([sys.executable, *words], cwd=tmp_path, env=environment,
+                              capture_output=True, text=True)
         assert done.returncode == 0, f"{words}\n{done.stderr}"
         return done.stdout
 
     page = pieces((ROOT / "docs/own-network.md").read_text())
-    python, commands = ([piece.text for piece in page if piece.kind == kind] for kind in ("python", "command"))
+    python, commands = ([piece.text for piece in page if piece.kind == kind]
+                        for kind in ("python", "command"))
     module, compress, again, check, load = python
     (tmp_path / "my_networks.py").write_text(module)
     assert "epochs=(20, 10, 10)" in compress and again in compress
@@ -297,15 +326,14 @@ def test_the_page_on_own_networks_can_be_followed(tmp_path):
     assert known_to_pip(install[1:])
     ran("-m", *export, "--no-latency")
     assert (tmp_path / "mine.onnx").is_file()
-    place = next(place for place, word in enumerate(compare) if "{" in word)
-    folder, names = compare[place][:-1].split("{")  # the shell's business
-    folders = [folder + name for name in names.split(",")]
-    ran("-m", *compare[:place], *folders, *compare[place + 1:], "--no-latency")
-    ran(ROOT / pipeline[1], *pipeline[2:], *QUICK)
+    folder, names = compare[5][:-1].split("{")  # the shell's business
+    ran(*compare[1:5], *(folder + name for name in names.split(",")), *compare[6:], "--no-latency")
+    ran(*pipeline[1:4], ROOT / pipeline[4], *pipeline[5:], *QUICK)
 
 
 def test_make_demo_ends_in_the_report(tmp_path):
-    """The Makefile's own recipe, with this Python in place of .venv's and a hundredth of the epochs."""
+    """The Makefile's own recipe, with this Python in place of .venv's and a hundredth
+    of the epochs."""
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
     (tmp_path / "bin/python").chmod(0o755)
@@ -314,7 +342,8 @@ def test_make_demo_ends_in_the_report(tmp_path):
     (tmp_path / ".ready").touch()
     line = re.search(r"^DIGITS := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE).group(1)
     done = subprocess.run(["make", "demo", f"VENV={tmp_path}", f"DEMO={tmp_path / 'demo'}",
-                           f"DIGITS={line} {shlex.join(QUICK)}"], cwd=ROOT, capture_output=True, text=True,
+                           f"DIGITS={line} {shlex.join(QUICK)}"], cwd=ROOT, capture_output=True,
+                          text=True,
                           env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""})
     assert done.returncode == 0, done.stderr
     for row in ("baseline", "filter pruning + KESI", "weight pruning + KESI",
@@ -324,17 +353,18 @@ def test_make_demo_ends_in_the_report(tmp_path):
 
 
 def test_the_commands_are_found():
-    text = ("Do `make x`.\n```\npython a.py --b  # c\n  --d\n$ git e\nfolder/\n```\n```python\nf()\n```\n"
-            "or `python -m g`")
+    text = ("Do `make x`.\n```\npython a.py --b  # c\n  --d\n$ git e\nfolder/\n```\n```python\n"
+            "f()\n```\nor `python -m g`")
     assert [(piece.kind, piece.text) for piece in pieces(text)] == [
-        ("command", "make x"), ("command", "python a.py --b  # c"), ("command", "git e"), ("python", "f()\n"),
-        ("command", "python -m g")]
+        ("command", "make x"), ("command", "python a.py --b  # c"), ("command", "git e"),
+        ("python", "f()\n"), ("command", "python -m g")]
 
 
-@pytest.mark.parametrize("command", ["python cifar/train.py --lerning-rate 1", "kesi plan --arch resnet57",
-                                     "python cifar/pipeline.py --dataset cifar11", "make tea", "python -m kesi.nothing",
-                                     "pip install -e '.[tea]'", "python cifar/finetune.py", "tea", "python tea.py --b",
-                                     "kesi verify runs/none --tea", "python -c 'f('"])
+@pytest.mark.parametrize(
+    "command", ["python cifar/train.py --lerning-rate 1", "kesi plan --arch resnet57",
+                "python cifar/pipeline.py --dataset cifar11", "make tea", "python -m kesi.nothing",
+                "pip install -e '.[tea]'", "python cifar/finetune.py", "tea", "python tea.py --b",
+                "kesi verify runs/none --tea", "python -c 'f('"])
 def test_a_command_that_does_not_work_is_noticed(command, sandbox):
     with pytest.raises((AssertionError, ImportError, OSError, SyntaxError)):
         sandbox.follow(command)
@@ -361,13 +391,16 @@ def test_links_lead_somewhere(document):
 
 @pytest.mark.parametrize("document", [name for name in DOCUMENTS if name != "docs/clusters.md"])
 def test_flags_and_files_that_are_named_exist(document):
-    sources = "".join(path.read_text() for folder in ("kesi", "benchmarks") for path in (ROOT / folder).rglob("*.py"))
+    sources = "".join(path.read_text() for folder in ("kesi", "benchmarks")
+                      for path in (ROOT / folder).rglob("*.py"))
     sources += "".join(f'"--{measure}"' for measure in allocation.MEASURES)  # a flag each
     text = FENCE.sub("", (ROOT / document).read_text())
     for code in re.findall(r"`([^`\n]+)`", text):
         for flag in re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", code):
             assert f'"{flag}"' in sources or flag == "--help", f"{document}: {code}"
-        for path in re.findall(r"(?<![\w./-])(?:kesi|models|cifar|tinyimagenet|tests|benchmarks)/[\w/]+\.py", code):
+        for path in re.findall(
+                r"(?<![\w./-])(?:kesi|models|cifar|tinyimagenet|tests|benchmarks)/[\w/]+\.py",
+                code):
             assert (ROOT / path).is_file(), f"{document}: {code}"
         for module in re.findall(r"^kesi(?:\.\w+)+$", code):
             assert resolves(module), f"{document}: {code}"
@@ -389,13 +422,14 @@ def resolves(dotted: str) -> bool:
     return False
 
 
-NAMES = {"ResNet-56": "resnet56", "ResNet-110": "resnet110", "PreResNet-164": "preresnet164", "WRN-16-8": "wrn-16-8",
+NAMES = {"ResNet-56": "resnet56", "ResNet-110": "resnet110", "PreResNet-164": "preresnet164",
+         "WRN-16-8": "wrn-16-8",
          "VGG-16": "vgg16", "ResNet-18": "resnet18", "ResNet-34": "resnet34"}
 
 
 def test_the_table_of_work_is_what_the_plan_says():
-    lines = re.findall(r"^\| ([\w-]+) \| (filter|weight) \| (.*) \|$", (ROOT / "docs/reproduce.md").read_text(),
-                       re.MULTILINE)
+    lines = re.findall(r"^\| ([\w-]+) \| (filter|weight) \| (.*) \|$",
+                       (ROOT / "docs/reproduce.md").read_text(), re.MULTILINE)
     assert len(lines) == 11
     for network, method, cells in lines:
         arch = NAMES[network]
@@ -405,7 +439,8 @@ def test_the_table_of_work_is_what_the_plan_says():
         sizes = plan.sizes(recipe, info.num_classes, info.image_size)
         stages = plan.stages(recipe, sizes)
         epochs = sum(one.training.epochs for one in stages)
-        work = sum(one.work(info.train_images, sizes if one.name == "kesi" else ()) for one in stages)
+        work = sum(one.work(info.train_images, sizes if one.name == "kesi" else ())
+                   for one in stages)
         assert cells.split(" | ") == [
             f"{sizes[0].params / 1e6:.3f} to {sizes[-1].nonzero_params / 1e6:.3f}",
             f"{sizes[0].macs / 1e6:.1f} to {sizes[-1].macs / 1e6:.1f}", str(epochs),
@@ -417,15 +452,18 @@ def test_every_row_of_the_paper_has_its_command():
     for arch in models.ARCHITECTURES:
         for dataset in INFO:
             for method in recipes.METHODS:
-                where = "tinyimagenet/pipeline.py" if dataset == "tinyimagenet" else "cifar/pipeline.py"
+                where = ("tinyimagenet/pipeline.py" if dataset == "tinyimagenet"
+                         else "cifar/pipeline.py")
                 data = "" if dataset == "tinyimagenet" else f" --dataset {dataset}"
-                command = f"python {where} --arch {arch}{data} --method {method} --compare --seeds 0 1 2`"
+                command = (f"python {where} --arch {arch}{data} --method {method} --compare "
+                           "--seeds 0 1 2`")
                 assert (command in text) == bool(paper.published(arch, dataset, method)), command
 
 
 def test_the_site_is_built_without_a_warning(tmp_path):
     pytest.importorskip("pdoc", reason="the reference needs pdoc: pip install -e '.[docs]'")
-    done = subprocess.run([sys.executable, "docs/build.py", str(tmp_path)], cwd=ROOT, capture_output=True,
+    done = subprocess.run([sys.executable, "docs/build.py", str(tmp_path)], cwd=ROOT,
+                          capture_output=True,
                           text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stderr
     assert "fit" in (tmp_path / "api" / "kesi" / "method" / "training.html").read_text()
@@ -433,8 +471,8 @@ def test_the_site_is_built_without_a_warning(tmp_path):
     assert "<img" in (tmp_path / "index.html").read_text()
     for page in [tmp_path / "index.html", *(tmp_path / "docs").glob("*.html")]:
         for target in re.findall(r'(?:href|src)="([^"#]+)', page.read_text()):
-            outside = re.match(r"\w+:", target)
-            assert outside or (page.parent / target).is_file(), f"{page}: {target}"
+            assert re.match(r"\w+:",
+                            target) or (page.parent / target).is_file(), (f"{page}: {target}")
 
 
 def test_the_readme_is_short():

@@ -38,7 +38,8 @@ def raw(dataset, count: int) -> torch.Tensor:
 
 def logits(path, dataset, count: int) -> torch.Tensor:
     """What the checkpoint says, by hand."""
-    images = (raw(dataset, count) - torch.tensor(dataset.mean).view(3, 1, 1)) / torch.tensor(dataset.std).view(3, 1, 1)
+    images = ((raw(dataset, count) - torch.tensor(dataset.mean).view(3, 1, 1))
+              / torch.tensor(dataset.std).view(3, 1, 1))
     with torch.inference_mode():
         return checkpoints.load_model(path)(images)
 
@@ -52,7 +53,8 @@ def test_onnx_takes_images_from_0_to_1(filter_run, digits, tmp_path, quick_clock
     for count in (1, 3, 40):
         found = torch.from_numpy(session.run(None, {"images": raw(digits, count).numpy()})[0])
         assert torch.allclose(found, logits(filter_run / "seed0/kesi", digits, count), atol=1e-4)
-    assert [(place.name, place.shape[1:]) for place in session.get_inputs()] == [("images", [3, 16, 16])]
+    assert ([(place.name, place.shape[1:]) for place in session.get_inputs()]
+            == [("images", [3, 16, 16])])
     about = session.get_modelmeta().custom_metadata_map
     assert json.loads(about["kesi.classes"]) == list("0123456789")
     text = capsys.readouterr().out
@@ -75,15 +77,18 @@ def test_raw_pt2_takes_normalised_images(filter_run, digits, tmp_path):
     out = tmp_path / "kesi.pt2"
     checkpoint = checkpoints.load(filter_run / "seed0/kesi")
     made = export.export(checkpoint, inputs_of(checkpoint), out, "pt2", raw=True)
-    assert made.size == out.stat().st_size and made.deflated == len(zlib.compress(out.read_bytes(), 6))
+    assert (made.size == out.stat().st_size
+            and made.deflated == len(zlib.compress(out.read_bytes(), 6)))
     network = torch.export.load(out).module()
-    images = (raw(digits, 9) - digits.mean[0]) / digits.std[0]  # grey: the three channels are the same
+    # grey: the three channels are the same
+    images = (raw(digits, 9) - digits.mean[0]) / digits.std[0]
     for count in (1, 2, 9):
         found = network(images[:count])
         assert torch.allclose(found, logits(filter_run / "seed0/kesi", digits, count), atol=1e-4)
 
 
-def test_sparse_safetensors_is_as_small_as_its_weights(weight_run, digits, tmp_path, quick_clock, capsys):
+def test_sparse_safetensors_is_as_small_as_its_weights(weight_run, digits, tmp_path, quick_clock,
+                                                       capsys):
     out = tmp_path / "kesi.safetensors"
     command([str(weight_run / "seed0/kesi"), "--sparse", "--out", str(out)])
     text = capsys.readouterr().out
@@ -130,7 +135,8 @@ def test_released_code_checkpoint_and_missing_images(tmp_path, monkeypatch, quic
     torch.manual_seed(0)
     network = models.create("resnet20", 10)
     masks = prune_weights(network, 0.9)
-    torch.save({"state_dict": network.state_dict(), "best_prec1": 0.9}, tmp_path / "released.pth.tar")
+    torch.save({"state_dict": network.state_dict(), "best_prec1": 0.9},
+               tmp_path / "released.pth.tar")
     words = ["released.pth.tar", "--arch", "resnet20", "--out", "a", "--format"]
     command([*words, "safetensors", "--sparse"])
     text = capsys.readouterr().out
@@ -138,7 +144,8 @@ def test_released_code_checkpoint_and_missing_images(tmp_path, monkeypatch, quic
     # also with nothing to compare with
     assert re.search(r"^latency, batch 128 \(ms\) +[\d.,]+$", text, re.MULTILINE)
     live = sum(parameter.numel() for parameter in network.parameters()) - masks.pruned()
-    assert (tmp_path / "a").stat().st_size < 4 * live * 1.3 + 12_000  # the running statistics are no parameters
+    # the running statistics are no parameters
+    assert (tmp_path / "a").stat().st_size < 4 * live * 1.3 + 12_000
     with pytest.raises(UsageError, match="--dataset, or --raw"):
         command([*words, "onnx"])
     command([*words, "onnx", "--raw", "--no-latency"])
@@ -188,10 +195,12 @@ def test_options_that_do_not_fit(filter_run, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("kind", "package"), [("onnx", "onnxscript"), ("safetensors", "safetensors")])
+@pytest.mark.parametrize(("kind", "package"),
+                         [("onnx", "onnxscript"), ("safetensors", "safetensors")])
 def test_missing_packages_are_named(filter_run, tmp_path, monkeypatch, kind, package):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(UsageError, match=rf'{package} is not installed: pip install -e "\.\[export\]"'):
+    with pytest.raises(UsageError,
+                       match=rf'{package} is not installed: pip install -e "\.\[export\]"'):
         command([str(filter_run / "seed0/kesi"), "--format", kind, "--out", str(tmp_path / "a")])
     assert not list(tmp_path.iterdir())
 
@@ -204,7 +213,8 @@ def test_damaged_safetensors(weight_run, tmp_path):
     with pytest.raises(KesiError, match="damaged"):
         formats.load_safetensors(path)
     with pytest.raises(ValueError, match="places"):
-        formats.unpack({"values": torch.zeros(3), "bits": torch.from_numpy(np.array([255], dtype=np.uint8))}, [8])
+        formats.unpack({"values": torch.zeros(3),
+                        "bits": torch.from_numpy(np.array([255], dtype=np.uint8))}, [8])
     with pytest.raises(UsageError, match="no such file"):
         formats.load_safetensors(tmp_path / "nothing")
 
@@ -212,10 +222,12 @@ def test_damaged_safetensors(weight_run, tmp_path):
 def test_safetensors_of_an_unregistered_network_says_what_to_register(tmp_path, monkeypatch):
     pytest.importorskip("safetensors", reason="safetensors is not installed")
     monkeypatch.setattr(models, "ARCHITECTURES", dict(models.ARCHITECTURES))
-    registry.register("lone", lambda: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(768, 10)), image_size=16)
+    registry.register("lone", lambda: torch.nn.Sequential(torch.nn.Flatten(),
+                                                          torch.nn.Linear(768, 10)), image_size=16)
     path = tmp_path / "a.safetensors"
     path.write_bytes(formats.save_bytes(models.create("lone", 10), {"image_size": 16}))
     assert formats.load_safetensors(path).num_classes == 10
     del models.ARCHITECTURES["lone"]
-    with pytest.raises(UsageError, match=r"say how it is built with kesi.register\('lone', factory\)"):
+    with pytest.raises(UsageError,
+                       match=r"say how it is built with kesi.register\('lone', factory\)"):
         formats.load_safetensors(path)

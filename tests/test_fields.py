@@ -1,4 +1,5 @@
-"""What a run's JSON files say is not believed blindly: whatever stands there, one line or a right answer."""
+"""What a run's JSON files say is not believed blindly:
+whatever stands there, one line or a right answer."""
 
 import contextlib
 import json
@@ -18,13 +19,15 @@ from kesi.tools.tensorboard import write_events
 
 pytest_plugins = ["tinyrun"]
 
-JUNK = (None, "", "x", "../x", -1, 0, 7, 10**9, 10**30, 1e300, 0.5, True, [], [None], [[]], ["x"], [1e30], {}, {"x": 1})
-FILES = ("run.json", "seed0/baseline/result.json", "seed0/kesi/result.json", "seed0/ensemble/result.json",
-         "seed0/onecycle-1/metrics.jsonl")
+JUNK = (None, "", "x", "../x", -1, 0, 7, 10**9, 10**30, 1e300, 0.5, True, [], [None], [[]], ["x"],
+        [1e30], {}, {"x": 1})
+FILES = ("run.json", "seed0/baseline/result.json", "seed0/kesi/result.json",
+         "seed0/ensemble/result.json", "seed0/onecycle-1/metrics.jsonl")
 
 
 def places(value, path=()):
-    """Every place in nested lists and dictionaries, by its keys; of a long list only the first and the last."""
+    """Every place in nested lists and dictionaries, by its keys;
+    of a long list only the first and the last."""
     if path:
         yield path
     inside = value.items() if isinstance(value, dict) else (
@@ -47,11 +50,13 @@ def put(value, path, junk):
 
 
 def cases(run):
-    """(file, its text with one value changed), for every place and every kind of junk, in a random order."""
+    """(file, its text with one value changed), for every place and every kind of junk,
+    in a random order."""
     found = []
     for name in FILES:
         text = (run / name).read_text()
-        value = [json.loads(line) for line in text.splitlines()] if name.endswith("jsonl") else json.loads(text)
+        value = ([json.loads(line) for line in text.splitlines()] if name.endswith("jsonl")
+                 else json.loads(text))
         for path in places(value):
             for junk in (*JUNK, ...):
                 changed = put(value, path, junk)
@@ -63,8 +68,8 @@ def cases(run):
 
 def readers(run, logs):
     """Everything that reads the results of a run."""
-    return (lambda: write_report([run], plots=False), lambda: page([run]), lambda: verify(run, None),
-            lambda: write_events(run, logs))
+    return (lambda: write_report([run], plots=False), lambda: page([run]),
+            lambda: verify(run, None), lambda: write_events(run, logs))
 
 
 def hold(run, original, number, logs):
@@ -103,7 +108,8 @@ def test_plots_of_any_value(weight_run, tmp_path):
 
 
 def test_a_recipe_comes_back_as_it_was_written():
-    for arch, dataset, method in (("resnet56", "cifar10", "filter"), ("vgg16", "cifar100", "weight")):
+    for arch, dataset, method in (("resnet56", "cifar10", "filter"),
+                                  ("vgg16", "cifar100", "weight")):
         wanted = recipe(arch, dataset, method)
         assert recipe_of(json.loads(json.dumps(wanted.to_dict()))).to_dict() == wanted.to_dict()
 
@@ -112,7 +118,8 @@ def test_epochs_are_read_up_to_the_one_that_is_being_written(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"epoch": 1, "lr": 0.1}\n{"epoch": 2, "lr"')
     assert [row["epoch"] for row in read_epochs(path)] == [1]
-    for text in ('{"epoch": 1}\n{"epoch": 2, "lr"\n', '{"epoch": "1"}\n', "[]\n", '{"epoch": 1, "lr": NaN}\n', "{}\n"):
+    for text in ('{"epoch": 1}\n{"epoch": 2, "lr"\n', '{"epoch": "1"}\n', "[]\n",
+                 '{"epoch": 1, "lr": NaN}\n', "{}\n"):
         path.write_text(text)
         with pytest.raises(KesiError, match="metrics.jsonl is damaged"):
             read_epochs(path)

@@ -111,7 +111,8 @@ def test_metadata_says_what_the_file_is(handed, filter_run):
     said = onnxruntime.InferenceSession(str(handed / "model.onnx")).get_modelmeta()
     about = {key: json.loads(value) for key, value in said.custom_metadata_map.items()}
     checkpoint = checkpoints.load(filter_run / "seed0/kesi")
-    assert about["kesi.digest"] == checkpoint.file_digest and about["kesi.made_with"].startswith("KESI ")
+    assert (about["kesi.digest"] == checkpoint.file_digest
+            and about["kesi.made_with"].startswith("KESI "))
     assert about["kesi.mean"] == pytest.approx(load("digits").mean)
     assert about["kesi.resize"] == [16] and about["kesi.crop"] == about["kesi.image_size"] == 16
     assert about["kesi.accuracy"] == {"percent": checkpoint.info.metrics["test_accuracy"],
@@ -141,7 +142,8 @@ def test_the_example_prepares_photographs_as_training_did(tmp_path, bare, arch, 
     torch.manual_seed(3)
     path, network = tmp_path / "c.pth.tar", models.create(arch, 3)
     logits = predict_split(network.eval(), dataset, dataset.test)  # (N, 3)
-    scale = 2 / (logits - logits.mean(0)).std()  # so that a pixel makes a difference to a probability
+    # so that a pixel makes a difference to a probability
+    scale = 2 / (logits - logits.mean(0)).std()
     network.fc.weight.data *= scale
     network.fc.bias.data = scale * (network.fc.bias.data - logits.mean(0))
     keep(path, network, stage="baseline", data=dataset.describe())

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-FLOORS = {"models": 1, "kesi.models": 1, "kesi.system": 1, "kesi.data": 2, "kesi.method": 3, "kesi.checkpoints": 4,
+FLOORS = {"models": 1, "kesi.models": 1, "kesi.system": 1, "kesi.data": 2, "kesi.method": 3,
+          "kesi.checkpoints": 4,
           "kesi.runs": 5, "kesi.report": 6, "kesi.tools": 6, "kesi.cli": 7, "kesi.own": 7,
           "kesi": 8, "reproduce": 8, "benchmarks": 8, "cifar": 8, "tinyimagenet": 8}
-FILES = sorted(path for top in ("kesi", "models", "reproduce", "benchmarks", "cifar", "tinyimagenet")
-               for path in (ROOT / top).rglob("*.py"))
+FILES = sorted(path for top in ("kesi", "models", "reproduce", "benchmarks", "cifar",
+                                "tinyimagenet") for path in (ROOT / top).rglob("*.py"))
 
 
 def room(module: str) -> str | None:
@@ -37,12 +38,14 @@ def test_imports_go_down(path):
     here = "models" if here == "kesi.models" else here  # one and the same
     for module in imported(path):
         there = room(module)
-        assert there is None or there == here or FLOORS[there] < FLOORS[here], f"{module} is not below"
+        assert (there is None or there == here
+                or FLOORS[there] < FLOORS[here]), f"{module} is not below"
 
 
 def test_a_room_is_small():
     for folder in {path.parent for path in FILES}:
-        files = [path for path in folder.iterdir() if path.suffix == ".py" and path.stem != "__init__"]
+        files = [path for path in folder.iterdir() if path.suffix == ".py"
+                 and path.stem != "__init__"]
         assert len(files) <= 10, f"{folder.relative_to(ROOT)} has {len(files)} files"
 
 
@@ -54,11 +57,11 @@ def test_the_method_opens_no_file():
 
 def test_a_file_imports_no_circle():
     arrows = {}
-    modules = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
-               for path in FILES}
+    modules = {".".join(path.relative_to(ROOT).with_suffix("").parts)
+               .removesuffix(".__init__"): path for path in FILES}
     for name, path in modules.items():
-        longest = [next((known for known in (module, module.rpartition(".")[0]) if known in modules), name)
-                   for module in imported(path)]
+        longest = [next((known for known in (module, module.rpartition(".")[0])
+                         if known in modules), name) for module in imported(path)]
         arrows[name] = set(longest) - {name}
     done: set[str] = set()
 

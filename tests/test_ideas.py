@@ -1,4 +1,5 @@
-"""One entry an idea: what somebody adds in a file of their own goes through the pipeline and into the report."""
+"""One entry an idea: what somebody adds in a file of their own goes through the pipeline
+and into the report."""
 
 import csv
 import json
@@ -83,7 +84,8 @@ def additions(tmp_path_factory):
 
 def kesi(additions, *words):
     """A command of KESI's, with the additions, in a process of its own; returns its output."""
-    done = subprocess.run([sys.executable, "-m", "kesi", "--with", str(additions), *map(str, words)],
+    done = subprocess.run([sys.executable,
+                           "-m", "kesi", "--with", str(additions), *map(str, words)],
                           cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -96,11 +98,13 @@ def stages(folder):
 
 def test_criterion_loss_schedule_retraining_and_column(additions, tmp_path):
     folder = tmp_path / "run"
-    kesi(additions, "run", "--arch", "resnet20", "--dataset", "digits", "--criterion", "last", "--loss",
+    kesi(additions, "run", "--arch", "resnet20", "--dataset", "digits", "--criterion", "last",
+         "--loss",
          "squared", "--compare", "linear", "--epochs", 1, 1, 1, "--rounds", 1, "--device", "cpu",
          "--save", folder)
     rows = stages(folder)
-    assert list(rows) == ["baseline", "onecycle-1", "ensemble", "linear-1", "ensemble-linear", "kesi"]
+    assert (list(rows)
+            == ["baseline", "onecycle-1", "ensemble", "linear-1", "ensemble-linear", "kesi"])
     recipe = json.loads((folder / "run.json").read_text())["recipe"]
     assert recipe["criterion"]["name"] == "last" and recipe["loss"]["name"] == "SquaredError"
     assert recipe["trainings"]["linear"]["schedule"] == "falling"
@@ -126,8 +130,8 @@ assert torch.equal(pruned, whole[:len(pruned)]) and len(pruned) < len(whole)
 
 def test_network_and_data_set(additions, tmp_path):
     folder = tmp_path / "run"
-    kesi(additions, "run", "--arch", "small", "--dataset", "half", "--epochs", 1, 1, 1, "--rounds", 1,
-         "--device", "cpu", "--save", folder)
+    kesi(additions, "run", "--arch", "small", "--dataset", "half", "--epochs", 1, 1, 1, "--rounds",
+         1, "--device", "cpu", "--save", folder)
     assert stages(folder)["kesi"]["arch"] == "small" and stages(folder)["kesi"]["images"] == "150"
     assert "small on half" in (folder / "report" / "table.md").read_text()
     assert "all" in kesi(additions, "verify", folder)
@@ -135,11 +139,11 @@ def test_network_and_data_set(additions, tmp_path):
 
 def test_what_was_begun_with_one_criterion_does_not_continue_with_another(additions, tmp_path):
     """Also where the other one has its name: what it does counts."""
-    words = ("run", "--arch", "resnet20", "--dataset", "digits", "--criterion", "last", "--epochs", 1, 1, 1,
-             "--rounds", 1, "--device", "cpu", "--no-report", "--save", tmp_path / "run")
+    words = ("run", "--arch", "resnet20", "--dataset", "digits", "--criterion", "last", "--epochs",
+             1, 1, 1, "--rounds", 1, "--device", "cpu", "--no-report", "--save", tmp_path / "run")
     kesi(additions, *words)
     other = tmp_path / "my_ideas.py"
     other.write_text(ADDITIONS.replace("-torch.arange", "torch.arange"))
-    done = subprocess.run([sys.executable, "-m", "kesi", "--with", str(other), *map(str, words)], cwd=ROOT,
-                          env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-m", "kesi", "--with", str(other), *map(str, words)],
+                          cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2 and "another criterion code" in done.stderr

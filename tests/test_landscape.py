@@ -1,4 +1,5 @@
-"""Lines and planes: the ends and the centre are the networks themselves, and the way between is straight."""
+"""Lines and planes: the ends and the centre are the networks themselves,
+and the way between is straight."""
 
 import csv
 import sys
@@ -41,10 +42,11 @@ def test_line_between_a_pruned_network_and_its_baseline(weight_run, digits, few)
         assert (point.loss, point.accuracy) == pytest.approx(evaluate(model, digits, few), rel=1e-5)
     middle = network(weight_run, "baseline")
     with torch.no_grad():
-        for own, one, other in zip(middle.state_dict().values(), a.state_dict().values(), b.state_dict().values(),
-                                   strict=True):
+        for own, one, other in zip(middle.state_dict().values(), a.state_dict().values(),
+                                   b.state_dict().values(), strict=True):
             own.copy_((one + other) / 2 if own.is_floating_point() else own)
-    assert (found[1].loss, found[1].accuracy) == pytest.approx(evaluate(middle, digits, few), rel=1e-4)
+    assert ((found[1].loss, found[1].accuracy)
+            == pytest.approx(evaluate(middle, digits, few), rel=1e-4))
     assert all(torch.equal(value, before[name]) for name, value in a.state_dict().items())
 
 
@@ -59,12 +61,14 @@ def test_recomputed_statistics_are_those_of_the_training_images(weight_run, digi
     activations = functional.conv2d(images, model.conv1.weight, padding=1).detach()
     assert torch.allclose(model.bn1.running_mean, activations.mean((0, 2, 3)), atol=0.02)
     assert torch.allclose(model.bn1.running_var, activations.var((0, 2, 3)), rtol=0.1)
-    assert model.layer1[0].bn1.running_mean.abs().max() < 50 and not model.bn1.training and model.bn1.momentum == 0.1
+    assert (model.layer1[0].bn1.running_mean.abs().max() < 50 and not model.bn1.training
+            and model.bn1.momentum == 0.1)
     assert all(torch.equal(value, weights[name]) for name, value in model.named_parameters())
 
 
 def test_recomputing_matters_between_networks(weight_run, digits, few):
-    """Two unrelated networks: half-way their mean statistics are wrong, and recomputing changes the loss."""
+    """Two unrelated networks: half-way their mean statistics are wrong,
+    and recomputing changes the loss."""
     a = network(weight_run, "baseline")
     b = landscape.copy.deepcopy(a)
     with torch.no_grad():  # the same function with its channels in another order
@@ -91,15 +95,19 @@ def test_directions_have_the_norms_of_the_filters_and_keep_zeros(weight_run):
             assert torch.allclose(direction.flatten(1).norm(dim=1), norms, rtol=1e-4, atol=1e-6)
             assert not direction[weight == 0].any()
         assert not torch.equal(one[name], other[name])
-    assert torch.equal(landscape.directions(model, seed=0)[1]["conv1.weight"], other["conv1.weight"])
-    assert not torch.equal(landscape.directions(model, seed=1)[0]["conv1.weight"], one["conv1.weight"])
+    assert torch.equal(landscape.directions(model, seed=0)[1]["conv1.weight"],
+                       other["conv1.weight"])
+    assert not torch.equal(landscape.directions(model, seed=1)[0]["conv1.weight"],
+                           one["conv1.weight"])
 
 
 def test_plane_is_centred(weight_run, digits, few):
     model = network(weight_run, "kesi")
     found = landscape.plane(model, digits, few, radius=0.5, grid=3, seed=4)
-    assert [(point.x, point.y) for point in found] == [(x, y) for y in (-0.5, 0, 0.5) for x in (-0.5, 0, 0.5)]
-    assert (found[4].loss, found[4].accuracy) == pytest.approx(evaluate(model, digits, few), rel=1e-5)
+    assert ([(point.x, point.y) for point in found]
+            == [(x, y) for y in (-0.5, 0, 0.5) for x in (-0.5, 0, 0.5)])
+    assert ((found[4].loss, found[4].accuracy)
+            == pytest.approx(evaluate(model, digits, few), rel=1e-5))
     moved = landscape.copy.deepcopy(model)
     with torch.no_grad():
         for name, value in landscape.directions(model, 4)[0].items():
@@ -111,11 +119,13 @@ def test_plane_is_centred(weight_run, digits, few):
 
 def test_networks_of_different_shapes(filter_run, digits, few, tmp_path):
     a, b = network(filter_run, "baseline"), network(filter_run, "kesi")
-    with pytest.raises(UsageError, match="different shapes .*filter pruning makes networks smaller"):
+    with pytest.raises(UsageError,
+                       match="different shapes .*filter pruning makes networks smaller"):
         landscape.line(a, b, digits, few)
     same = landscape.line(network(filter_run, "onecycle-2"), b, digits, few, points=2)
     assert len(same) == 2
-    words = [str(filter_run / "seed0/baseline"), str(filter_run / "seed0/kesi"), "--out", str(tmp_path)]
+    words = [str(filter_run / "seed0/baseline"), str(filter_run / "seed0/kesi"), "--out",
+             str(tmp_path)]
     with pytest.raises(UsageError, match="different shapes"):
         networks.landscape(words)
     with pytest.raises(UsageError, match="two checkpoints"):

@@ -151,7 +151,8 @@ def test_certain_teachers_and_level_students_give_finite_gradients(name):
 def test_standardising_forgets_scale_and_place():
     student, teachers, labels = numbers()
     expected = Standardised()(student, teachers, labels)
-    scaled = torch.stack([one * factor + 7 for factor, one in zip((1, 10, 0.3), teachers, strict=True)])
+    scaled = torch.stack([one * factor + 7
+                          for factor, one in zip((1, 10, 0.3), teachers, strict=True)])
     torch.testing.assert_close(Standardised()(student * 4 - 2, scaled, labels), expected)
 
 

@@ -118,7 +118,8 @@ def test_logits_for_every_size_of_image_it_claims(arch):
 def test_wide_28_10_builds():
     with torch.device("meta"):
         network = models.create("wrn-28-10", 10)
-    assert sum(p.numel() for p in network.parameters()) == 36_479_194  # Zagoruyko and Komodakis: 36.5 M
+    # Zagoruyko and Komodakis: 36.5 M
+    assert sum(p.numel() for p in network.parameters()) == 36_479_194
     assert all(block.dropout == 0.3 for block in network.block1.layer)
 
 
@@ -134,7 +135,8 @@ def test_shortcut_passes_gradients():
 
 
 def test_resnet18_is_torchvisions():
-    ours, theirs = models.create("resnet18", 11).eval(), torchvision.models.resnet18(num_classes=11).eval()
+    ours, theirs = (models.create("resnet18", 11).eval(),
+                    torchvision.models.resnet18(num_classes=11).eval())
     theirs.load_state_dict(ours.state_dict())
     images = torch.randn(2, 3, 96, 96)
     assert torch.allclose(ours(images), theirs(images), atol=1e-5)
@@ -157,7 +159,8 @@ def test_initial_weights_have_the_papers_spread():
     (("resnet20", 10, [17] + [16] * 8), "entry 0 should be a whole number from 1 to 16, not 17"),
     (("resnet20", 10, [0] + [16] * 8), "entry 0"),
     (("resnet20", 10, [True] + [16] * 8), "entry 0"),
-    (("vgg11", 10, [64, 64, 128, "M", 256, 256, "M", 512, 512, "M", 512, 512]), "entry 1 should be 'M', not 64"),
+    (("vgg11", 10, [64, 64, 128, "M", 256, 256, "M", 512, 512, "M", 512, 512]),
+     "entry 1 should be 'M', not 64"),
 ])
 def test_what_cannot_be_built_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message.replace("[", r"\[")):
@@ -184,12 +187,14 @@ def test_every_network_says_what_the_method_has_to_know():
     for name, network in models.ARCHITECTURES.items():
         widths = [width for width in network.cfg if width != "M"]
         assert len(network.rates) == len(widths), name
-        assert len(network.sparsities) == 5 and sorted(network.sparsities) == list(network.sparsities)
+        assert (len(network.sparsities) == 5
+                and sorted(network.sparsities) == list(network.sparsities))
         with torch.device("meta"):
             assert network.image_size >= models.create(name, 10).min_image_size
-    assert {name for name, network in models.ARCHITECTURES.items() if network.in_paper} == set(SIZES)
-    assert {name for name, network in models.ARCHITECTURES.items() if network.image_size == 224} == {
-        "resnet18", "resnet34"}
+    assert ({name for name, network in models.ARCHITECTURES.items() if network.in_paper}
+            == set(SIZES))
+    assert ({name for name, network in models.ARCHITECTURES.items() if network.image_size == 224}
+            == {"resnet18", "resnet34"})
 
 
 @pytest.mark.parametrize(("typed", "name"), [("wrn_16_8", "wrn-16-8"), ("WRN_28_10", "wrn-28-10"),

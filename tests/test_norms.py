@@ -20,7 +20,8 @@ def norm_of(channels: int) -> nn.BatchNorm2d:
     return norm
 
 
-def outcome(norm: nn.BatchNorm2d, x: torch.Tensor, grad: torch.Tensor, grouped: bool) -> list[torch.Tensor]:
+def outcome(norm: nn.BatchNorm2d, x: torch.Tensor, grad: torch.Tensor,
+            grouped: bool) -> list[torch.Tensor]:
     """Output, the three gradients and the running statistics after one step, in float64."""
     norm = copy.deepcopy(norm).to(torch.float64 if x.dtype == torch.float64 else torch.float32)
     x = x.clone(memory_format=torch.preserve_format).requires_grad_()
@@ -29,8 +30,8 @@ def outcome(norm: nn.BatchNorm2d, x: torch.Tensor, grad: torch.Tensor, grouped: 
     y.backward(grad)
     assert y.dtype == x.dtype and x.grad.dtype == x.dtype
     assert norm.num_batches_tracked == 1
-    return [t.detach().double() for t in (y, x.grad, norm.weight.grad, norm.bias.grad, norm.running_mean,
-                                          norm.running_var)]
+    return [t.detach().double() for t in (y, x.grad, norm.weight.grad, norm.bias.grad,
+                                          norm.running_mean, norm.running_var)]
 
 
 def distance(found: torch.Tensor, exact: torch.Tensor) -> float:
@@ -42,7 +43,8 @@ def distance(found: torch.Tensor, exact: torch.Tensor) -> float:
 def test_values_gradients_and_statistics_agree_with_float64(channels, size, images, dtype):
     torch.manual_seed(0)
     norm = norm_of(channels)
-    x = (2 * torch.randn(images, channels, size, size) + 3).to(dtype).to(memory_format=torch.channels_last)
+    x = (2 * torch.randn(images, channels, size,
+                         size) + 3).to(dtype).to(memory_format=torch.channels_last)
     grad = torch.randn_like(x)
     exact = outcome(norm, x.double(), grad.double(), grouped=False)
     ours = outcome(norm, x, grad, grouped=True)
@@ -95,21 +97,27 @@ def test_torchs_forward_is_back_afterwards_even_after_an_error():
 
 
 @pytest.mark.parametrize("precision, near", [("fp32", 1e-4), ("bf16", 5e-2)])
-def test_a_training_step_of_a_pruned_network_uses_them_and_computes_the_same(monkeypatch, precision, near):
+def test_a_training_step_of_a_pruned_network_uses_them_and_computes_the_same(monkeypatch, precision,
+                                                                             near):
     calls = []
     original = norms._BatchNorm.apply
-    monkeypatch.setattr(norms._BatchNorm, "apply", lambda *values: calls.append(1) or original(*values))
+    monkeypatch.setattr(norms._BatchNorm, "apply",
+                        lambda *values: calls.append(1) or original(*values))
     execution.set_up("cpu", precision, False)
     torch.manual_seed(0)
-    model = models.create("resnet20", 10, [14, 14, 16, 29, 32, 29, 58, 58, 64]).to(memory_format=torch.channels_last)
+    model = models.create("resnet20", 10, [14, 14, 16, 29, 32, 29, 58, 58,
+                                           64]).to(memory_format=torch.channels_last)
     images = torch.randn(16, 3, 16, 16).to(memory_format=torch.channels_last)
     labels = torch.randint(0, 10, (16,))
     torchs = copy.deepcopy(model)
-    loss, _ = execution.make_step(model, cross_entropy, "cpu", precision, "auto", 10)(images, labels, 1.0)
+    loss, _ = execution.make_step(model, cross_entropy, "cpu", precision, "auto", 10)(images,
+                                                                                      labels, 1.0)
     assert len(calls) == 6
     monkeypatch.setattr(norms, "slow_norms", lambda model: [])
-    right, _ = execution.make_step(torchs, cross_entropy, "cpu", precision, "auto", 10)(images, labels, 1.0)
+    right, _ = execution.make_step(torchs, cross_entropy, "cpu", precision, "auto", 10)(images,
+                                                                                        labels, 1.0)
     assert len(calls) == 6
     assert abs(float(loss - right)) < near
-    ours, theirs = (torch.cat([weight.grad.flatten() for weight in one.parameters()]) for one in (model, torchs))
+    ours, theirs = (torch.cat([weight.grad.flatten() for weight in one.parameters()])
+                    for one in (model, torchs))
     assert distance(ours, theirs) < (1e-4 if precision == "fp32" else 0.2)

@@ -15,9 +15,11 @@ nbformat = pytest.importorskip("nbformat", reason=f"the notebook needs nbformat:
 
 NOTEBOOK = ROOT / "example.ipynb"
 BYTES = 1_200_000
-SHORT = "SCALE, ROUNDS, POINTS = 0.01, 2, 2"  # instead of the values of the cell that is tagged "parameters"
+# instead of the values of the cell that is tagged "parameters"
+SHORT = "SCALE, ROUNDS, POINTS = 0.01, 2, 2"
 SECONDS = 300  # for a cell; it takes a few, where the machine is not busy
-ABSOLUTE = re.compile(r"(?<![\w.:/])/(?:home|root|tmp|work|usr|opt|var|content|Users|mnt)/|[A-Z]:\\\\")
+ABSOLUTE = re.compile(
+    r"(?<![\w.:/])/(?:home|root|tmp|work|usr|opt|var|content|Users|mnt)/|[A-Z]:\\\\")
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +32,8 @@ def text_of(cell) -> str:
     shown = []
     for output in cell.outputs:
         data = output.get("data", {})
-        shown += [output.get("text", ""), *(value for kind, value in data.items() if kind.startswith("text/"))]
+        shown += [output.get("text", ""),
+                  *(value for kind, value in data.items() if kind.startswith("text/"))]
     return "\n".join(shown)
 
 
@@ -46,37 +49,46 @@ def test_is_committed_as_it_came_out_of_one_run(committed):
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
     for cell in code:
         shown = text_of(cell)
-        assert all(output.output_type != "error" and output.get("name") != "stderr" for output in cell.outputs), cell.id
+        assert all(output.output_type != "error" and output.get("name") != "stderr"
+                   for output in cell.outputs), cell.id
         assert not ABSOLUTE.search(shown) and "warning" not in shown.lower(), cell.id
         assert ("finished already" in shown) == (cell.id == "table"), cell.id
-    assert "colab.research.google.com" in committed.cells[0].source and "colab-badge.svg" in committed.cells[0].source
+    assert ("colab.research.google.com" in committed.cells[0].source
+            and "colab-badge.svg" in committed.cells[0].source)
 
 
 def test_shows_what_it_promises(committed):
-    assert figures(committed) == ["images", "rates", "baseline", "norms", "rounds", "filters", "disagreement",
-                                  "growing", "distil", "line"]
+    assert (figures(committed) == ["images", "rates", "baseline", "norms", "rounds", "filters",
+                                   "disagreement", "growing", "distil", "line"])
     table = text_of(committed.cells[[cell.id for cell in committed.cells].index("table")])
-    for row in ("baseline", "PFEC", "PFEC + one-cycle", "PFEC + KESI", "MWP", "MWP + one-cycle", "MWP + KESI"):
+    for row in ("baseline", "filter pruning (PFEC), usual retraining", "filter pruning + one-cycle",
+                "filter pruning + KESI", "weight pruning (MWP), usual retraining",
+                "weight pruning + one-cycle", "weight pruning + KESI"):
         assert f"| {row} |" in table
 
 
 def test_runs_from_a_clean_kernel(committed, tmp_path):
-    nbclient = pytest.importorskip("nbclient", reason=f"executing the notebook needs nbclient: {INSTALL}")
+    nbclient = pytest.importorskip("nbclient",
+                                   reason=f"executing the notebook needs nbclient: {INSTALL}")
     pytest.importorskip("ipykernel", reason=f"executing the notebook needs ipykernel: {INSTALL}")
     notebook = copy.deepcopy(committed)
-    place, = (number for number, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", ()))
+    place, = (number for number, cell in enumerate(notebook.cells)
+              if "parameters" in cell.metadata.get("tags", ()))
     notebook.cells.insert(place + 1, nbformat.v4.new_code_cell(SHORT, id="short"))
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1",
+                   "CUDA_VISIBLE_DEVICES": ""}
     client = nbclient.NotebookClient(notebook, timeout=SECONDS, kernel_name="python3",
                                      resources={"metadata": {"path": str(tmp_path)}})
     client.execute(env=environment)  # raises where a cell does
     assert figures(notebook) == figures(committed)
     for cell in notebook.cells:
         for output in cell.outputs if cell.cell_type == "code" else ():
-            if output.get("name") == "stderr":  # an epoch may be too short to learn anything, which is warned of
-                assert all("has learned nothing" in line or line.startswith("  ") for line in output.text.splitlines())
+            # an epoch may be too short to learn anything, which is warned of
+            if output.get("name") == "stderr":
+                assert all("has learned nothing" in line or line.startswith("  ")
+                           for line in output.text.splitlines())
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]  # nothing is left anywhere else

@@ -42,11 +42,13 @@ CPU = Options(device="cpu", eval_every=0)
 
 
 class Concatenating(nn.Module):
-    """Two branches side by side, an addition in place, a depthwise convolution, and a fixed-size head."""
+    """Two branches side by side, an addition in place, a depthwise convolution,
+    and a fixed-size head."""
 
     def __init__(self, classes: int = 10):
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 12, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(12))
+        self.stem = nn.Sequential(nn.Conv2d(3, 12, 3, stride=2, padding=1, bias=False),
+                                  nn.BatchNorm2d(12))
         self.left, self.right = nn.Conv2d(12, 10, 3, padding=1), nn.Conv2d(12, 6, 1)
         self.norm = nn.BatchNorm2d(16)
         self.depthwise = nn.Conv2d(16, 16, 3, padding=1, groups=16)
@@ -64,11 +66,13 @@ class Concatenating(nn.Module):
 
 
 class Chunked(nn.Module):
-    """Its first convolution is split in two equal halves, of which one gates the other: no filter may go alone."""
+    """Its first convolution is split in two equal halves, of which one gates the other:
+    no filter may go alone."""
 
     def __init__(self):
         super().__init__()
-        self.first, self.second, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(4, 6, 3), nn.Linear(6, 10)
+        self.first, self.second, self.head = (nn.Conv2d(3, 8, 3), nn.Conv2d(4, 6, 3),
+                                              nn.Linear(6, 10))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         one, two = self.first(images).chunk(2, 1)
@@ -76,11 +80,13 @@ class Chunked(nn.Module):
 
 
 class Joined(nn.Module):
-    """Two branches, concatenated, meet a convolution as wide as both, which is defined before them."""
+    """Two branches, concatenated, meet a convolution as wide as both, which is defined before them.
+    """
 
     def __init__(self):
         super().__init__()
-        self.both, self.left, self.right = nn.Conv2d(3, 16, 3), nn.Conv2d(3, 10, 3), nn.Conv2d(3, 6, 3)
+        self.both, self.left, self.right = (nn.Conv2d(3, 16, 3), nn.Conv2d(3, 10, 3),
+                                            nn.Conv2d(3, 6, 3))
         self.head = nn.Linear(16, 10)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -139,7 +145,7 @@ def assert_same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) 
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-# --- pruning ------------------------------------------------------------------------------------------------------
+# --- pruning --------------------------------------------------------------------------------------
 
 
 def test_the_widths_of_the_concatenating_network():
@@ -151,7 +157,8 @@ def test_the_widths_of_the_concatenating_network():
 
 def test_branches_keep_widths_of_their_own_where_they_meet_one_convolution():
     graph = analyse(Joined(), 16)
-    assert dict(zip(graph.convs, graph.cfg, strict=True)) == {("both", "left"): 10, ("both", "right"): 6}
+    assert (dict(zip(graph.convs, graph.cfg, strict=True))
+            == {("both", "left"): 10, ("both", "right"): 6})
     assert graph.left_alone == ()
 
 
@@ -165,9 +172,9 @@ def test_pruned_is_dense_with_the_same_filters_zeroed_written_by_hand(registry):
     for buffer in (network.norm.running_mean, network.norm.running_var):
         nn.init.uniform_(buffer, 0.5, 1.5)
     smaller = prune_filters(network, 0.5)
-    assert [conv.weight.shape[:2] for conv in (smaller.stem[0], smaller.left, smaller.right, smaller.depthwise,
-                                               smaller.back, smaller.down)] == [
-        (6, 3), (5, 6), (3, 6), (8, 1), (6, 8), (4, 6)]
+    assert [conv.weight.shape[:2] for conv in (smaller.stem[0], smaller.left, smaller.right,
+                                               smaller.depthwise, smaller.back, smaller.down)] == [
+                                                   (6, 3), (5, 6), (3, 6), (8, 1), (6, 8), (4, 6)]
     assert smaller.head.weight.shape == (10, 4 * 16)  # the classifier keeps its outputs
 
     def norms(*convs: nn.Conv2d) -> torch.Tensor:
@@ -192,7 +199,8 @@ def test_pruned_is_dense_with_the_same_filters_zeroed_written_by_hand(registry):
     torch.testing.assert_close(smaller(images), expected, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("build", "size"), [(Concatenating, 16), (narrow_mobilenet, 32), (narrow_densenet, 32)])
+@pytest.mark.parametrize(("build", "size"),
+                         [(Concatenating, 16), (narrow_mobilenet, 32), (narrow_densenet, 32)])
 def test_three_rounds_equal_zeroing_and_can_be_rebuilt_from_cfg(build, size, registry):
     graph = kesi.register("mine", build, image_size=size)
     assert graph.left_alone == ()
@@ -227,7 +235,8 @@ def test_rates_by_name_leave_the_others_alone_and_one_filter_stays(registry):
 def test_filters_that_cannot_go_alone_are_found_out_and_left_alone():
     graph = analyse(Chunked(), 16)
     assert (graph.left_alone, graph.convs) == (("first",), (("second",),))
-    shuffled = analyse(torchvision.models.ShuffleNetV2([1, 2, 1], [8, 16, 16, 32, 32], num_classes=10), 32)
+    shuffled = analyse(torchvision.models.ShuffleNetV2([1, 2, 1], [8, 16, 16, 32, 32],
+                                                       num_classes=10), 32)
     assert shuffled.problem or shuffled.left_alone
     grouped = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=2), nn.Conv2d(8, 6, 3),
                             nn.Flatten(), nn.Linear(600, 10))
@@ -238,7 +247,8 @@ def test_filters_that_cannot_go_alone_are_found_out_and_left_alone():
 
 
 def test_a_wrong_graph_does_not_pass_the_trial():
-    """The trial that widths have to pass sees an offset in a concatenation that is off by a branch."""
+    """The trial that widths have to pass sees an offset in a concatenation that is off by a branch.
+    """
     network = Concatenating()
     graph = analyse(network, 16)
     assert graphs._holds(graph, network, 16)
@@ -259,20 +269,23 @@ def test_parameters_that_are_not_trained_stay_untrained(registry):
         "stem.0.weight", "stem.1.weight", "stem.1.bias"]
 
 
-# --- the whole method ---------------------------------------------------------------------------------------------
+# --- the whole method -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", ["filter", "weight"])
-def test_the_concatenating_network_goes_through_the_whole_method(method, tmp_path, monkeypatch, capsys, registry):
+def test_the_concatenating_network_goes_through_the_whole_method(method, tmp_path, monkeypatch,
+                                                                 capsys, registry):
     network = seeded(Concatenating)
     given = copy.deepcopy(network.state_dict())
 
     def compress(model: nn.Module) -> Compressed:
-        return kesi.compress(model, *digits(16, 64), method, rounds=2, epochs=(2, 1, 1), batch_size=32, flip=False,
+        return kesi.compress(model, *digits(16, 64),
+                             method, rounds=2, epochs=(2, 1, 1), batch_size=32, flip=False,
                              compare=True, folder=tmp_path / "run", options=CPU)
 
     result = compress(network)
-    stages = ["baseline", "onecycle-1", "onecycle-2", "ensemble", "usual-1", "usual-2", "ensemble-usual", "kesi"]
+    stages = ["baseline", "onecycle-1", "onecycle-2", "ensemble", "usual-1", "usual-2",
+              "ensemble-usual", "kesi"]
     assert list(result.accuracies) == stages
     assert_same(network.state_dict(), given)  # what was given is as it was
     assert type(result.network) is Concatenating and not result.network.training
@@ -305,7 +318,8 @@ def _smaller_or_masked(result: Compressed, method: str) -> None:
     """The widths of the plan; or the shares of zeros of the recipe, where the masks say."""
     if method == "filter":
         assert result.network.cfg == [int(int(width * 0.8) * 0.8) for width in (12, 10, 6, 8)]
-        assert result.network.down.weight.shape == (result.network.cfg[3], result.network.cfg[0], 3, 3)
+        assert (result.network.down.weight.shape
+                == (result.network.cfg[3], result.network.cfg[0], 3, 3))
         assert result.masks is None
         return
     share = SPARSITIES[1]
@@ -315,7 +329,8 @@ def _smaller_or_masked(result: Compressed, method: str) -> None:
     zeros = sum(int((module.weight == 0).sum()) for module in result.network.modules()
                 if isinstance(module, nn.Conv2d))
     assert zeros == result.masks.pruned()
-    snapshots = [load(result.folder / "seed0" / f"onecycle-{number}").masks.state_dict() for number in (1, 2)]
+    snapshots = [load(result.folder / "seed0" / f"onecycle-{number}").masks.state_dict()
+                 for number in (1, 2)]
     assert not any(bool((snapshots[1][name] & ~snapshots[0][name]).any()) for name in snapshots[0])
 
 
@@ -329,7 +344,8 @@ def densenet121() -> nn.Module:
 
 @pytest.mark.parametrize("build", [narrow_mobilenet, small_densenet, mobilenet_v2, densenet121])
 def test_torchvisions_networks(build, tmp_path, registry):
-    result = kesi.compress(seeded(build), *digits(32, 48), name="theirs", rounds=1, epochs=(1, 1, 1), batch_size=24,
+    result = kesi.compress(seeded(build), *digits(32, 48),
+                           name="theirs", rounds=1, epochs=(1, 1, 1), batch_size=24,
                            flip=False, folder=tmp_path / "run", options=CPU)
     before, after = (read_fields(tmp_path / "run" / "seed0" / stage / "result.json")
                      for stage in ("baseline", "kesi"))
@@ -344,16 +360,19 @@ def test_torchvisions_networks(build, tmp_path, registry):
     check = export.export(checkpoint, inputs, tmp_path / "net.onnx", "onnx", raw=True).check
     assert check.equal == check.images == 100
     images = torch.randn(3, 3, 32, 32)
-    found, = onnxruntime.InferenceSession(str(tmp_path / "net.onnx")).run(None, {"images": images.numpy()})
+    found, = onnxruntime.InferenceSession(str(tmp_path / "net.onnx")).run(
+        None, {"images": images.numpy()})
     with torch.no_grad():
-        torch.testing.assert_close(torch.from_numpy(found), result.network(images), atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(torch.from_numpy(found), result.network(images), atol=1e-4,
+                                   rtol=1e-3)
 
 
 def test_a_trained_network_is_the_baseline(tmp_path, registry):
     network = seeded(Concatenating)
 
     def compress(model: nn.Module) -> Compressed:
-        return kesi.compress(model, *digits(16, 40), rounds=1, rates={"left": 0.5}, epochs=(9, 1, 1), batch_size=20,
+        return kesi.compress(model, *digits(16, 40),
+                             rounds=1, rates={"left": 0.5}, epochs=(9, 1, 1), batch_size=20,
                              folder=tmp_path / "run", options=CPU, trained=True,
                              accuracy=10)  # of an untrained network
 
@@ -365,7 +384,8 @@ def test_a_trained_network_is_the_baseline(tmp_path, registry):
 
 
 def test_a_function_draws_new_weights_for_each_seed(tmp_path, registry):
-    result = kesi.compress(Concatenating, *digits(16, 40), "weight", sparsities=[0.5], epochs=(1, 1, 1), batch_size=20,
+    result = kesi.compress(Concatenating, *digits(16, 40),
+                           "weight", sparsities=[0.5], epochs=(1, 1, 1), batch_size=20,
                            seeds=(0, 1), folder=tmp_path / "run", options=CPU)
     one, two = (weights_of(tmp_path / "run" / f"seed{seed}" / "baseline") for seed in (0, 1))
     assert not torch.equal(one["left.weight"], two["left.weight"])
@@ -373,7 +393,7 @@ def test_a_function_draws_new_weights_for_each_seed(tmp_path, registry):
     assert not (tmp_path / "run" / compress.START).exists()
 
 
-# --- loading elsewhere --------------------------------------------------------------------------------------------
+# --- loading elsewhere ----------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -408,8 +428,8 @@ def commands(folder: Path, *words: str) -> subprocess.CompletedProcess:
     """A command in a folder with a module that registers networks."""
     environment = ENVIRONMENT | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}:{folder}"}
     line = f"{shlex.quote(sys.executable)} {' '.join(words)}"
-    return subprocess.run(["bash", "-c", line], cwd=folder, env=environment, capture_output=True, text=True,
-                          timeout=300)
+    return subprocess.run(["bash", "-c", line], cwd=folder, env=environment, capture_output=True,
+                          text=True, timeout=300)
 
 
 def typed(line: str) -> str:
@@ -419,17 +439,19 @@ def typed(line: str) -> str:
 
 def test_commands_work_with_a_module_that_registers(saved):
     folder = saved[0].parent
-    done = commands(folder, "-m", "kesi", "--with", "my_networks", "plan", "--arch", "elsewhere", "--dataset",
-                    "digits", "--rounds", "2", "--csv")
+    done = commands(folder, "-m", "kesi", "--with", "my_networks", "plan", "--arch", "elsewhere",
+                    "--dataset", "digits", "--rounds", "2", "--csv")
     assert (done.returncode, done.stderr) == (0, "")
     params = sum(value.numel() for value in Concatenating().parameters())
     assert done.stdout.splitlines()[1].startswith(f"0,{params},{params},")
     assert len(done.stdout.splitlines()) == 4
     wrong = commands(folder, "-m", "kesi", "--with", "no_such_module", "plan")
-    assert (wrong.returncode, wrong.stderr) == (2, "error: --with no_such_module: there is no module no_such_module\n")
+    assert ((wrong.returncode, wrong.stderr)
+            == (2, "error: --with no_such_module: there is no module no_such_module\n"))
 
 
-def test_without_torch_pruning_one_line_says_what_to_install(saved, monkeypatch, registry, tmp_path):
+def test_without_torch_pruning_one_line_says_what_to_install(saved, monkeypatch, registry,
+                                                             tmp_path):
     monkeypatch.setitem(sys.modules, "torch_pruning", None)
     with pytest.raises(UsageError, match=r'pip install -e "\.\[own\]"'):
         kesi.compress(Concatenating(), *digits(16, 40), folder=tmp_path / "run")
@@ -437,10 +459,11 @@ def test_without_torch_pruning_one_line_says_what_to_install(saved, monkeypatch,
     kesi.register("elsewhere", Concatenating, image_size=16)
     with pytest.raises(UsageError, match=r'pip install -e "\.\[own\]"'):
         kesi.load_model(saved[0])
-    result = kesi.compress(Concatenating(), *digits(16, 40), "weight", sparsities=[0.5], epochs=(1, 1, 1),
-                           batch_size=20, folder=tmp_path / "run", options=CPU)
+    result = kesi.compress(Concatenating(), *digits(16, 40), "weight", sparsities=[0.5],
+                           epochs=(1, 1, 1), batch_size=20, folder=tmp_path / "run", options=CPU)
     monkeypatch.undo()
-    kesi.register("concatenating", Concatenating, image_size=16)  # with the library again, the file is still good
+    # with the library again, the file is still good
+    kesi.register("concatenating", Concatenating, image_size=16)
     assert_same(kesi.load_model(result.checkpoint).state_dict(), result.network.state_dict())
 
 
@@ -476,14 +499,17 @@ def test_the_page_that_walks_through_it_does_what_it_says(tmp_path, monkeypatch,
     lines = re.findall(r"^((?:kesi --with my_networks.py|python) (\S+) .*)$", text, re.MULTILINE)
     assert len(lines) == 3
     for line, command in lines:
-        done = commands(tmp_path, f"{typed(line)} {shorter.get(command, shorter.get(line.split()[0], ''))}")
+        done = commands(tmp_path,
+                        f"{typed(line)} {shorter.get(command, shorter.get(line.split()[0], ''))}")
         assert done.returncode == 0, done.stderr
     assert (tmp_path / "mine.onnx").stat().st_size > 1000
     assert (tmp_path / "runs" / "digits-mine-weight" / "report" / "table.md").is_file()
 
-    by_command, by_call = (load_run(Path("runs") / name) for name in ("digits-mine-weight", "images-mine-filter"))
+    by_command, by_call = (load_run(Path("runs") / name)
+                           for name in ("digits-mine-weight", "images-mine-filter"))
     (_, goes_on), (_, repeats), (_, uses), (_, checks) = next_steps(by_command)
-    assert goes_on.startswith("python cifar/pipeline.py --with my_networks.py --arch mine --dataset digits")
+    assert goes_on.startswith(
+        "python cifar/pipeline.py --with my_networks.py --arch mine --dataset digits")
     assert repeats.endswith(f"{goes_on} --fresh")
     done = commands(tmp_path, typed(goes_on))
     assert done.returncode == 0 and "kesi is finished already" in done.stdout
@@ -496,7 +522,7 @@ def test_the_page_that_walks_through_it_does_what_it_says(tmp_path, monkeypatch,
     assert done.returncode == 0, done.stderr
 
 
-# --- what is refused ----------------------------------------------------------------------------------------------
+# --- what is refused ------------------------------------------------------------------------------
 
 
 class Viewing(Concatenating):
@@ -514,7 +540,8 @@ class WithCfg(Concatenating):
     (Viewing, r"flatten\(1\)"),
     (WithCfg, "attribute 'cfg'"),
     (lambda: nn.Sequential(nn.Flatten(), nn.Linear(768, 10)), "no convolution that can lose"),
-    (lambda: nn.Sequential(nn.Flatten(), nn.Linear(5, 10)), "does not take a batch of 16 px images"),
+    (lambda: nn.Sequential(nn.Flatten(), nn.Linear(5, 10)),
+     "does not take a batch of 16 px images"),
 ])
 def test_networks_that_will_not_do(model, said, tmp_path, registry):
     with pytest.raises(UsageError, match=said) as refused:
@@ -524,17 +551,21 @@ def test_networks_that_will_not_do(model, said, tmp_path, registry):
 
 @pytest.mark.parametrize(("changes", "said"), [
     ({"method": "both"}, "unknown method"), ({"name": "resnet20"}, "choose another name"),
-    ({"name": "a/b"}, "a/b"), ({"rates": 1.0}, "below 1"), ({"sparsities": [0.5]}, "method=\"weight\""),
+    ({"name": "a/b"}, "a/b"),
+    ({"rates": 1.0}, "below 1"), ({"sparsities": [0.5]}, "method=\"weight\""),
     ({"method": "weight", "rates": 0.2}, "method=\"filter\""), ({"rounds": 0}, "at least 1"),
-    ({"method": "weight", "sparsities": [0.5, 0.3]}, "never fall"), ({"epochs": (1, 2)}, "three numbers"),
-    ({"epochs": (0, 1, 1)}, "epochs must be at least 1"), ({"method": "weight", "rounds": 9}, "5 sparsities"),
-    ({"epochs": "abc"}, "three numbers"), ({"epochs": 3}, "three numbers"), ({"epochs": (1.5, 1, 1)}, "three numbers"),
-    ({"seeds": ()}, "seeds are whole"), ({"seeds": 0}, "seeds are whole"), ({"seeds": (0, -1)}, "seeds are whole"),
-    ({"rounds": 1.5}, "rounds must be"), ({"batch_size": "8"}, "batch_size must be"), ({"lr": "0.1"}, "lr is a number"),
+    ({"method": "weight", "sparsities": [0.5, 0.3]}, "never fall"),
+    ({"epochs": (1, 2)}, "three numbers"), ({"epochs": (0, 1, 1)}, "epochs must be at least 1"),
+    ({"method": "weight", "rounds": 9}, "5 sparsities"), ({"epochs": "abc"}, "three numbers"),
+    ({"epochs": 3}, "three numbers"), ({"epochs": (1.5, 1, 1)}, "three numbers"),
+    ({"seeds": ()}, "seeds are whole"), ({"seeds": 0}, "seeds are whole"),
+    ({"seeds": (0, -1)}, "seeds are whole"), ({"rounds": 1.5}, "rounds must be"),
+    ({"batch_size": "8"}, "batch_size must be"), ({"lr": "0.1"}, "lr is a number"),
     ({"model": "resnet20"}, "the model is a str"), ({"test": None}, "test images are missing")])
 def test_arguments_that_do_not_fit(changes, said, tmp_path, registry):
     train, test = digits(16, 40)
-    arguments = {"model": Concatenating(), "train": train, "test": test, "folder": tmp_path / "run"} | changes
+    arguments = ({"model": Concatenating(), "train": train, "test": test,
+                  "folder": tmp_path / "run"} | changes)
     with pytest.raises(UsageError, match=said):
         kesi.compress(**arguments)
     assert not (tmp_path / "run").exists()
@@ -546,17 +577,20 @@ def test_a_factory_has_to_build_anew(registry):
         kesi.register("same", lambda: network, image_size=16)
 
 
-# --- images -------------------------------------------------------------------------------------------------------
+# --- images ---------------------------------------------------------------------------------------
 
 
 def test_arrays_of_either_layout_are_the_same_data_set():
-    images = torch.arange(2 * 3 * 8 * 8, dtype=torch.int64).remainder(251).to(torch.uint8).view(2, 3, 8, 8)
+    images = torch.arange(2 * 3 * 8 * 8,
+                          dtype=torch.int64).remainder(251).to(torch.uint8).view(2, 3, 8, 8)
     one = from_arrays((images, [0, 1]), (images, torch.tensor([1, 0])))
-    two = from_arrays((images.permute(0, 2, 3, 1).numpy(), [0, 1]), (images, [1, 0]), ["cat", "dog"], flip=False)
+    two = from_arrays((images.permute(0, 2, 3, 1).numpy(), [0, 1]), (images, [1, 0]),
+                      ["cat", "dog"], flip=False)
     assert torch.equal(one.train.images, two.train.images)
     assert torch.equal(one.train.images[1, 2, 3], images[1, :, 2, 3])
     assert (one.classes, two.classes, one.image_size) == (("0", "1"), ("cat", "dog"), 8)
-    assert (one.augmentation.flip, two.augmentation.flip, one.augmentation.padding) == (True, False, 1)
+    assert ((one.augmentation.flip, two.augmentation.flip, one.augmentation.padding)
+            == (True, False, 1))
     mean = images.double().mean((0, 2, 3)) / 255
     assert torch.allclose(torch.tensor(one.mean, dtype=torch.float64), mean)
     json.dumps(one.describe())
@@ -564,8 +598,9 @@ def test_arrays_of_either_layout_are_the_same_data_set():
 
 @pytest.mark.parametrize(("images", "labels", "said"), [
     (torch.full((2, 3, 8, 8), 0.3), [0, 1], "uint8"),
-    (torch.zeros(2, 1, 8, 8, dtype=torch.uint8), [0, 1], "8x8 px in 1 channels .* 8x8 px in 3 channels"),
-    (torch.zeros(2, 3, 8, 9, dtype=torch.uint8), [0, 1], "8x9 px in 3 channels .* 8x8 px in 3 channels"),
+    (torch.zeros(2, 1, 8, 8, dtype=torch.uint8), [0, 1], "8x8 px in 1 channels "
+     ".* 8x8 px in 3 channels"), (torch.zeros(2, 3, 8, 9, dtype=torch.uint8),
+                                  [0, 1], "8x9 px in 3 channels .* 8x8 px in 3 channels"),
     (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), [0], "whole number for each of the 2"),
     (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), [0.0, 1.0], "whole number"),
     (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), [0, 3], "from 0 to 3; 2 classes")])

@@ -1,4 +1,5 @@
-"""Torchvision's networks of several kinds, small, at 32 px: what of them is pruned, and that it is right."""
+"""Torchvision's networks of several kinds, small, at 32 px:
+what of them is pruned, and that it is right."""
 
 from collections.abc import Callable
 

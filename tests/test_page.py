@@ -1,4 +1,5 @@
-"""The page: whole and alone. What a browser makes of it is seen in headless Chromium, where there is one."""
+"""The page: whole and alone. What a browser makes of it is seen in headless Chromium,
+where there is one."""
 
 import json
 import re
@@ -18,8 +19,10 @@ from kesi.report.page import page
 
 pytest_plugins = ["tinyrun"]
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no chromium, chromium-browser or chrome on PATH")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome",
+                                                "chrome"))), None)
+needs_chromium = pytest.mark.skipif(CHROMIUM is None,
+                                    reason="no chromium, chromium-browser or chrome on PATH")
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 
 
@@ -35,7 +38,8 @@ class Outline(HTMLParser):
     def handle_starttag(self, tag, attributes):
         if tag not in VOID:
             self.open.append(tag)
-        self.references += [value for name, value in attributes if name in ("src", "href", "xlink:href", "srcset")]
+        self.references += [value for name, value in attributes
+                            if name in ("src", "href", "xlink:href", "srcset")]
         self.ids += [value for name, value in attributes if name == "id"]
 
     def handle_startendtag(self, tag, attributes):
@@ -152,9 +156,10 @@ def test_without_matplotlib_there_is_no_page(filter_run, tmp_path, monkeypatch):
 
 def chromium(url: str, *words: str) -> subprocess.CompletedProcess:
     """A headless browser without any network, its console on stderr."""
-    return subprocess.run([CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
-                           "--enable-logging=stderr", "--v=0", "--host-resolver-rules=MAP * ~NOTFOUND", *words, url],
-                          capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
+         "--enable-logging=stderr", "--v=0", "--host-resolver-rules=MAP * ~NOTFOUND", *words, url],
+        capture_output=True, text=True, timeout=120)
 
 
 def complaints(done: subprocess.CompletedProcess) -> list[str]:
@@ -163,11 +168,14 @@ def complaints(done: subprocess.CompletedProcess) -> list[str]:
 
 
 @needs_chromium
-@pytest.mark.parametrize("intruder", ['<img src="http://example.com/x.png">', "<script>nothing.there()</script>"])
+@pytest.mark.parametrize("intruder", ['<img src="http://example.com/x.png">',
+                                      "<script>nothing.there()</script>"])
 def test_complaints_of_a_browser_would_be_seen(both, tmp_path, intruder):
-    """So that the next test can fail: the page's own policy forbids the network, and the browser says so."""
+    """So that the next test can fail: the page's own policy forbids the network,
+    and the browser says so."""
     bad = tmp_path / "bad.html"
-    bad.write_text(both.read_text(encoding="utf-8").replace("</main>", f"</main>{intruder}"), encoding="utf-8")
+    bad.write_text(both.read_text(encoding="utf-8").replace("</main>", f"</main>{intruder}"),
+                   encoding="utf-8")
     found = complaints(chromium(bad.as_uri(), f"--screenshot={tmp_path / 'shot.png'}"))
     assert found and "Content Security Policy" in found[0]
 
@@ -193,10 +201,12 @@ def test_a_phone_scrolls_tables_in_their_boxes(both, tmp_path):
     """The page is no wider than the screen: wide parts scroll, and the accuracy is in view."""
     probe = tmp_path / "probe.html"
     measure = ("<script>addEventListener('load', () => { const page = document.documentElement; "
-               "document.title = 'wide ' + page.scrollWidth + ' of ' + page.clientWidth + ' box ' + "
-               "Math.max(...[...document.querySelectorAll('.scroll')].map(box => box.scrollWidth)) + ' edge ' + "
-               "Math.ceil(document.querySelector('tbody td').getBoundingClientRect().right); });</script>")
-    text = re.sub("<meta http-equiv=[^>]+>", "", both.read_text(encoding="utf-8"))  # which would forbid the script
+               "document.title = 'wide ' + page.scrollWidth + ' of ' + page.clientWidth + ' box ' "
+               "+ Math.max(...[...document.querySelectorAll('.scroll')].map(box "
+               "=> box.scrollWidth)) + ' edge ' + Math.ceil(document.querySelector('tbody "
+               "td').getBoundingClientRect().right); });</script>")
+    # which would forbid the script
+    text = re.sub("<meta http-equiv=[^>]+>", "", both.read_text(encoding="utf-8"))
     probe.write_text(text.replace("</body>", measure + "</body>"), encoding="utf-8")
     done = chromium(probe.as_uri(), "--window-size=390,800", "--dump-dom")
     found = re.search(r"<title>wide (\d+) of (\d+) box (\d+) edge (\d+)</title>", done.stdout)

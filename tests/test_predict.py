@@ -39,21 +39,25 @@ def test_digits_as_png_files(filter_run, tmp_path):
     for one, row in zip(found, expected, strict=True):
         assert sum(one.probabilities) == pytest.approx(1)
         assert one.classes == tuple(map(str, one.labels)) and sorted(one.labels) == list(range(10))
-        assert torch.allclose(torch.tensor(one.probabilities).double(), row[list(one.labels)], atol=1e-5)
+        assert torch.allclose(torch.tensor(one.probabilities).double(), row[list(one.labels)],
+                              atol=1e-5)
         assert list(one.probabilities) == sorted(one.probabilities, reverse=True)
 
 
-@pytest.mark.parametrize(("arch", "family", "size"), [("resnet20", "cifar", 24), ("resnet18", "tinyimagenet", 40)])
+@pytest.mark.parametrize(("arch", "family", "size"),
+                         [("resnet20", "cifar", 24), ("resnet18", "tinyimagenet", 40)])
 def test_photographs_as_the_test_images_of_a_folder(tmp_path, arch, family, size):
     """Of any size, mode and orientation: what kesi.data makes of the same files."""
     root = write_imagefolder(tmp_path / "photos")
     dataset = load("imagefolder", root, image_size=size, family=family)
     checkpoint = saved(tmp_path / "c.pth.tar", arch, dataset)
-    files = [path for name in dataset.classes for path in predict.image_files([root / "test" / name])]
+    files = [path for name in dataset.classes
+             for path in predict.image_files([root / "test" / name])]
     assert len(files) == len(dataset.test) > 6
     expected = predict_split(checkpoint.network, dataset, dataset.test).double().softmax(1)
     for one, row in zip(predict.predict_images(checkpoint, files), expected, strict=True):
-        assert torch.allclose(torch.tensor(one.probabilities).double(), row[list(one.labels)], atol=1e-5)
+        assert torch.allclose(torch.tensor(one.probabilities).double(), row[list(one.labels)],
+                              atol=1e-5)
         assert one.classes == tuple(("ant", "bee", "cat")[label] for label in one.labels)
 
 
@@ -91,18 +95,21 @@ def test_files_that_are_no_images(filter_run, tmp_path):
     Image.new("RGB", (16, 16)).save(tmp_path / "good.png")
     outcome = script("kesi", "predict", filter_run / "seed0/kesi", tmp_path)
     assert outcome.code == 1 and outcome.out.startswith(f"{tmp_path / 'good.png'}: ")
-    assert outcome.err.startswith("error: 1 of 2 images were left out; the first: ") and outcome.err.count("\n") == 1
-    fails("kesi", "predict", tmp_path / "net.onnx", tmp_path / "good.png", code=2, says="no such checkpoint")
+    assert (outcome.err.startswith("error: 1 of 2 images were left out; the first: ")
+            and outcome.err.count("\n") == 1)
+    fails("kesi", "predict", tmp_path / "net.onnx", tmp_path / "good.png", code=2,
+          says="no such checkpoint")
     (tmp_path / "net.onnx").write_bytes(b"x")
-    fails("kesi", "predict", tmp_path / "net.onnx", tmp_path / "good.png", code=2, says="net.onnx is an exported file")
+    fails("kesi", "predict", tmp_path / "net.onnx", tmp_path / "good.png", code=2,
+          says="net.onnx is an exported file")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match="no images in the folder"):
         predict.predict_images(checkpoint, [tmp_path / "empty"])
 
 
 @pytest.mark.parametrize(("words", "message"), [
-    (["--device", "abacus"], "--device abacus"), (["--threads", "0"], "--threads"), (["--top", "0"], "--top"),
-    (["--image-size", "4"], "8 px or more")])
+    (["--device", "abacus"], "--device abacus"), (["--threads", "0"], "--threads"),
+    (["--top", "0"], "--top"), (["--image-size", "4"], "8 px or more")])
 def test_flags_out_of_range(filter_run, tmp_path, words, message):
     Image.new("RGB", (16, 16)).save(tmp_path / "black.png")
     with pytest.raises(UsageError, match=message):
@@ -110,22 +117,22 @@ def test_flags_out_of_range(filter_run, tmp_path, words, message):
 
 
 @pytest.mark.parametrize(("field", "value"), [
-    ("image_size", "16"), ("image_size", 0), ("image_size", 60_000), ("image_size", None), ("mean", "abc"),
-    ("mean", [0.5]), ("std", [1.0, 0.0, 1.0]), ("std", [1.0, float("nan"), 1.0]), ("classes", None),
-    ("classes", [1] * 10), ("name", ["digits"]), ("augmentation", [1])])
+    ("image_size", "16"), ("image_size", 0), ("image_size", 60_000), ("image_size", None),
+    ("mean", "abc"), ("mean", [0.5]), ("std", [1.0, 0.0, 1.0]), ("std", [1.0, float("nan"), 1.0]),
+    ("classes", None), ("classes", [1] * 10), ("name", ["digits"]), ("augmentation", [1])])
 def test_what_a_file_says_of_its_images_is_not_believed_blindly(tmp_path, field, value):
     digits = load("digits")
     torch.manual_seed(3)
     keep(tmp_path / "odd.pth.tar", models.create("resnet20", 10), stage="baseline",
          data=digits.describe() | {field: value})
     Image.fromarray(digits.test.images[0].numpy()).save(tmp_path / "a.png")
-    for command in (("kesi", "predict", tmp_path / "odd.pth.tar", tmp_path / "a.png"), ("kesi", "compare",
-                    tmp_path / "odd.pth.tar", tmp_path / "odd.pth.tar", "--no-latency")):
+    for command in (("kesi", "predict", tmp_path / "odd.pth.tar", tmp_path / "a.png"), (
+            "kesi", "compare", tmp_path / "odd.pth.tar", tmp_path / "odd.pth.tar", "--no-latency")):
         fails(*command, code=1, says="odd.pth.tar is")
 
 
 def test_images_of_a_senseless_size_are_refused(filter_run, tmp_path):
     Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
     for size in (0, 100_000):
-        fails("kesi", "predict", filter_run / "seed0/kesi", tmp_path / "a.png", "--image-size", size, code=2,
-              says=f"--image-size {size}: it takes 1 to 4096 pixels")
+        fails("kesi", "predict", filter_run / "seed0/kesi", tmp_path / "a.png", "--image-size",
+              size, code=2, says=f"--image-size {size}: it takes 1 to 4096 pixels")

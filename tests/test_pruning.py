@@ -32,7 +32,8 @@ SMALL = {  # narrow starting points, so that a round takes milliseconds
 
 
 def trained_looking(arch, seed=0):
-    """A network whose norms have statistics and signs as after training, where a wrong slice would show."""
+    """A network whose norms have statistics and signs as after training,
+    where a wrong slice would show."""
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     network = models.create(arch, 5, SMALL[arch])
@@ -45,7 +46,8 @@ def trained_looking(arch, seed=0):
 
 
 def zeroed(network, kept):
-    """The same network with the other filters, and what their norms would make of them, set to zero."""
+    """The same network with the other filters, and what their norms would make of them,
+    set to zero."""
     dense = copy.deepcopy(network)
     for layer in dense.prunable():
         gone = torch.ones(dense.get_submodule(layer.conv).out_channels, dtype=torch.bool)
@@ -73,8 +75,9 @@ def test_pruned_network_computes_what_the_dense_one_does_with_those_filters_zero
         with torch.no_grad():
             expected, found = dense(images), smaller(images)
         assert torch.allclose(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
-        assert widths_of(smaller.cfg) == [max(1, int(width * (1 - rate)))
-                                          for width, rate in zip(widths_of(network.cfg), rates, strict=True)]
+        assert (widths_of(smaller.cfg)
+                == [max(1, int(width * (1 - rate)))
+                    for width, rate in zip(widths_of(network.cfg), rates, strict=True)])
         network = smaller
 
 
@@ -82,7 +85,8 @@ def test_pruned_network_computes_what_the_dense_one_does_with_those_filters_zero
 def test_kept_filters_are_the_largest_by_l1_norm_in_order(arch):
     network = trained_looking(arch)
     for name, kept in kept_filters(network, 0.4).items():
-        norms = [float(filter_.abs().sum()) for filter_ in network.get_submodule(name).weight.detach()]
+        norms = [float(filter_.abs().sum())
+                 for filter_ in network.get_submodule(name).weight.detach()]
         gone = sorted(set(range(len(norms))) - set(kept.tolist()))
         assert all(a < b for a, b in pairwise(kept.tolist()))
         assert gone and min(norms[i] for i in kept) >= max(norms[i] for i in gone)
@@ -111,7 +115,8 @@ def test_rates_that_make_no_sense_are_refused(rates):
 def test_magnitude_pruning_agrees_with_torch(sparsity):
     ours = trained_looking("preresnet110")
     theirs = copy.deepcopy(ours)
-    layers = [(module, "weight") for module in theirs.modules() if isinstance(module, torch.nn.Conv2d)]
+    layers = [(module, "weight") for module in theirs.modules()
+              if isinstance(module, torch.nn.Conv2d)]
     torch_prune.global_unstructured(layers, torch_prune.L1Unstructured, amount=sparsity)
     masks = prune_weights(ours, sparsity).state_dict()
     for name, module in theirs.named_modules():
@@ -142,7 +147,8 @@ def test_pruned_weights_are_zero_after_any_number_of_steps(optimizer):
         if masks is not None:
             masks.apply()
             for name, weight in conv_weights(network).items():
-                assert torch.equal(weight[~expected[name]], torch.zeros_like(weight[~expected[name]]))
+                assert torch.equal(weight[~expected[name]],
+                                   torch.zeros_like(weight[~expected[name]]))
                 assert bool((weight[expected[name]] != 0).all())
 
 
@@ -174,7 +180,8 @@ def test_shares_are_cumulative_and_never_fall():
         assert masks.sparsity() == pytest.approx(share, abs=1 / total)
         now = masks.state_dict()
         if before is not None:
-            assert all(not bool((now[name] & ~before[name]).any()) for name in now)  # nothing comes back
+            # nothing comes back
+            assert all(not bool((now[name] & ~before[name]).any()) for name in now)
         before = now
     with pytest.raises(ValueError, match="lower than what is already pruned"):
         prune_weights(network, 0.5, masks)
@@ -217,4 +224,5 @@ def test_plan_counts_what_pruning_gives():
             else:
                 masks = prune_weights(network, amount, masks)
             params = sum(p.numel() for p in network.parameters())
-            assert (size.params, size.nonzero_params) == (params, params - (masks.pruned() if masks else 0))
+            assert ((size.params, size.nonzero_params)
+                    == (params, params - (masks.pruned() if masks else 0)))

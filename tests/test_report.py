@@ -26,10 +26,12 @@ ROUNDS = 5
 WHOLE, SMALL = 853_018, 284_000  # parameters
 MACS, SMALL_MACS = 127_650_000, 52_710_000
 BASELINE = {0: 93.4, 1: 93.6}
-# test accuracy of the last round by seed; by hand: mean 92.25 and std sqrt(2 * 0.05^2) = 0.0707 for one-cycle
+# test accuracy of the last round by seed; by hand: mean 92.25 and std sqrt(2 * 0.05^2) = 0.0707 for
+# one-cycle
 LAST = {"onecycle": {0: 92.2, 1: 92.3}, "usual": {0: 90.1, 1: 90.7}, "kesi": {0: 93.3, 1: 93.36}}
 ORIGIN = {"commit": "0123abcd", "dirty": False, "versions": {"python": "3.12.1", "torch": "2.14.1"},
-          "device": "a test processor, 2 threads", "command": "python cifar/pipeline.py --arch resnet56"}
+          "device": "a test processor, 2 threads",
+          "command": "python cifar/pipeline.py --arch resnet56"}
 
 
 def write(path: Path, value) -> None:
@@ -44,10 +46,12 @@ def write_run(folder: Path, method="filter", arch="resnet56", dataset="cifar10",
     cfgs = [list(models.ARCHITECTURES[arch].cfg)]
     for rates in recipe.rounds:
         cfgs.append(pruned_widths(cfgs[-1], rates) if method == "filter" else cfgs[-1])
-    write(folder / "run.json", {"arch": arch, "dataset": dataset, "method": method, "seeds": list(seeds),
-                                "recipe": recipe.describe(), "data": data, "format": 2, **ORIGIN})
+    write(folder / "run.json",
+          {"arch": arch, "dataset": dataset, "method": method, "seeds": list(seeds),
+           "recipe": recipe.describe(), "data": data, "format": 2, **ORIGIN})
     for seed in seeds:
-        common = {"arch": arch, "dataset": dataset, "method": method, "seed": seed, "num_classes": 10,
+        common = {"arch": arch,
+                  "dataset": dataset, "method": method, "seed": seed, "num_classes": 10,
                   "seconds": 1.5, "epochs": 2, "images": 100, "image_size": 32, "test_loss": 0.3,
                   **ORIGIN}
 
@@ -81,11 +85,11 @@ def write_ensemble(folder: Path, retraining: str, rounds: int, common: dict) -> 
     growing = [BASELINE[common["seed"]] + gain * place for place in range(len(members))]
     unit = 3.0 if retraining == "onecycle" else 1.1
     write(folder / name / "result.json", {
-        **ORIGIN, "stage": name, "kind": name, "seed": common["seed"], "test_loss": 0.3, "params": 1,
-        "members": members, "members_digests": [f"digest of {member}" for member in members],
-        "accuracy": [93.0] * len(members), "growing_accuracy": growing, "test_accuracy": growing[-1],
-        "disagreement": [[unit * abs(i - j) ** 0.5 for j in range(rounds + 1)]
-                         for i in range(rounds + 1)]})
+        **ORIGIN, "stage": name, "kind": name, "seed": common["seed"], "test_loss": 0.3, "params":
+        1, "members": members, "members_digests": [f"digest of {member}" for member in members],
+        "accuracy": [93.0] * len(members), "growing_accuracy": growing, "test_accuracy":
+        growing[-1], "disagreement": [[unit * abs(i - j) ** 0.5 for j in range(rounds + 1)]
+                                      for i in range(rounds + 1)]})
 
 
 def rows_of(table: Table) -> dict[str, dict[str, str]]:
@@ -106,7 +110,8 @@ def test_main_table_figures(tmp_path):
                           "filter pruning, ensemble of 6, usual"]
     one_cycle = rows["filter pruning + one-cycle"]
     assert one_cycle["accuracy (%)"] == "92.25 ± 0.07" and one_cycle["seeds"] == "2"
-    assert rows["filter pruning (PFEC), usual retraining"]["accuracy (%)"] == "90.40 ± 0.42"  # 0.6 / sqrt(2)
+    # 0.6 / sqrt(2)
+    assert rows["filter pruning (PFEC), usual retraining"]["accuracy (%)"] == "90.40 ± 0.42"
     assert rows["baseline"]["accuracy (%)"] == "93.50 ± 0.14"
     assert one_cycle["params (M)"] == "0.284" and rows["baseline"]["params (M)"] == "0.853"
     assert one_cycle["MACs (M)"] == "52.71"
@@ -126,8 +131,8 @@ def test_the_papers_columns_stand_apart(tmp_path):
     assert rows["filter pruning + KESI"]["paper: MACs saved (%)"] == "61.50"
     assert rows["baseline"]["paper: accuracy (%)"] == "93.42"
     assert rows["filter pruning, ensemble of 6, one-cycle"]["paper: accuracy (%)"] == NONE
-    small = next(row for row in summary.main_rows([summary.summarise(run) for run in results.load_runs(
-        [tmp_path / "run"])]) if row.label.endswith("KESI"))
+    small = next(row for row in summary.main_rows([summary.summarise(
+        run) for run in results.load_runs([tmp_path / "run"])]) if row.label.endswith("KESI"))
     before = sizes.paper_macs if hasattr(sizes, "paper_macs") else sizes.macs
     saved = 100 - 100 * summary.paper_macs(small) / before(models.create("resnet56", 10), 32)
     assert any("0.13 to 0.05" in note and f"{saved:.2f} %" in note for note in table.notes)
@@ -135,7 +140,8 @@ def test_the_papers_columns_stand_apart(tmp_path):
 
 
 def test_no_paper_columns_where_the_paper_has_nothing(tmp_path):
-    made = report.report([write_run(tmp_path / "run", arch="resnet20", dataset="digits")], plots=False)
+    made = report.report([write_run(tmp_path / "run", arch="resnet20", dataset="digits")],
+                         plots=False)
     assert "paper" not in made.markdown
     assert "paper" not in (tmp_path / "run/report/table.csv").read_text()
 
@@ -146,7 +152,8 @@ def test_other_settings_than_the_papers_are_named(tmp_path):
     info["recipe"]["trainings"]["onecycle"]["epochs"] = 3
     write(folder / "run.json", info)
     notes = " ".join(report.report([folder], plots=False).tables[0].notes)
-    assert "departs from the paper's settings: one-cycle retraining epochs 3 instead of 40." in notes
+    assert ("departs from the paper's settings: one-cycle retraining epochs 3 instead of 40."
+            in notes)
 
 
 def test_fewer_rounds_are_not_held_against_the_papers_five(tmp_path):
@@ -171,7 +178,8 @@ def test_filter_and_weight_runs_make_one_table(tmp_path):
     pruned = rows["weight pruning (MWP) + one-cycle"]
     assert pruned["params (M)"] == "0.853" and pruned["non-zero (M)"] == "0.284"
     assert pruned["MACs saved (%)"] == "0.00"
-    assert pruned["paper: accuracy (%)"] == "93.41 ± 0.08" and pruned["paper: MACs saved (%)"] == NONE
+    assert (pruned["paper: accuracy (%)"] == "93.41 ± 0.08"
+            and pruned["paper: MACs saved (%)"] == NONE)
     assert [table.title for table in made.tables[1:]] == ["Filter pruning round by round",
                                                        "Weight pruning round by round"]
 
@@ -188,7 +196,8 @@ def test_the_same_baseline_in_two_runs_has_one_row(tmp_path):
     runs = [write_run(tmp_path / "f"), write_run(tmp_path / "w", method="weight", digest="another")]
     for path in runs[1].glob("seed*/baseline/result.json"):  # as where --model took it over
         result = json.loads(path.read_text())
-        write(path, result | {"network_digest": result["network_digest"].replace("another", "baseline")})
+        write(path,
+              result | {"network_digest": result["network_digest"].replace("another", "baseline")})
     labels = [row[0] for row in report.report(runs, plots=False).tables[0].rows]
     assert labels[0] == "baseline" and sum("baseline" in label for label in labels) == 1
 
@@ -216,7 +225,8 @@ def test_what_is_unfinished_is_named_and_the_rest_shown(tmp_path):
     made = report.report([folder], plots=False)
     assert made.missing == ["filter pruning, seed 1: usual-5, ensemble-usual, kesi",
                             "filter pruning, seed 2: not begun"]
-    assert "not finished: filter pruning, seed 1: usual-5" in made.text and made.missing[1] in made.markdown
+    assert ("not finished: filter pruning, seed 1: usual-5" in made.text
+            and made.missing[1] in made.markdown)
     rows = rows_of(made.tables[0])
     usual, last = rows["filter pruning (PFEC), usual retraining"], rows["filter pruning + KESI"]
     assert (usual["accuracy (%)"], usual["seeds"]) == ("90.10", "1")
@@ -240,8 +250,10 @@ def test_rounds_table(tmp_path):
     rows = rows_of(table)
     assert list(rows) == list("012345")
     assert rows["5"]["one-cycle: pruned (%)"] == "44.00"  # 45 and 43
-    assert rows["5"]["one-cycle: retrained (%)"] == "92.25" and rows["5"]["usual: retrained (%)"] == "90.40"
-    assert rows["2"]["one-cycle: ensemble (%)"] == "93.90" and rows["0"]["one-cycle: ensemble (%)"] == "93.50"
+    assert (rows["5"]["one-cycle: retrained (%)"] == "92.25"
+            and rows["5"]["usual: retrained (%)"] == "90.40")
+    assert (rows["2"]["one-cycle: ensemble (%)"] == "93.90"
+            and rows["0"]["one-cycle: ensemble (%)"] == "93.50")
     assert rows["5"]["remaining (%)"] == f"{100 * SMALL / WHOLE:.1f}"
     assert rows["0"]["remaining (%)"] == "100.0"
     assert rows["1"]["authors' notes (%)"] == "93.05"
@@ -292,7 +304,8 @@ def test_disagreement_is_the_mean_over_seeds(tmp_path):
     folder = write_run(tmp_path / "run")
     path = folder / "seed1/ensemble/result.json"
     result = json.loads(path.read_text())
-    write(path, result | {"disagreement": [[2 * value for value in row] for row in result["disagreement"]]})
+    write(path, result
+          | {"disagreement": [[2 * value for value in row] for row in result["disagreement"]]})
     run, = results.load_runs([folder])
     own = summary.summarise(run).retrained[0]
     members, matrix = own.members, own.disagreement
@@ -314,8 +327,8 @@ def test_without_matplotlib_the_tables_are_written(tmp_path, monkeypatch):
 
 def test_the_command_prints_an_aligned_table(tmp_path):
     folder = write_run(tmp_path / "run")
-    done = subprocess.run([sys.executable, "-m", "kesi", "report", folder, "--no-plots"], capture_output=True,
-                          text=True, cwd=ROOT, timeout=60)
+    done = subprocess.run([sys.executable, "-m", "kesi", "report", folder, "--no-plots"],
+                          capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert done.returncode == 0 and done.stderr == ""
     lines = done.stdout.splitlines()
     rule = next(place for place, line in enumerate(lines) if re.fullmatch(r"[- ]+", line))
@@ -346,7 +359,8 @@ def test_bad_input(tmp_path):
 def test_an_output_that_cannot_be_written(tmp_path):
     folder = write_run(tmp_path / "run")
     (tmp_path / "file").write_text("")
-    fails("kesi", "report", folder, "--no-plots", "--out", tmp_path / "file/report", code=1, says="cannot write")
+    fails("kesi", "report", folder, "--no-plots", "--out", tmp_path / "file/report", code=1,
+          says="cannot write")
 
 
 @pytest.mark.parametrize(("arch", "dataset", "method", "name", "expected"), [
@@ -371,8 +385,8 @@ def test_a_column_from_outside(tmp_path, monkeypatch):
     """One entry, in a file of somebody's own, is a column of the table and of table.csv."""
     monkeypatch.setattr("kesi.report.tables.COLUMNS", list(tables.COLUMNS))
     idea = tmp_path / "idea.py"
-    idea.write_text("from kesi.report.tables import COLUMNS, Column\n"
-                    "COLUMNS.append(Column('loss (nats)', lambda row: row.spread('test_loss'), 3))\n")
+    idea.write_text("from kesi.report.tables import COLUMNS, Column\nCOLUMNS.append(Column('loss "
+                    "(nats)', lambda row: row.spread('test_loss'), 3))\n")
     runpy.run_path(str(idea))
     made = report.report([write_run(tmp_path / "run")], plots=False)
     assert rows_of(made.tables[0])["filter pruning + KESI"]["loss (nats)"] == "0.300 ± 0.000"
@@ -397,7 +411,8 @@ def test_another_retraining_has_its_rows_and_curves(tmp_path, monkeypatch):
 def test_a_retraining_is_named_by_what_it_is(tmp_path):
     folder = write_run(tmp_path / "run")
     info = json.loads((folder / "run.json").read_text())
-    info["recipe"]["trainings"]["usual"] |= {"schedule": "multistep", "lr": 0.1, "milestones": [20, 30]}
+    info["recipe"]["trainings"]["usual"] |= {"schedule": "multistep", "lr": 0.1,
+                                             "milestones": [20, 30]}
     write(folder / "run.json", info)
     labels = [row[0] for row in report.report([folder], plots=False).tables[0].rows]
     assert "filter pruning (PFEC), multistep from 0.1 retraining" in labels
@@ -413,7 +428,8 @@ def test_every_departure_from_the_paper_is_named(tmp_path):
     write(path, json.loads(path.read_text()) | {"settings": {"precision": "bf16"}})
     notes = " ".join(tables.departures(summary.summarise(results.load_run(folder))))
     for phrase in ("resnet20 with filter pruning is not in its table", "64 px instead of 32",
-                   "5,000 training images held out", "precision bf16", "started from pretrained weights"):
+                   "5,000 training images held out", "precision bf16",
+                   "started from pretrained weights"):
         assert phrase in notes, notes
 
 

@@ -1,4 +1,5 @@
-"""The whole grid: what it consists of, what is done, and running it here, as a Slurm array, and on Ray."""
+"""The whole grid: what it consists of, what is done, and running it here, as a Slurm array,
+and on Ray."""
 
 import csv
 import json
@@ -21,7 +22,8 @@ from kesi.system.locks import LOCK, held
 from reproduce import __main__ as reproduce
 from reproduce import cluster, grid
 
-TINY = ("--table", "digits", "--epochs-scale", "0.02", "--rounds", "1", "--device", "cpu", "--threads", "1")
+TINY = ("--table", "digits", "--epochs-scale", "0.02", "--rounds", "1", "--device", "cpu",
+        "--threads", "1")
 
 
 def job_of(save, **changes):
@@ -33,12 +35,14 @@ def test_the_grid_is_that_of_the_papers_tables(tmp_path):
     cifar = grid.pipelines(["cifar"])
     assert len(cifar) == len(set(cifar)) == 18
     for dataset in ("cifar10", "cifar100"):
-        filters, weights = ({arch for arch, where, how in cifar if (where, how) == (dataset, method)}
-                            for method in ("filter", "weight"))
+        filters, weights = ({arch for arch, where, how in cifar if (where, how)
+                             == (dataset, method)} for method in ("filter", "weight"))
         assert filters == {"resnet56", "resnet110", "preresnet164", "wrn-16-8", "vgg16"}
         assert weights == filters - {"preresnet164"}
-    assert grid.pipelines(["tinyimagenet"]) == [(arch, "tinyimagenet", "filter") for arch in ("resnet18", "resnet34")]
-    assert grid.pipelines(["digits"]) == [("resnet20", "digits", method) for method in ("filter", "weight")]
+    assert (grid.pipelines(["tinyimagenet"])
+            == [(arch, "tinyimagenet", "filter") for arch in ("resnet18", "resnet34")])
+    assert (grid.pipelines(["digits"])
+            == [("resnet20", "digits", method) for method in ("filter", "weight")])
     jobs = grid.jobs(grid.pipelines(["cifar", "tinyimagenet"]), [2, 0, 1], tmp_path)
     assert len({job.folder for job in jobs}) == len(jobs) == 60
     assert [job.seed for job in jobs] == [2] * 20 + [0] * 20 + [1] * 20
@@ -52,7 +56,8 @@ def test_the_estimate_is_the_work_of_the_plan(tmp_path):
         sizes = plan.sizes(job.recipe, 10, INFO["digits"].image_size)
         assert grid.work(job) == {stage.name: stage.work(300, sizes if stage.name == "kesi" else ())
                                   for stage in plan.stages(job.recipe, sizes)}
-        assert {*grid.work(job)} == {stage for stage in job.stages if not stage.startswith("ensemble")}
+        assert ({*grid.work(job)}
+                == {stage for stage in job.stages if not stage.startswith("ensemble")})
 
 
 def test_a_baseline_is_trained_once_for_both_methods(tmp_path):
@@ -64,7 +69,8 @@ def test_a_baseline_is_trained_once_for_both_methods(tmp_path):
 
 
 def test_the_time_left_goes_by_the_networks_own_speed(tmp_path):
-    begun, other = grid.jobs([("resnet20", "digits", "filter"), ("resnet32", "digits", "filter")], [0], tmp_path)
+    begun, other = grid.jobs([("resnet20", "digits", "filter"), ("resnet32", "digits", "filter")],
+                             [0], tmp_path)
     amount = grid.work(begun)
     done = {"baseline": SimpleNamespace(seconds=7200.0), "ensemble": SimpleNamespace()}
     statuses = [grid.Status(begun, grid.MISSING, done),
@@ -75,20 +81,22 @@ def test_the_time_left_goes_by_the_networks_own_speed(tmp_path):
 
 
 def test_a_dry_run_lists_the_jobs_and_touches_nothing(tmp_path):
-    out = works("reproduce", "--table", "cifar", "--arch", "resnet56", "--method", "weight", "--seeds", 4, 7,
-                "--save", tmp_path / "none", "--data", "my images", "--save-every", 5, "--deterministic", "--sync-bn",
-                "--dry-run")
+    out = works("reproduce", "--table", "cifar", "--arch", "resnet56", "--method", "weight",
+                "--seeds", 4, 7, "--save", tmp_path / "none", "--data", "my images", "--save-every",
+                5, "--deterministic", "--sync-bn", "--dry-run")
     commands = [shlex.split(line) for line in out.splitlines() if line.startswith("python ")]
-    assert [(words[words.index("--dataset") + 1], words[words.index("--seeds") + 1]) for words in commands] == [
-        ("cifar10", "4"), ("cifar100", "4"), ("cifar10", "7"), ("cifar100", "7")]
-    assert commands[0][-6:] == ["--data", "my images", "--save-every", "5", "--deterministic", "--sync-bn"]
+    assert [(words[words.index("--dataset") + 1], words[words.index("--seeds") + 1])
+            for words in commands] == [
+                ("cifar10", "4"), ("cifar100", "4"), ("cifar10", "7"), ("cifar100", "7")]
+    assert (commands[0][-6:]
+            == ["--data", "my images", "--save-every", "5", "--deterministic", "--sync-bn"])
     assert "4 pipelines: 0 done, 0 running, 4 missing" in out and not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize("words, says", [
-    (("--table", "cifar", "--arch", "resnet18"), "--arch resnet18 is not in the table: choose from vgg16"),
-    (("--table", "cifar", "--arch", "preresnet164", "--method", "weight"), "no pipeline of this"),
-    (("--table", "digits", "--gpus", "2"), "one GPU at most"),
+    (("--table", "cifar", "--arch", "resnet18"), "--arch resnet18 is not in the table: choose from "
+     "vgg16"), (("--table", "cifar", "--arch", "preresnet164", "--method", "weight"),
+                "no pipeline of this"), (("--table", "digits", "--gpus", "2"), "one GPU at most"),
     (("--table", "digits", "--gpus", "0.5", "--slurm"), "whole GPUs"),
     (("--table", "digits", "--seeds", "-1"), "a seed is a whole number from 0"),
     (("--table", "digits", "--epochs-scale", "0"), "--epochs-scale must be above 0"),
@@ -115,7 +123,8 @@ def half_failed(tmp_path_factory):
     """Three pipelines one after the other, of which the second cannot make its folder."""
     save = tmp_path_factory.mktemp("grid")
     (save / "digits-resnet20-filter-seed1").write_text("in the way")
-    return save, script("reproduce", *TINY, "--method", "filter", "--seeds", 0, 1, 2, "--save", save)
+    return (save,
+            script("reproduce", *TINY, "--method", "filter", "--seeds", 0, 1, 2, "--save", save))
 
 
 def test_one_failure_does_not_end_the_grid(half_failed):
@@ -124,21 +133,24 @@ def test_one_failure_does_not_end_the_grid(half_failed):
     assert "failed: digits-resnet20-filter-seed1: exit code 1: python " in outcome.err
     assert "error: 1 of 3 pipelines failed: digits-resnet20-filter-seed1;" in outcome.err
     assert "3 pipelines: 2 done, 0 running, 1 missing" in outcome.out
-    assert [grid.look(job).state for job in grid.jobs(
-        [("resnet20", "digits", "filter")], [0, 1, 2], save, 1, 0.02)] == [grid.DONE, grid.MISSING, grid.DONE]
+    assert ([grid.look(job).state for job in grid.jobs([("resnet20", "digits", "filter")], [
+        0, 1, 2], save, 1, 0.02)] == [grid.DONE, grid.MISSING, grid.DONE])
 
 
 def test_it_ends_in_the_papers_table_over_what_is_finished(half_failed):
     save, outcome = half_failed
     for text in (outcome.out, (save / "report" / "table.md").read_text()):
-        assert "digits, seeds 0, 2" in text and "resnet20 filter pruning + KESI" in text and "±" in text
-        assert "Resnet20 filter pruning departs from KESI's own settings: baseline epochs 2" in " ".join(text.split())
-    assert "digits-resnet20-filter-seed1: missing, 0 of 6 stages" in (save / "report" / "table.md").read_text()
+        assert ("digits, seeds 0, 2" in text and "resnet20 filter pruning + KESI" in text
+                and "±" in text)
+        assert ("Resnet20 filter pruning departs from KESI's own settings: baseline epochs 2"
+                in " ".join(text.split()))
+    assert ("digits-resnet20-filter-seed1: missing, 0 of 6 stages"
+            in (save / "report" / "table.md").read_text())
     rows = {row["method"]: row for row in csv.DictReader((save / "report" / "digits.csv").open())}
     assert [*rows][:4] == ["resnet20 baseline", "resnet20 filter pruning (PFEC), usual retraining",
                            "resnet20 filter pruning + one-cycle", "resnet20 filter pruning + KESI"]
-    found = [json.loads((save / f"digits-resnet20-filter-seed{seed}/seed{seed}/kesi/result.json").read_text())
-             for seed in (0, 2)]
+    found = [json.loads((save / f"digits-resnet20-filter-seed{seed}/seed{seed}/kesi/result.json")
+                        .read_text()) for seed in (0, 2)]
     last = rows["resnet20 filter pruning + KESI"]
     assert last["seeds"] == "2" and float(last["accuracy_mean"]) == pytest.approx(
         sum(result["test_accuracy"] for result in found) / 2)
@@ -153,21 +165,23 @@ def test_a_damaged_result_is_not_done_and_other_settings_are_refused(half_failed
     whole = path.read_text()
     path.write_text(whole[:50])
     try:
-        outcome = script("reproduce", *TINY, "--method", "filter", "--seeds", 0, 2, "--save", save, "--dry-run")
+        outcome = script("reproduce", *TINY, "--method", "filter", "--seeds", 0, 2, "--save", save,
+                         "--dry-run")
     finally:
         path.write_text(whole)
     assert outcome.code == 0 and "1 done, 0 running, 1 missing" in outcome.out
     assert outcome.err.count("\n") == 1 and "warning: " in outcome.err and str(path) in outcome.err
     fails("reproduce", *TINY, "--rounds", 2, "--seeds", 0, "--save", save, "--dry-run", code=2,
-          says="digits-resnet20-filter-seed0 holds a run with other settings (rounds): use another --save")
+          says="digits-resnet20-filter-seed0 holds a run with other settings (rounds): use "
+               "another --save")
 
 
 def test_an_interrupt_ends_the_pipeline_too(tmp_path, monkeypatch):
     """Also one that only this process was sent; with ctrl-C the child has its own."""
     monkeypatch.setattr(reproduce, "GRACE", 0.1)
     told, ready = tmp_path / "told", tmp_path / "ready"
-    child = (f"import pathlib, signal, sys, time\n"
-             f"signal.signal(signal.SIGTERM, lambda *_: (pathlib.Path({str(told)!r}).touch(), sys.exit(130)))\n"
+    child = ("import pathlib, signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: "
+             f"(pathlib.Path({str(told)!r}).touch(), sys.exit(130)))\n"
              f"pathlib.Path({str(ready)!r}).touch()\ntime.sleep(60)")
 
     def interrupt(*_):
@@ -188,27 +202,33 @@ def test_an_interrupt_ends_the_pipeline_too(tmp_path, monkeypatch):
 
 @pytest.fixture
 def array(tmp_path):
-    """A Slurm script of four tasks, and a way to run a task with commands in the place of Slurm's."""
+    """A Slurm script of four tasks, and a way to run a task with commands in the place of Slurm's.
+    """
     save = tmp_path / "it's here" / "runs"
-    text = works("reproduce", *TINY, "--seeds", 0, 1, "--gpus", 1, "--cpus", 3, "--save", save, "--slurm")
+    text = works("reproduce", *TINY, "--seeds", 0, 1, "--gpus", 1, "--cpus", 3, "--save", save,
+                 "--slurm")
     (tmp_path / "grid.sh").write_text(text)
     (tmp_path / "bin").mkdir()
-    for name, body in (("srun", 'printf "%s\\n" "$@"; exit ${CODE:-0}'), ("scontrol", 'echo "scontrol $*"')):
+    for name, body in (("srun", 'printf "%s\\n" "$@"; exit ${CODE:-0}'),
+                       ("scontrol", 'echo "scontrol $*"')):
         (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{body}\n")
         (tmp_path / "bin" / name).chmod(0o755)
 
     def task(number, **environment):
-        return subprocess.run(["bash", tmp_path / "grid.sh"], capture_output=True, text=True, timeout=30, env={
-            "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "SLURM_ARRAY_TASK_ID": str(number),
-            "SLURM_ARRAY_JOB_ID": "77", **environment})
-    jobs = grid.jobs(grid.pipelines(["digits"]), [0, 1], save, 1, 0.02, ["--device", "cpu", "--threads", "1"])
+        return subprocess.run(["bash", tmp_path / "grid.sh"], capture_output=True, text=True,
+                              timeout=30, env={"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+                                               "SLURM_ARRAY_TASK_ID": str(number),
+                                               "SLURM_ARRAY_JOB_ID": "77", **environment})
+    jobs = grid.jobs(grid.pipelines(["digits"]), [0, 1], save, 1, 0.02,
+                     ["--device", "cpu", "--threads", "1"])
     return tmp_path / "grid.sh", task, jobs
 
 
 def test_the_slurm_script_runs_one_pipeline_a_task(array):
     path, task, jobs = array
     assert subprocess.run(["bash", "-n", path]).returncode == 0
-    options = [line.removeprefix("#SBATCH ") for line in path.read_text().splitlines() if line.startswith("#SBATCH")]
+    options = [line.removeprefix("#SBATCH ") for line in path.read_text().splitlines()
+               if line.startswith("#SBATCH")]
     assert {"--array=0-3", "--cpus-per-task=3", "--gpus-per-task=1", "--requeue"} <= {*options}
     assert (jobs[0].folder.parent / "logs").is_dir()  # where Slurm is to write
     assert len(jobs) == 4
@@ -229,8 +249,8 @@ def test_a_slurm_task_queues_again_at_the_end_of_its_time_only(array):
 
 
 def test_nothing_missing_is_no_script(half_failed):
-    fails("reproduce", *TINY, "--method", "filter", "--seeds", 0, 2, "--save", half_failed[0], "--slurm", code=1,
-          says="nothing is missing: 2 pipelines: 2 done")
+    fails("reproduce", *TINY, "--method", "filter", "--seeds", 0, 2, "--save", half_failed[0],
+          "--slurm", code=1, says="nothing is missing: 2 pipelines: 2 done")
 
 
 def test_without_ray_it_says_how_to_get_it(tmp_path, monkeypatch):
@@ -256,18 +276,20 @@ def test_ray_continues_the_pipeline_of_a_lost_worker(tmp_path):
     """Two workers; one is killed, the other told to end, both in the middle of a stage."""
     pytest.importorskip("ray", reason="Ray is not installed")
     words = ["--epochs-scale", "0.05", "--rounds", "1", "--device", "cpu", "--threads", "1"]
-    command = [sys.executable, "-m", "reproduce", "--table", "digits", "--seeds", "0", *words, "--save", "runs"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
-                   "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
+    command = [sys.executable, "-m", "reproduce", "--table", "digits", "--seeds", "0", *words,
+               "--save", "runs"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH":
+                   os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
     with open(tmp_path / "out", "w") as out:
-        grid_run = subprocess.Popen([*command, "--ray", "local"], cwd=tmp_path, env=environment, stdout=out,
-                                    stderr=subprocess.STDOUT)
+        grid_run = subprocess.Popen([*command, "--ray", "local"], cwd=tmp_path, env=environment,
+                                    stdout=out, stderr=subprocess.STDOUT)
     try:
         lost = {}
         while len(lost) < 2 and grid_run.poll() is None:
             for method, number in (("filter", signal.SIGKILL), ("weight", signal.SIGTERM)):
                 folder = tmp_path / "runs" / f"digits-resnet20-{method}-seed0"
-                if method not in lost and (folder / "seed0" / "baseline" / "state.pth.tar").is_file():
+                if (method not in lost
+                        and (folder / "seed0" / "baseline" / "state.pth.tar").is_file()):
                     lost[method] = json.loads((folder / LOCK).read_text())["pid"]
                     os.kill(lost[method], number)
             time.sleep(0.02)
@@ -283,12 +305,13 @@ def test_ray_continues_the_pipeline_of_a_lost_worker(tmp_path):
         assert ("interrupted; the same command continues" in log) == (method == "weight")
     for method in ("filter", "weight"):
         run = f"digits-resnet20-{method}-seed0"
-        works("cifar/pipeline.py", "--arch", "resnet20", "--dataset", "digits", "--method", method, "--compare", *words,
-              "--save", tmp_path / "whole" / run, "--no-report")
+        works("cifar/pipeline.py", "--arch", "resnet20", "--dataset", "digits", "--method", method,
+              "--compare", *words, "--save", tmp_path / "whole" / run, "--no-report")
         files = [*(tmp_path / "whole" / run).rglob("checkpoint.pth.tar")]
         assert len(files) == 4
         for file in files:
             other = tmp_path / "runs" / file.relative_to(tmp_path / "whole")
             one, other = (checkpoints.load(path).network.state_dict() for path in (file, other))
-            assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one), file
+            assert (one.keys() == other.keys()
+                    and all(torch.equal(one[name], other[name]) for name in one)), file
     assert not [*(tmp_path / "runs").rglob(LOCK)]

@@ -1,4 +1,5 @@
-"""Nothing is lost: interrupts, damaged and half-written files, full disks, two processes, and real kills."""
+"""Nothing is lost: interrupts, damaged and half-written files, full disks, two processes,
+and real kills."""
 
 import json
 import os
@@ -60,7 +61,8 @@ def pruned(tmp_path_factory):
 @pytest.fixture(scope="module")
 def train(dataset, pruned):
     """Retrain into a folder; ``stop_after`` interrupts in the middle of the epoch that follows."""
-    def run(folder, save_every=1, stop_after=None, fresh=False, seed=0, interrupt=KeyboardInterrupt):
+    def run(folder, save_every=1, stop_after=None, fresh=False, seed=0,
+            interrupt=KeyboardInterrupt):
         context = Context(dataset, seed, Options(eval_every=0, save_every=save_every), fresh)
         if stop_after is None:
             return retrain(context, STAGE, pruned, folder).path
@@ -97,12 +99,14 @@ def epoch_of(path):
 
 @pytest.mark.parametrize("save_every", [1, 4, 10])
 @pytest.mark.parametrize("stop_after", [0, 1, 5])
-def test_an_interrupt_loses_the_epoch_in_progress_and_no_other(train, whole, tmp_path, save_every, stop_after, capsys):
+def test_an_interrupt_loses_the_epoch_in_progress_and_no_other(train, whole, tmp_path, save_every,
+                                                               stop_after, capsys):
     train(tmp_path, save_every, stop_after)
     assert (tmp_path / resume.STATE).exists() == bool(stop_after)
     if stop_after:
         assert epoch_of(tmp_path / resume.STATE) == stop_after
-        assert ("saved as it was after" in capsys.readouterr().out) == (stop_after % save_every != 0)
+        assert (("saved as it was after" in capsys.readouterr().out)
+                == (stop_after % save_every != 0))
     assert digest(train(tmp_path, save_every)) == digest(whole)
     assert ("continues after epoch" in capsys.readouterr().out) == bool(stop_after)
     assert sorted(os.listdir(tmp_path)) == ["checkpoint.pth.tar", "metrics.jsonl", "result.json"]
@@ -134,7 +138,8 @@ def test_the_copy_on_the_host_does_not_follow_the_training():
     value = {"a": [torch.ones(2), 3], "b": ({"c": torch.ones(1)},)}
     copied = resume.on_host(value)
     value["a"][0].zero_(), value["b"][0]["c"].zero_(), value["a"].append(4)
-    assert copied["a"][0].tolist() == [1, 1] and len(copied["a"]) == 2 and copied["b"][0]["c"].tolist() == [1]
+    assert (copied["a"][0].tolist() == [1, 1] and len(copied["a"]) == 2
+            and copied["b"][0]["c"].tolist() == [1])
 
 
 # -- damage
@@ -149,8 +154,10 @@ def damage(path):
 def test_a_damaged_state_is_reported_and_the_one_before_it_used(train, whole, tmp_path, capsys):
     train(tmp_path, 1, 4)
     damage(tmp_path / resume.STATE)
-    with pytest.warns(UserWarning, match=rf"{resume.STATE} is damaged.*: trying {resume.PREVIOUS}") as seen:
-        train(tmp_path, 1, 4 - 3)  # one more epoch only, so that the good one before must still be there
+    with pytest.warns(UserWarning,
+                      match=rf"{resume.STATE} is damaged.*: trying {resume.PREVIOUS}") as seen:
+        # one more epoch only, so that the good one before must still be there
+        train(tmp_path, 1, 4 - 3)
     assert len(seen) == 1 and "continues after epoch 3" in capsys.readouterr().out
     assert epoch_of(tmp_path / resume.STATE) == 4 and epoch_of(tmp_path / resume.PREVIOUS) == 3
     assert digest(train(tmp_path)) == digest(whole)
@@ -168,7 +175,8 @@ def test_without_a_whole_state_the_stage_starts_over(train, whole, tmp_path, cap
 
 def test_a_state_of_nothing_is_no_state(train, whole, tmp_path):
     tmp_path.joinpath(resume.STATE).write_bytes(whole.read_bytes())
-    with pytest.warns(UserWarning, match="is not the state of an unfinished stage: the stage starts over"):
+    with pytest.warns(UserWarning,
+                      match="is not the state of an unfinished stage: the stage starts over"):
         assert digest(train(tmp_path)) == digest(whole)
 
 
@@ -186,7 +194,8 @@ def test_a_damaged_finished_stage_is_reported_and_runs_again(train, whole, tmp_p
         (tmp_path / name).write_text("{")
     else:
         damage(path)
-    with pytest.warns(UserWarning, match="is (damaged|not valid).*runs again|cannot read .*runs again"):
+    with pytest.warns(UserWarning,
+                      match="is (damaged|not valid).*runs again|cannot read .*runs again"):
         assert digest(train(tmp_path)) == digest(whole)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -208,12 +217,14 @@ def test_other_settings_are_refused_even_where_the_checkpoint_is_damaged(train, 
 # -- full disks
 
 def limited(megabytes, code):
-    """Run Python code in a process whose files may not grow beyond a size; returns (code, stdout, stderr)."""
+    """Run Python code in a process whose files may not grow beyond a size;
+    returns (code, stdout, stderr)."""
     def limit():
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(megabytes * 2**20),) * 2)
 
-    done = subprocess.run([sys.executable, "-c", code], preexec_fn=limit, capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run([sys.executable, "-c", code], preexec_fn=limit, capture_output=True,
+                          text=True, cwd=ROOT)
     return done.returncode, done.stdout, done.stderr
 
 
@@ -240,7 +251,8 @@ entry.run(lambda: retrain(Context(d, 0, Options(eval_every=0)), stage, checkpoin
                         __import__("pathlib").Path({str(tmp_path)!r})))
 """)
     assert code == 1 and "continues after epoch 2" in out
-    assert err.startswith("error: cannot write") and err.count("\n") == 1 and "File too large" in err, err
+    assert (err.startswith("error: cannot write") and err.count("\n") == 1
+            and "File too large" in err), err
     assert (tmp_path / resume.STATE).read_bytes() == before
     assert not [name for name in os.listdir(tmp_path) if name.endswith(".tmp") or name == LOCK]
     assert digest(train(tmp_path)) == digest(whole)
@@ -257,9 +269,11 @@ def test_any_error_of_the_disk_is_one_line_and_changes_nothing(tmp_path, monkeyp
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(files.os, "fsync", full)
-    with pytest.raises(KesiError, match=f"cannot write .*{os.strerror(number)}; what was there before") as error:
+    with pytest.raises(KesiError, match=f"cannot write .*{os.strerror(number)}; what was "
+                                        "there before") as error:
         keep(path, network, stage="x")
-    assert "\n" not in str(error.value) and path.read_bytes() == before and os.listdir(tmp_path) == ["x.pth.tar"]
+    assert ("\n" not in str(error.value) and path.read_bytes() == before
+            and os.listdir(tmp_path) == ["x.pth.tar"])
 
 
 # -- two processes
@@ -279,8 +293,8 @@ def other_process():
     started = []
 
     def hold(folder):
-        process = subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True,
-                                   cwd=ROOT)
+        process = subprocess.Popen([sys.executable, "-c", HOLD, str(folder)],
+                                   stdout=subprocess.PIPE, text=True, cwd=ROOT)
         started.append(process)
         assert process.stdout.readline() == "held\n"
         return process
@@ -292,14 +306,16 @@ def other_process():
         process.stdout.close()
 
 
-def test_a_second_process_is_told_who_holds_the_folder_and_a_dead_one_is_no_obstacle(train, tmp_path, other_process):
+def test_a_second_process_is_told_who_holds_the_folder_and_a_dead_one_is_no_obstacle(
+        train, tmp_path, other_process):
     process = other_process(tmp_path)
-    with pytest.raises(KesiError, match=rf"{tmp_path} is in use by process {process.pid} on .* since 20.*: wait"):
+    with pytest.raises(KesiError, match=rf"{tmp_path} is in use by process {process.pid} on .* "
+                                        r"since 20.*: wait"):
         train(tmp_path)
     with pytest.raises(KesiError, match="in use by process"):
         train(tmp_path, fresh=True)
-    fails("cifar/pipeline.py", "--arch", "resnet20", "--dataset", "digits", "--save", tmp_path, code=1,
-          says=f"in use by process {process.pid}")
+    fails("cifar/pipeline.py", "--arch", "resnet20", "--dataset", "digits", "--save", tmp_path,
+          code=1, says=f"in use by process {process.pid}")
     assert os.listdir(tmp_path) == [LOCK]
     process.kill()
     process.wait()
@@ -344,14 +360,16 @@ def test_only_one_of_many_holds_a_folder(tmp_path):
 
 def test_where_there_are_no_locks_this_is_said_and_the_work_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr("kesi.system.locks.fcntl", None)
-    with pytest.warns(UserWarning, match="has no flock: nothing keeps a second process out"), held(tmp_path):
+    with pytest.warns(UserWarning,
+                      match="has no flock: nothing keeps a second process out"), held(tmp_path):
         pass
 
 
 def test_a_fresh_start_moves_the_old_stage_aside_without_its_lock(train, tmp_path):
     train(tmp_path / "x", stop_after=2)
     train(tmp_path / "x", fresh=True, stop_after=1)
-    assert epoch_of(tmp_path / "x" / resume.STATE) == 1 and epoch_of(tmp_path / "x.old-1" / resume.STATE) == 2
+    assert (epoch_of(tmp_path / "x" / resume.STATE) == 1
+            and epoch_of(tmp_path / "x.old-1" / resume.STATE) == 2)
     assert not list(tmp_path.rglob(LOCK))
 
 
@@ -369,12 +387,14 @@ def test_a_script_in_a_run_and_a_pipeline_keep_apart(train, weight_run, tmp_path
     stage = run / "seed0" / "baseline"
     before = {path: path.read_bytes() for path in run.rglob("*.*") if path.is_file()}
     process = other_process(run)
-    by_hand = ("cifar/train.py", "--arch", "resnet20", "--dataset", "digits", "--epochs", 1, "--fresh", "--save", stage)
+    by_hand = ("cifar/train.py", "--arch", "resnet20", "--dataset", "digits", "--epochs", 1,
+               "--fresh", "--save", stage)
     says = f"{run} is in use by process {process.pid}"
     fails(*by_hand, code=1, says=says)
     process.kill(), process.wait()
     process = other_process(stage)  # as a script does
-    again = ("cifar/pipeline.py", "--arch", "resnet20", "--dataset", "digits", "--method", "weight", "--save", run)
+    again = ("cifar/pipeline.py", "--arch", "resnet20", "--dataset", "digits", "--method", "weight",
+             "--save", run)
     for words in (again, (*again, "--fresh")):
         fails(*words, code=1, says=f"{run} is in use by process {process.pid}")
     other = run / "seed0" / "usual-1"
@@ -398,7 +418,8 @@ def test_a_script_in_a_run_and_a_pipeline_keep_apart(train, weight_run, tmp_path
 def test_a_pipeline_that_is_killed_again_and_again_gives_the_same_bit_for_bit(method):
     """The short form of make chaos: twenty kills, in every kind of stage."""
     words = ["--kills", "20", "--method", method, "--epochs", "2", "2", "2", "--no-report"]
-    done = subprocess.run([sys.executable, "-m", "tests.chaos", *words], cwd=ROOT, capture_output=True, text=True,
+    done = subprocess.run([sys.executable, "-m", "tests.chaos", *words], cwd=ROOT,
+                          capture_output=True, text=True,
                           env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr + done.stdout
     kills = int(done.stdout.splitlines()[-1].split()[0])
@@ -419,13 +440,15 @@ def test_the_comparison_sees_what_differs(train, tmp_path):
     assert "x.old-1/result.json is in one run only" in found
 
 
-def test_what_a_damaged_stage_was_made_anew_from_by_another_command_keeps_its_children(weight_run, tmp_path):
+def test_what_a_damaged_stage_was_made_anew_from_by_another_command_keeps_its_children(weight_run,
+                                                                                       tmp_path):
     run = shutil.copytree(weight_run, tmp_path / "run")
     before = {path: path.read_bytes() for path in run.glob("seed0/*/*.tar")}
     damage(broken := run / "seed0" / "onecycle-1" / "checkpoint.pth.tar")
     words = same_command(run)
     outcome = script("cifar/pipeline.py", *words, "--no-report", "--save-every", "9")
-    assert outcome.code == 0 and re.search("onecycle-1/checkpoint.pth.tar is damaged.*runs again", outcome.err), outcome
+    assert (outcome.code == 0 and re.search("onecycle-1/checkpoint.pth.tar is damaged.*runs again",
+                                            outcome.err)), outcome
     assert broken.read_bytes() != before.pop(broken)  # it names the other command
     assert checkpoints.load(broken).digest == checkpoints.load(
         weight_run / "seed0" / "onecycle-1").digest
@@ -438,11 +461,13 @@ def test_a_stage_that_comes_out_otherwise_does_not_take_the_place_of_the_one_tha
         weight_run, tmp_path):
     run = shutil.copytree(weight_run, tmp_path / "run")
     damage(broken := run / "seed0" / "baseline" / "checkpoint.pth.tar")
-    before = {path: path.read_bytes() for path in run.glob("seed0/*/*") if path.parent != broken.parent}
+    before = {path: path.read_bytes() for path in run.glob("seed0/*/*")
+              if path.parent != broken.parent}
     words = same_command(run)
     outcome = script("cifar/pipeline.py", *words, "--no-report", "--threads", "2")
     torch.set_num_threads(1)
-    assert outcome.code == 1 and "baseline came out as another network than the one that was lost" in outcome.err
+    assert (outcome.code == 1
+            and "baseline came out as another network than the one that was lost" in outcome.err)
     assert "1 threads" in outcome.err and "2 threads" in outcome.err
     assert all(path.read_bytes() == content for path, content in before.items())
     other = checkpoints.load(run / "seed0" / "baseline" / "other.pth.tar")
@@ -453,19 +478,25 @@ def test_a_stage_that_comes_out_otherwise_does_not_take_the_place_of_the_one_tha
 
 
 def test_a_state_from_elsewhere_is_looked_at_before_anything_is_replaced(train, whole, tmp_path):
-    one = ("cifar/train.py", "--arch", "resnet20", "--dataset", "digits", "--epochs", 3, "--batch-size", 512)
+    one = ("cifar/train.py", "--arch", "resnet20", "--dataset", "digits", "--epochs", 3,
+           "--batch-size", 512)
     for name, seed in (("a", 0), ("b", 1)):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(resume.Saver, "after_epoch", interrupted(resume.Saver.after_epoch))
             assert script(*one, "--save", tmp_path / name, "--seed", seed).code == 130
     state = tmp_path / "a" / resume.STATE
     before = state.read_bytes()
-    fails(*one, "--save", tmp_path / "a", "--resume", tmp_path / "b", code=2, says="has a state of its own")
-    fails(*one, "--save", tmp_path / "c", "--resume", tmp_path / "b", code=2, says="another seed (1, now 0)")
-    fails(*one, "--save", tmp_path / "a", "--resume", tmp_path / "b", "--fresh", code=2, says="give one of them")
-    fails(*one, "--save", tmp_path / "a", "--precision", "bf16", code=2, says="another precision (auto, now bf16)")
+    fails(*one, "--save", tmp_path / "a", "--resume", tmp_path / "b", code=2,
+          says="has a state of its own")
+    fails(*one, "--save", tmp_path / "c", "--resume", tmp_path / "b", code=2,
+          says="another seed (1, now 0)")
+    fails(*one, "--save", tmp_path / "a", "--resume", tmp_path / "b", "--fresh", code=2,
+          says="give one of them")
+    fails(*one, "--save", tmp_path / "a", "--precision", "bf16", code=2,
+          says="another precision (fp32, now bf16)")
     assert state.read_bytes() == before and not (tmp_path / "c" / resume.STATE).exists()
-    assert "continues after epoch 1" in works(*one, "--save", tmp_path / "d", "--resume", tmp_path / "a")
+    assert ("continues after epoch 1" in works(*one, "--save", tmp_path / "d", "--resume",
+                                               tmp_path / "a"))
     assert "continues after epoch 1" in works(*one, "--save", tmp_path / "a", "--eval-every", 1)
     d, a = (json.loads((tmp_path / name / "result.json").read_text()) for name in "da")
     assert d["network_digest"] == a["network_digest"]

@@ -1,4 +1,5 @@
-"""Every script through its command line on digits, by hand and as a pipeline, and what happens to bad input."""
+"""Every script through its command line on digits, by hand and as a pipeline,
+and what happens to bad input."""
 
 import json
 import os
@@ -32,8 +33,8 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     out = {}
     for method in ("filter", "weight"):
-        out[method] = works("cifar/pipeline.py", *TINY, "--method", method, "--rounds", 2, "--compare", "--seeds", 3,
-                            "--save", folder / method)
+        out[method] = works("cifar/pipeline.py", *TINY, "--method", method, "--rounds", 2,
+                            "--compare", "--seeds", 3, "--save", folder / method)
     return folder, out
 
 
@@ -45,7 +46,8 @@ def test_pipeline_leaves_every_stage_and_the_papers_table(runs, method):
     folder, out = runs[0] / method, runs[1][method]
     for stage in STAGES:
         result = json.loads((folder / "seed3" / stage / "result.json").read_text())
-        assert result["stage"] == stage and result["seed"] == 3 and 0 <= result["test_accuracy"] <= 100
+        assert (result["stage"] == stage and result["seed"] == 3
+                and 0 <= result["test_accuracy"] <= 100)
         lines = (folder / "seed3" / stage / "metrics.jsonl").read_text().splitlines()
         assert len(lines) == result["epochs"]
         assert not (folder / "seed3" / stage / "state.pth.tar").exists()
@@ -53,8 +55,8 @@ def test_pipeline_leaves_every_stage_and_the_papers_table(runs, method):
     for row in ("baseline", name, f"{name} + one-cycle", f"{name} + KESI"):
         assert row in out
     assert "ensemble" in out and str(folder / "report") in out
-    assert {"table.md", "table.csv", "accuracy.png", "rounds.png", "disagreement.png", "lr.png"} <= set(
-        os.listdir(folder / "report"))
+    assert ({"table.md", "table.csv", "accuracy.png", "rounds.png", "disagreement.png", "lr.png"}
+            <= set(os.listdir(folder / "report")))
     ensemble = json.loads((folder / "seed3" / "ensemble" / "result.json").read_text())
     assert ensemble["members"] == ["baseline", "onecycle-1", "onecycle-2"]
     usual = json.loads((folder / "seed3" / "ensemble-usual" / "result.json").read_text())
@@ -63,18 +65,21 @@ def test_pipeline_leaves_every_stage_and_the_papers_table(runs, method):
 
 def test_masks_survive_the_whole_pipeline(runs):
     folder = runs[0] / "weight" / "seed3"
-    for stage, share in (("onecycle-1", 0.22), ("onecycle-2", 0.39), ("usual-2", 0.39), ("kesi", 0.39)):
+    for stage, share in (("onecycle-1", 0.22), ("onecycle-2", 0.39), ("usual-2", 0.39),
+                         ("kesi", 0.39)):
         loaded = checkpoints.load(folder / stage / "checkpoint.pth.tar")
         assert loaded.masks.sparsity() == pytest.approx(share, abs=1e-4)
         for name, mask in loaded.masks.state_dict().items():
             weight = loaded.network.get_parameter(name)
-            assert not bool(weight[~mask].any()) and float((weight[mask] != 0).float().mean()) > 0.999
+            assert (not bool(weight[~mask].any())
+                    and float((weight[mask] != 0).float().mean()) > 0.999)
 
 
 def test_a_finished_pipeline_is_not_run_again_and_says_so(runs):
     folder = runs[0] / "filter"
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.pth.tar")}
-    out = works("cifar/pipeline.py", *TINY, "--rounds", 2, "--seeds", 3, "--save", folder, "--no-report")
+    out = works("cifar/pipeline.py", *TINY, "--rounds", 2, "--seeds", 3, "--save", folder,
+                "--no-report")
     assert out.count("is finished already") == 4
     assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*.pth.tar")}
 
@@ -87,8 +92,10 @@ def test_scripts_by_hand_give_the_pipelines_networks_bit_for_bit(runs, method, t
         parent = tmp_path / ("baseline" if number == 1 else "onecycle-1")
         out = works(f"{scripts}/prune.py", "--model", parent)
         assert f"round {number}: 269,722 parameters" in out or number == 2
-        works(f"{scripts}/finetune.py", "--refine", tmp_path / f"onecycle-{number}", "--seed", 3, *SHORT)
-    out = works(f"{scripts}/ensemble_finetune.py", "--refine", tmp_path / "onecycle-2", "--seed", 3, *SHORT)
+        works(f"{scripts}/finetune.py", "--refine", tmp_path / f"onecycle-{number}", "--seed", 3,
+              *SHORT)
+    out = works(f"{scripts}/ensemble_finetune.py", "--refine", tmp_path / "onecycle-2", "--seed", 3,
+                *SHORT)
     assert "3 teachers, found beside" in out
     for stage in ("baseline", "onecycle-1", "onecycle-2", "kesi"):
         assert same_weights(pipeline / stage, tmp_path / stage), stage
@@ -103,9 +110,10 @@ def test_pruning_again_leaves_the_file_of_which_the_snapshot_knows(runs, tmp_pat
     assert "there already" in out and file.read_bytes() == before
     fails("cifar/filter_pruning/prune.py", "--model", parent, *words, "--percent", 0.5, code=2,
           says="was pruned with another amount (")
-    fails("cifar/weight_pruning/prune.py", "--model", parent, *words, code=2, says="was pruned with another method")
-    fails("cifar/filter_pruning/prune.py", "--model", runs[0] / "filter" / "seed3" / "onecycle-1", *words, code=2,
-          says="was pruned with another network (")
+    fails("cifar/weight_pruning/prune.py", "--model", parent, *words, code=2,
+          says="was pruned with another method")
+    fails("cifar/filter_pruning/prune.py", "--model", runs[0] / "filter" / "seed3" / "onecycle-1",
+          *words, code=2, says="was pruned with another network (")
     assert file.read_bytes() == before
 
 
@@ -114,44 +122,52 @@ def test_other_classes_of_the_same_number_are_noticed(tmp_path):
                   for name, classes in (("one", ("ant", "bee")), ("other", ("ant", "fly"))))
     for notes in tmp_path.rglob("notes.txt"):  # which would be a line of its own
         notes.unlink()
-    words = ("--arch", "resnet20", "--dataset", "imagefolder", "--epochs", 1, "--save", tmp_path / "run")
+    words = ("--arch", "resnet20", "--dataset", "imagefolder", "--epochs", 1, "--save",
+             tmp_path / "run")
     works("cifar/train.py", *words, "--data", one)
     fails("cifar/train.py", *words, "--data", other, code=2,
           says="holds a run with other classes (['ant', 'bee'], now ['ant', 'fly'])")
-    fails("cifar/train.py", "--evaluate", tmp_path / "run", "--dataset", "imagefolder", "--data", other, code=2,
-          says="knows other classes than imagefolder: 'bee' where 'fly' is")
+    fails("cifar/train.py", "--evaluate", tmp_path / "run", "--dataset", "imagefolder", "--data",
+          other, code=2, says="knows other classes than imagefolder: 'bee' where 'fly' is")
 
 
 def test_changed_settings_are_named_down_to_the_number(runs):
     words = (*TINY, "--seeds", 3, "--save", runs[0] / "filter", "--no-report")
-    fails("cifar/pipeline.py", *words, "--rounds", 3, code=2, says="another number of rounds (2, now 3)")
+    fails("cifar/pipeline.py", *words, "--rounds", 3, code=2,
+          says="another number of rounds (2, now 3)")
     fails("cifar/pipeline.py", *words, "--rounds", 2, "--epochs", 5, 1, 1, code=2,
           says="other baseline epochs (2, now 5)")
 
 
 @pytest.mark.parametrize("words, says", [
-    (("--image-size", 8), "another image_size (16, now 8)"), (("--val-fraction", 0.1), "other images"),
+    (("--image-size", 8), "another image_size (16, now 8)"),
+    (("--val-fraction", 0.1), "other images"),
     (("--seeds", 1, "--image-size", 8), "another image_size (16, now 8)"),
-    (("--model", "typo"), "no such checkpoint: typo"), (("--fresh", "--model", "typo"), "no such checkpoint: typo"),
+    (("--model", "typo"), "no such checkpoint: typo"),
+    (("--fresh", "--model", "typo"), "no such checkpoint: typo"),
     (("--seeds", -1), "--seeds"), (("--temperature", "inf"), "--temperature must be above 0")])
 def test_a_refused_command_leaves_the_run_as_it_was(runs, words, says):
     folder = runs[0] / "filter"
     before = {path: path.read_bytes() for path in folder.rglob("*.json")}
-    fails("cifar/pipeline.py", *TINY, "--rounds", 2, *(() if "--seeds" in words else ("--seeds", 3)), "--save", folder,
+    fails("cifar/pipeline.py",
+          *TINY, "--rounds", 2, *(() if "--seeds" in words else ("--seeds", 3)), "--save", folder,
           "--no-report", *words, code=2, says=says)
     assert before == {path: path.read_bytes() for path in folder.rglob("*.json")}
 
 
 def test_the_usual_retraining_by_hand(runs, tmp_path):
     pipeline = runs[0] / "filter" / "seed3"
-    works("cifar/filter_pruning/prune.py", "--model", pipeline / "baseline", "--save", tmp_path / "usual-1")
-    works("cifar/filter_pruning/finetune.py", "--refine", tmp_path / "usual-1", "--seed", 3, "--no-onecycle", *SHORT)
+    works("cifar/filter_pruning/prune.py", "--model", pipeline / "baseline", "--save",
+          tmp_path / "usual-1")
+    works("cifar/filter_pruning/finetune.py", "--refine", tmp_path / "usual-1", "--seed", 3,
+          "--no-onecycle", *SHORT)
     assert same_weights(pipeline / "usual-1", tmp_path / "usual-1")
 
 
 def test_teachers_can_be_named_and_are_all_checked_first(runs, tmp_path):
     pipeline = runs[0] / "filter" / "seed3"
-    out = works("cifar/filter_pruning/ensemble_finetune.py", "--refine", pipeline / "onecycle-2", "--seed", 3, *SHORT,
+    out = works("cifar/filter_pruning/ensemble_finetune.py", "--refine", pipeline / "onecycle-2",
+                "--seed", 3, *SHORT,
                 "--teachers", pipeline / "baseline", pipeline / "onecycle-1" / "checkpoint.pth.tar",
                 "--temperature", 1, "--save", tmp_path / "kesi")
     assert "2 teachers, given" in out
@@ -161,9 +177,9 @@ def test_teachers_can_be_named_and_are_all_checked_first(runs, tmp_path):
     assert not same_weights(pipeline / "kesi", tmp_path / "kesi")
     other = models.create("resnet20", 7)
     keep(tmp_path / "seven.pth.tar", other)
-    fails("cifar/filter_pruning/ensemble_finetune.py", "--refine", pipeline / "onecycle-2", *SHORT, "--teachers",
-          pipeline / "baseline", tmp_path / "seven.pth.tar", "--save", tmp_path / "k2", code=2,
-          says="seven.pth.tar knows 7 classes, but digits has 10")
+    fails("cifar/filter_pruning/ensemble_finetune.py", "--refine", pipeline / "onecycle-2", *SHORT,
+          "--teachers", pipeline / "baseline", tmp_path / "seven.pth.tar", "--save",
+          tmp_path / "k2", code=2, says="seven.pth.tar knows 7 classes, but digits has 10")
     assert not (tmp_path / "k2").exists()
 
 
@@ -174,9 +190,9 @@ def test_the_list_at_the_head_of_the_script_is_used(runs, tmp_path):
     assert line in text
     edited = tmp_path / "edited.py"
     edited.write_text(text.replace(line, f"checkpoint_paths = [{str(pipeline / 'baseline')!r}]"))
-    out = works(edited, "--refine", pipeline / "onecycle-2", *SHORT, "--save", tmp_path / "kesi") \
-        if isinstance(edited, str) else works(str(edited), "--refine", pipeline / "onecycle-2", *SHORT, "--save",
-                                              tmp_path / "kesi")
+    out = (works(edited, "--refine", pipeline / "onecycle-2", *SHORT, "--save", tmp_path / "kesi")
+           if isinstance(edited, str) else works(str(edited), "--refine", pipeline / "onecycle-2",
+                                                 *SHORT, "--save", tmp_path / "kesi"))
     assert "1 teachers, given" in out
 
 
@@ -185,42 +201,50 @@ def test_a_moved_run_still_finds_its_snapshots_and_a_missing_one_is_named(runs, 
     moved = tmp_path / "moved"
     shutil.copytree(runs[0] / "filter" / "seed3", moved)
     (moved / "onecycle-1").rename(moved / "renamed")
-    out = works("cifar/filter_pruning/ensemble_finetune.py", "--refine", moved / "onecycle-2", "--evaluate")
+    out = works("cifar/filter_pruning/ensemble_finetune.py", "--refine", moved / "onecycle-2",
+                "--evaluate")
     assert "3 teachers" in out and str(moved / "renamed") in out
     shutil.rmtree(moved / "renamed")
-    fails("cifar/filter_pruning/ensemble_finetune.py", "--refine", moved / "onecycle-2", "--evaluate", code=2,
-          says="name the teachers with --teachers")
+    fails("cifar/filter_pruning/ensemble_finetune.py", "--refine", moved / "onecycle-2",
+          "--evaluate", code=2, says="name the teachers with --teachers")
 
 
 def test_evaluate_tells_accuracies_and_writes_nothing(runs, tmp_path):
     pipeline = runs[0] / "filter" / "seed3"
     accuracy = json.loads((pipeline / "baseline" / "result.json").read_text())["test_accuracy"]
-    out = works("cifar/filter_pruning/prune.py", "--model", pipeline / "baseline", "--evaluate", "--save",
-                tmp_path / "x")
-    before_retraining = json.loads((pipeline / "onecycle-1" / "result.json").read_text())["pruned_accuracy"]
+    out = works("cifar/filter_pruning/prune.py", "--model", pipeline / "baseline", "--evaluate",
+                "--save", tmp_path / "x")
+    before_retraining = json.loads(
+        (pipeline / "onecycle-1" / "result.json").read_text())["pruned_accuracy"]
     assert f"test accuracy {accuracy:.2f} % before, {before_retraining:.2f} % after pruning" in out
     out = works("cifar/train.py", "--dataset", "digits", "--evaluate", pipeline / "baseline")
     assert f"test accuracy {accuracy:.2f} %" in out
 
 
 def test_a_trained_baseline_can_be_given(runs, tmp_path):
-    works("cifar/pipeline.py", *TINY, "--method", "weight", "--rounds", 1, "--seeds", 3, "--no-report", "--model",
+    works("cifar/pipeline.py",
+          *TINY, "--method", "weight", "--rounds", 1, "--seeds", 3, "--no-report", "--model",
           str(runs[0] / "filter" / "seed{seed}" / "baseline"), "--save", tmp_path / "w")
-    assert same_weights(tmp_path / "w" / "seed3" / "baseline", runs[0] / "filter" / "seed3" / "baseline")
-    fails("cifar/pipeline.py", *TINY, "--rounds", 1, "--model", runs[0] / "filter" / "seed3" / "onecycle-1", "--save",
+    assert same_weights(tmp_path / "w" / "seed3" / "baseline",
+                        runs[0] / "filter" / "seed3" / "baseline")
+    fails("cifar/pipeline.py",
+          *TINY, "--rounds", 1, "--model", runs[0] / "filter" / "seed3" / "onecycle-1", "--save",
           tmp_path / "p", code=2, says="is a pruned network, not a baseline")
 
 
 def test_released_checkpoint_continues_here(tmp_path):
     torch.manual_seed(0)
     network = prune_filters(models.create("resnet20", 10), 0.25)
-    torch.save({"cfg": network.cfg, "state_dict": network.state_dict()}, tmp_path / "theirs.pth.tar")
-    works("cifar/filter_pruning/finetune.py", "--refine", tmp_path / "theirs.pth.tar", "--dataset", "digits", *SHORT,
-          "--save", tmp_path / "onecycle")
+    torch.save({"cfg": network.cfg, "state_dict": network.state_dict()},
+               tmp_path / "theirs.pth.tar")
+    works("cifar/filter_pruning/finetune.py", "--refine", tmp_path / "theirs.pth.tar", "--dataset",
+          "digits", *SHORT, "--save", tmp_path / "onecycle")
     assert checkpoints.load(tmp_path / "onecycle").network.cfg == network.cfg
-    fails("cifar/filter_pruning/ensemble_finetune.py", "--refine", tmp_path / "theirs.pth.tar", "--dataset", "digits",
+    fails("cifar/filter_pruning/ensemble_finetune.py", "--refine", tmp_path / "theirs.pth.tar",
+          "--dataset", "digits",
           code=2, says="does not say what it was made from: name the teachers")
-    fails("cifar/filter_pruning/finetune.py", "--refine", tmp_path / "theirs.pth.tar", code=2, says="give --dataset")
+    fails("cifar/filter_pruning/finetune.py", "--refine", tmp_path / "theirs.pth.tar", code=2,
+          says="give --dataset")
 
 
 @pytest.mark.parametrize("resumes", [False, True])
@@ -240,55 +264,65 @@ def test_only_what_continues_says_so_when_it_is_interrupted(resumes, capsys):
 
 
 def test_an_interrupted_stage_continues_and_equals_a_whole_one(runs, tmp_path):
-    arguments = ("--arch", "resnet20", "--dataset", "digits", "--epochs", 3, "--lr", 0.05, "--save", tmp_path / "b")
+    arguments = ("--arch", "resnet20", "--dataset", "digits", "--epochs", 3, "--lr", 0.05, "--save",
+                 tmp_path / "b")
     command = [sys.executable, str(ROOT / "cifar/train.py"), *map(str, arguments), "--epochs", "60"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    killed = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    killed = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL,
+                              stderr=subprocess.PIPE, text=True)
     while not (tmp_path / "b" / "state.pth.tar").exists() and killed.poll() is None:
         pass
     killed.terminate()
     assert killed.wait(60) == 130 and "the same command continues" in killed.stderr.read()
     out = works("cifar/train.py", *arguments, "--epochs", 60, "--eval-every", 0)
     assert "baseline continues after epoch" in out
-    epochs = [json.loads(line) for line in (tmp_path / "b" / "metrics.jsonl").read_text().splitlines()]
+    epochs = [json.loads(line)
+              for line in (tmp_path / "b" / "metrics.jsonl").read_text().splitlines()]
     seconds = json.loads((tmp_path / "b" / "result.json").read_text())["seconds"]
-    assert seconds == pytest.approx(sum(epoch["seconds"] for epoch in epochs), abs=0.01)  # before and after
-    works("cifar/train.py", *arguments, "--epochs", 60, "--eval-every", 0, "--save", tmp_path / "whole")
+    # before and after
+    assert seconds == pytest.approx(sum(epoch["seconds"] for epoch in epochs), abs=0.01)
+    works("cifar/train.py", *arguments, "--epochs", 60, "--eval-every", 0, "--save",
+          tmp_path / "whole")
     assert same_weights(tmp_path / "b", tmp_path / "whole")
     # and from a state that was copied elsewhere
     assert "is not the state of an unfinished stage" in fails(
-        "cifar/train.py", *arguments, "--resume", tmp_path / "b" / "checkpoint.pth.tar", "--save", tmp_path / "c",
-        code=2, says="checkpoint.pth.tar")
+        "cifar/train.py", *arguments, "--resume", tmp_path / "b" / "checkpoint.pth.tar", "--save",
+        tmp_path / "c", code=2, says="checkpoint.pth.tar")
 
 
 def test_other_settings_are_refused_and_fresh_moves_the_old_run_aside(runs, tmp_path):
     arguments = (*TINY, "--save", tmp_path / "b")
     works("cifar/train.py", *arguments)
     before = (tmp_path / "b" / "checkpoint.pth.tar").read_bytes()
-    fails("cifar/train.py", *arguments, "--seed", 1, code=2, says="holds a run with another seed (0, now 1)")
-    fails("cifar/train.py", *arguments, "--lr", 0.5, code=2, says="holds a run with another lr (0.1, now 0.5)")
+    fails("cifar/train.py", *arguments, "--seed", 1, code=2,
+          says="holds a run with another seed (0, now 1)")
+    fails("cifar/train.py", *arguments, "--lr", 0.5, code=2,
+          says="holds a run with another lr (0.1, now 0.5)")
     assert (tmp_path / "b" / "checkpoint.pth.tar").read_bytes() == before
     out = works("cifar/train.py", *arguments, "--seed", 1, "--fresh")
     assert "b.old-1" in out and (tmp_path / "b.old-1" / "checkpoint.pth.tar").read_bytes() == before
-    fails("cifar/pipeline.py", *TINY, "--rounds", 2, "--seeds", 3, "--save", runs[0] / "filter", "--temperature", 2,
-          code=2, says="holds a run with another temperature (5.0, now 2.0)")
+    fails("cifar/pipeline.py", *TINY, "--rounds", 2, "--seeds", 3, "--save", runs[0] / "filter",
+          "--temperature", 2, code=2, says="holds a run with another temperature (5.0, now 2.0)")
 
 
 def test_dry_run_touches_nothing_and_asks_nothing_of_the_data(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    out = works("cifar/pipeline.py", "--arch", "resnet56", "--dataset", "cifar10", "--compare", "--seeds", 0, 1, 2,
-                "--dry-run")
+    out = works("cifar/pipeline.py", "--arch", "resnet56", "--dataset", "cifar10", "--compare",
+                "--seeds", 0, 1, 2, "--dry-run")
     assert "283,816" in out and "51,094,144" in out and "59.28 %" in out
     assert "111,000,000 images to process" in out  # 3 seeds x (300 + 10 x 40 + 40) epochs x 50,000
     assert os.listdir(tmp_path) == []
-    assert "?" in works("cifar/pipeline.py", "--dataset", "imagefolder", "--num-classes", 3, "--dry-run")
+    assert ("?" in works("cifar/pipeline.py", "--dataset", "imagefolder", "--num-classes", 3,
+                         "--dry-run"))
 
 
 def test_plan_as_csv():
-    lines = works("kesi", "plan", "--arch", "vgg16", "--dataset", "cifar10", "--method", "filter", "--csv").splitlines()
+    lines = works("kesi", "plan", "--arch", "vgg16", "--dataset", "cifar10", "--method", "filter",
+                  "--csv").splitlines()
     assert lines[0] == "round,params,nonzero_params,macs,macs_saved" and len(lines) == 7
     assert lines[-1].startswith("5,2714") or lines[-1].startswith("5,2715")
-    weight = works("kesi", "plan", "--arch", "resnet20", "--method", "weight", "--percent", 0.5, 0.9, "--csv")
+    weight = works("kesi", "plan", "--arch", "resnet20", "--method", "weight", "--percent", 0.5,
+                   0.9, "--csv")
     assert len(weight.splitlines()) == 4
 
 
@@ -311,13 +345,14 @@ PRUNE, FINETUNE = "cifar/filter_pruning/prune.py", "cifar/filter_pruning/finetun
     ((TRAIN, "--dataset", "mnist"), "invalid choice: 'mnist' (choose from"),
     ((TRAIN, "--nonsense"), "unrecognized arguments: --nonsense (see"),
     ((TRAIN, "--epoch", "3"), "unrecognized arguments: --epoch 3; did you mean --epochs? (see"),
-    ((PIPELINE, "--dataset", "digits", "--batch-size", "0"), "batch size must be at least 1, not 0"),
+    ((PIPELINE, "--dataset", "digits", "--batch-size", "0"),
+     "batch size must be at least 1, not 0"),
     ((PIPELINE, "--dataset", "digits", "--lr", "0"), "learning rate must be above 0, not 0.0"),
     ((TRAIN, *TINY, "--lr", "-1"), "learning rate must be above 0"),
     ((TRAIN, *TINY, "--batch-size", "0"), "batch size must be at least 1"),
     ((TRAIN, *TINY, "--device", "cuda:77"), "--device cuda:77"),
-    ((TRAIN, "--arch", "vgg16", "--dataset", "digits", "--image-size", "8"), "needs images of 16 px or more"),
-    ((TRAIN, *TINY, "--val-fraction", "1.5"), "1.5"),
+    ((TRAIN, "--arch", "vgg16", "--dataset", "digits", "--image-size", "8"),
+     "needs images of 16 px or more"), ((TRAIN, *TINY, "--val-fraction", "1.5"), "1.5"),
     ((PIPELINE, *TINY, "--rounds", "0"), "--rounds must be at least 1"),
     ((PIPELINE, *TINY, "--percent", "1.0"), "at least 0 and below 1, not 1.0"),
     ((PIPELINE, *TINY, "--method", "weight", "--percent", "0.5", "0.4"), "never fall"),
@@ -338,37 +373,45 @@ def test_wrong_usage_is_one_line_and_exit_code_2(command, says, tmp_path, monkey
 def test_what_does_not_fit_is_said_in_one_line(runs, tmp_path):
     pipeline = runs[0] / "filter" / "seed3"
     weight = runs[0] / "weight" / "seed3"
-    fails(FINETUNE, "--refine", pipeline / "baseline", code=2, says="was never pruned: run prune.py on it first")
-    fails(FINETUNE, "--refine", pipeline / "onecycle-1" / "checkpoint.pth.tar", code=2, says="is retrained already")
-    fails(PRUNE, "--model", pipeline / "baseline", "--percent", 1.5, "--save", tmp_path, code=2, says="not 1.5")
-    fails(PRUNE, "--model", pipeline / "baseline", "--percent", 0.1, 0.2, "--save", tmp_path, code=2,
-          says="9 widths to prune, but 2 rates")
-    fails(PRUNE, "--model", weight / "onecycle-1", "--save", tmp_path, code=2, says="its weights were pruned")
-    fails("cifar/weight_pruning/prune.py", "--model", weight / "onecycle-2", "--percent", 0.1, "--save", tmp_path,
-          code=2, says="lower than what is already pruned (0.3900)")
+    fails(FINETUNE, "--refine", pipeline / "baseline", code=2,
+          says="was never pruned: run prune.py on it first")
+    fails(FINETUNE, "--refine", pipeline / "onecycle-1" / "checkpoint.pth.tar", code=2,
+          says="is retrained already")
+    fails(PRUNE, "--model", pipeline / "baseline", "--percent", 1.5, "--save", tmp_path, code=2,
+          says="not 1.5")
+    fails(PRUNE, "--model", pipeline / "baseline", "--percent", 0.1, 0.2, "--save", tmp_path,
+          code=2, says="9 widths to prune, but 2 rates")
+    fails(PRUNE, "--model", weight / "onecycle-1", "--save", tmp_path, code=2,
+          says="its weights were pruned")
+    fails("cifar/weight_pruning/prune.py", "--model", weight / "onecycle-2", "--percent", 0.1,
+          "--save", tmp_path, code=2, says="lower than what is already pruned (0.3900)")
     fails("cifar/filter_pruning/ensemble_finetune.py", "--refine", pipeline / "baseline", code=2,
           says="was never pruned")
-    fails(TRAIN, "--evaluate", pipeline / "baseline", "--dataset", "imagefolder", "--data", tmp_path / "none",
-          code=1, says=str(tmp_path / "none"))
+    fails(TRAIN, "--evaluate", pipeline / "baseline", "--dataset", "imagefolder", "--data",
+          tmp_path / "none", code=1, says=str(tmp_path / "none"))
     assert not list(tmp_path.rglob("*.pth.tar"))
-    outcome = script(PRUNE, "--model", pipeline / "baseline", "--percent", 0.99, "--save", tmp_path / "one")
+    outcome = script(PRUNE, "--model", pipeline / "baseline", "--percent", 0.99, "--save",
+                     tmp_path / "one")
     assert outcome.code == 0 and "kept one" in outcome.err
 
 
 def test_an_output_folder_that_cannot_be_written_is_named(runs, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    for command in ((TRAIN, *TINY), (PIPELINE, *TINY), (PRUNE, "--model", runs[0] / "filter/seed3/baseline")):
-        fails(*command, "--save", tmp_path / "file" / "x", code=1, says=f"cannot write {tmp_path / 'file' / 'x'}")
+    for command in ((TRAIN, *TINY), (PIPELINE, *TINY),
+                    (PRUNE, "--model", runs[0] / "filter/seed3/baseline")):
+        fails(*command, "--save", tmp_path / "file" / "x", code=1,
+              says=f"cannot write {tmp_path / 'file' / 'x'}")
     assert (tmp_path / "file").read_text() == "in the way"
 
 
 def test_no_network_for_a_download_is_one_line(tmp_path):
-    fails(TRAIN, "--dataset", "cifar10", "--data", tmp_path / "d", "--no-download", "--save", tmp_path / "s", code=1,
-          says="cifar10")
+    fails(TRAIN, "--dataset", "cifar10", "--data", tmp_path / "d", "--no-download", "--save",
+          tmp_path / "s", code=1, says="cifar10")
 
 
 def test_a_script_as_its_own_process_is_quiet_when_not_on_a_terminal(tmp_path):
-    found = subprocess.run([sys.executable, str(ROOT / TRAIN), *TINY, "--save", str(tmp_path / "b")], text=True,
-                           capture_output=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    found = subprocess.run([sys.executable, str(ROOT / TRAIN), *TINY, "--save",
+                            str(tmp_path / "b")], text=True, capture_output=True, cwd=tmp_path,
+                           env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert (found.returncode, found.stderr) == (0, "")
     assert found.stdout.count("\n") == 1 and "baseline: test accuracy" in found.stdout

@@ -26,8 +26,10 @@ from kesi.system.execution import make_step, set_up
 
 ONE_CYCLE, cross_entropy = RETRAININGS[OWN].training, CrossEntropy()
 
-needs_graph = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: captures a CUDA graph")
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: its fused optimiser and precisions")
+needs_graph = pytest.mark.skipif(not torch.cuda.is_available(),
+                                 reason="needs a GPU: captures a CUDA graph")
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(),
+                               reason="needs a GPU: its fused optimiser and precisions")
 needs_bf16 = pytest.mark.skipif(not torch.cuda.is_available() or not torch.cuda.is_bf16_supported(),
                                 reason="needs a GPU with bfloat16")
 
@@ -42,7 +44,8 @@ def _switches_as_they_were():
 
 
 def network(seed=0, cfg=(2, 3, 4) * 3, device="cpu"):
-    """A small ResNet-20 whose batch norms have seen images, so that it says something in eval mode."""
+    """A small ResNet-20 whose batch norms have seen images, so that it says something in eval mode.
+    """
     torch.manual_seed(seed)
     model = models.create("resnet20", 10, list(cfg))
     with torch.no_grad():
@@ -53,8 +56,8 @@ def network(seed=0, cfg=(2, 3, 4) * 3, device="cpu"):
 
 def batches(*sizes, device="cpu"):
     generator = torch.Generator().manual_seed(3)
-    made = [(torch.randn(size, 3, 8, 8, generator=generator), torch.randint(0, 10, (size,), generator=generator))
-            for size in sizes]
+    made = [(torch.randn(size, 3, 8, 8, generator=generator),
+             torch.randint(0, 10, (size,), generator=generator)) for size in sizes]
     return [(x.to(device=device, memory_format=torch.channels_last), y.to(device)) for x, y in made]
 
 
@@ -76,7 +79,8 @@ def train(model, objective, how, given, device="cpu", precision="fp32"):
 
 
 def reference(model, objective, given):
-    """The same as anybody would write it: no layouts, no fused optimiser, nothing kept on the device."""
+    """The same as anybody would write it: no layouts, no fused optimiser,
+    nothing kept on the device."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
     losses, correct = [], []
     for images, labels in given:
@@ -86,19 +90,22 @@ def reference(model, objective, given):
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-        correct.append(sum(a == b for a, b in zip(logits.argmax(1).tolist(), labels.tolist(), strict=True)))
+        correct.append(
+            sum(a == b for a, b in zip(logits.argmax(1).tolist(), labels.tolist(), strict=True)))
     return losses, correct, model
 
 
 def ensemble_of(*networks, device="cpu"):
-    return SnapshotEnsemble([Snapshot(f"member {n}", one) for n, one in enumerate(networks)], device)
+    return SnapshotEnsemble([Snapshot(f"member {n}", one) for n, one in enumerate(networks)],
+                            device)
 
 
 def distillation(device="cpu"):
     return Distillation(ensemble_of(network(1), network(2, (2,) * 9), device=device))
 
 
-@pytest.mark.parametrize("make_objective", [lambda: cross_entropy, distillation], ids=["cross-entropy", "distillation"])
+@pytest.mark.parametrize("make_objective", [lambda: cross_entropy, distillation],
+                         ids=["cross-entropy", "distillation"])
 def test_an_eager_step_is_the_plain_one(make_objective):
     objective, given = make_objective(), batches(6, 6, 3)
     found, expected = network(), copy.deepcopy(network()).to(memory_format=torch.contiguous_format)
@@ -169,7 +176,8 @@ def test_where_compiling_fails_one_line_says_so_and_the_step_runs(monkeypatch, c
     found = train(network(), cross_entropy, "on", batches(4, 4, 2))
     assert found[:2] == expected[:2]
     said = capsys.readouterr().err
-    assert said.count("\n") == 1 and said.startswith("compiling failed (") and "continuing without" in said
+    assert (said.count("\n") == 1 and said.startswith("compiling failed (")
+            and "continuing without" in said)
 
 
 def test_auto_does_not_compile_on_a_cpu(monkeypatch):
@@ -181,13 +189,16 @@ def test_auto_does_not_compile_on_a_cpu(monkeypatch):
 
 def test_auto_compiles_long_stages_on_a_gpu_and_captures_every_one(monkeypatch):
     compiled = []
-    monkeypatch.setattr(torch, "compile", lambda function, **_: compiled.append(function) or function)
+    monkeypatch.setattr(torch, "compile",
+                        lambda function, **_: compiled.append(function) or function)
     for steps_, times in ((execution.COMPILE_FROM_STEPS - 1, 0), (execution.COMPILE_FROM_STEPS, 1)):
         compiled.clear()
-        assert isinstance(make_step(network(), cross_entropy, "cuda", "fp32", "auto", steps_), CapturedStep)
+        assert isinstance(make_step(network(), cross_entropy, "cuda", "fp32", "auto", steps_),
+                          CapturedStep)
         assert len(compiled) == times
     compiled.clear()
-    assert not isinstance(make_step(network(), cross_entropy, "cuda", "fp32", "off", 10**6), CapturedStep)
+    assert not isinstance(make_step(network(), cross_entropy, "cuda", "fp32", "off", 10**6),
+                          CapturedStep)
     assert not compiled
 
 
@@ -218,15 +229,18 @@ def test_deterministic_sets_torchs_switch_and_takes_it_back():
 
 def test_freed_memory_is_kept_where_the_c_library_can_and_else_nothing_happens(monkeypatch):
     execution._keep_freed_memory()
-    monkeypatch.setattr(execution.ctypes, "CDLL", lambda name: object())  # a library without mallopt
+    # a library without mallopt
+    monkeypatch.setattr(execution.ctypes, "CDLL", lambda name: object())
     execution._keep_freed_memory()
 
 
 def test_the_flags_through_a_script(tmp_path):
-    words = ("cifar/train.py", "--arch", "resnet20", "--dataset", "digits", "--epochs", 1, "--device", "cpu")
+    words = ("cifar/train.py", "--arch", "resnet20", "--dataset", "digits", "--epochs", 1,
+             "--device", "cpu")
     for name in ("a", "b"):
         works(*words, "--deterministic", "--compile", "off", "--save", tmp_path / name)
-    a, b = (checkpoints.load(tmp_path / name / "checkpoint.pth.tar").network.state_dict() for name in ("a", "b"))
+    a, b = (checkpoints.load(tmp_path / name / "checkpoint.pth.tar").network.state_dict()
+            for name in ("a", "b"))
     assert all(torch.equal(a[name], b[name]) for name in a)
     works(*words, "--precision", "bf16", "--save", tmp_path / "c")
     fails(*words, "--precision", "tf32", "--save", tmp_path / "d", code=2, says="tf32 is for GPUs")
@@ -240,7 +254,8 @@ def test_masks_are_one_operation_a_step():
     masks.follow()
     with profile(activities=[ProfilerActivity.CPU]) as found:
         masks.apply()
-    called = [event for event in found.events() if event.name.startswith("aten::") and event.cpu_parent is None]
+    called = [event for event in found.events() if event.name.startswith("aten::")
+              and event.cpu_parent is None]
     assert [event.name for event in called] == ["aten::_foreach_mul_"]
     assert not any("copy" in event.name or event.name in ("aten::to", "aten::_to_copy", "aten::ne")
                    for event in found.events())
@@ -251,10 +266,11 @@ def test_teachers_are_frozen_folded_and_in_layout():
     state = copy.deepcopy(original.state_dict())
     ensemble = ensemble_of(original, network(2))
     for member in ensemble.members:
-        assert not member.training and not any(weight.requires_grad for weight in member.parameters())
+        assert (not member.training
+                and not any(weight.requires_grad for weight in member.parameters()))
         assert not any(isinstance(module, nn.BatchNorm2d) for module in member.modules())
-        assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in member.parameters()
-                   if weight.dim() == 4)
+        assert all(weight.is_contiguous(memory_format=torch.channels_last)
+                   for weight in member.parameters() if weight.dim() == 4)
     student, ((images, labels),) = network(), batches(4)
     before = [copy.deepcopy(member.state_dict()) for member in ensemble.members]
     train(student, Distillation(ensemble), "off", [(images, labels)])
@@ -263,7 +279,8 @@ def test_teachers_are_frozen_folded_and_in_layout():
         assert all(weight.grad is None for weight in member.parameters())
     assert all(torch.equal(value, state[name]) for name, value in original.state_dict().items())
     with torch.no_grad():
-        torch.testing.assert_close(frozen(original)(images), original.eval()(images), rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(frozen(original)(images), original.eval()(images), rtol=1e-3,
+                                   atol=1e-4)
 
 
 # What follows needs a GPU. The sizes end with an odd batch, which the graph does not fit.
@@ -282,7 +299,8 @@ def test_full_precision_is_for_a_while(monkeypatch):
 def test_only_batches_of_the_first_shape_are_compiled(monkeypatch):
     """The last batch of an epoch is smaller: compiling it anew would take longer than it."""
     compiled = []
-    monkeypatch.setattr(torch, "compile", lambda function, **_: lambda x, y: compiled.append(len(x)) or function(x, y))
+    monkeypatch.setattr(torch, "compile", lambda function, **_: lambda x, y: compiled.append(len(x))
+                        or function(x, y))
     model, given = network(), batches(6, 6, 3, 6)
     expected = train(copy.deepcopy(model), cross_entropy, "off", given)
     found = train(model, cross_entropy, "on", given)
@@ -315,7 +333,8 @@ def test_capturing_counts_as_no_step():
     step(*first)
     assert torch.equal(torch.cuda.get_rng_state(), before)
     for (name, value), other in zip(model.named_buffers(), expected.buffers(), strict=True):
-        torch.testing.assert_close(value, other, rtol=1e-4, atol=1e-5, msg=name)  # num_batches_tracked among them
+        # num_batches_tracked among them
+        torch.testing.assert_close(value, other, rtol=1e-4, atol=1e-5, msg=name)
     step(*second)
     assert int(model.bn1.num_batches_tracked) == int(expected.bn1.num_batches_tracked) + 1
 
@@ -397,4 +416,5 @@ def test_tf32_is_a_choice():
 def test_the_reference_here_uses_the_loss_of_the_paper():
     (images, labels), = batches(4)
     logits = network().eval()(images)
-    torch.testing.assert_close(cross_entropy(logits, images, labels), F.cross_entropy(logits, labels))
+    torch.testing.assert_close(cross_entropy(logits, images, labels),
+                               F.cross_entropy(logits, labels))

@@ -13,7 +13,8 @@ from doors import fails, works
 def planned(*words):
     """The sizes of every round, as kesi plan tells them."""
     text = works("kesi", "plan", "--arch", "resnet20", "--dataset", "digits", *words, "--csv")
-    return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(io.StringIO(text))]
+    return [{name: float(value) for name, value in row.items()}
+            for row in csv.DictReader(io.StringIO(text))]
 
 
 @pytest.mark.parametrize("measure", ["macs", "params"])
@@ -51,8 +52,8 @@ def test_what_cannot_be_is_said_before_any_training(words, says):
 
 def test_a_folder_of_images_in_and_a_smaller_network_out(tmp_path):
     photos = write_imagefolder(tmp_path / "photos")
-    out = works("kesi", "compress", photos, "--arch", "resnet20", "--epochs", 1, 1, 1, "--rounds", 1,
-                "--device", "cpu", "--image-size", 16, "--save", tmp_path / "run")
+    out = works("kesi", "compress", photos, "--arch", "resnet20", "--epochs", 1, 1, 1, "--rounds",
+                1, "--device", "cpu", "--image-size", 16, "--save", tmp_path / "run")
     assert "kesi: " in out
     results = {name: json.loads((tmp_path / "run" / "seed0" / name / "result.json").read_text())
                for name in ("baseline", "kesi")}

@@ -19,7 +19,8 @@ def scalars(folder):
     reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     events = reader.EventAccumulator(str(folder))
     events.Reload()
-    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)]
+            for tag in events.Tags()["scalars"]}
 
 
 def test_every_stage_of_a_run(filter_run, tmp_path, capsys):
@@ -29,12 +30,15 @@ def test_every_stage_of_a_run(filter_run, tmp_path, capsys):
     assert {path.name for path in (tmp_path / "seed0").iterdir()} == stages
     assert len(stages) == 6 and "6 stages" in capsys.readouterr().out
     for stage in stages:
-        rows = [json.loads(line) for line in (filter_run / "seed0" / stage / "metrics.jsonl").open()]
+        rows = [json.loads(line)
+                for line in (filter_run / "seed0" / stage / "metrics.jsonl").open()]
         found = scalars(tmp_path / "seed0" / stage)
-        for name, tag in (("train_loss", "loss/train"), ("lr", "learning rate"), ("test_accuracy", "accuracy/test")):
+        for name, tag in (("train_loss", "loss/train"), ("lr", "learning rate"),
+                          ("test_accuracy", "accuracy/test")):
             expected = [(row["epoch"], row[name]) for row in rows if row[name] is not None]
             assert [step for step, _ in found[tag]] == [step for step, _ in expected]
-            assert [value for _, value in found[tag]] == pytest.approx([value for _, value in expected])
+            assert ([value for _, value in found[tag]]
+                    == pytest.approx([value for _, value in expected]))
         assert "accuracy/val" not in found  # this run held nothing out
 
 
@@ -55,7 +59,8 @@ def test_a_run_that_goes_on_is_brought_up_to_date(filter_run, tmp_path):
     assert tensorboard.write_events(run, logs) == [folder] and written(folder) == before
     metrics.write_text(lines[0] + lines[0].replace('"epoch": 1', '"epoch": 2'))
     tensorboard.write_events(run, logs)
-    after = written(folder)  # what is there stays: an open TensorBoard would not notice that a file is gone
+    # what is there stays: an open TensorBoard would not notice that a file is gone
+    after = written(folder)
     assert len(after) == len(before) + 1 and before.items() <= after.items()
     assert [step for step, _ in scalars(folder)["loss/train"]] == [1, 2]
     metrics.write_text(json.dumps(json.loads(lines[0]) | {"lr": 0.5}) + "\n")  # started over
@@ -105,13 +110,14 @@ def test_what_is_wrong_is_said(filter_run, tmp_path, monkeypatch):
         tensorboard.write_events(tmp_path, tmp_path)
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
-    with pytest.raises(UsageError, match=r'tensorboard is not installed: pip install -e "\.\[tensorboard\]"'):
+    with pytest.raises(UsageError,
+                       match=r'tensorboard is not installed: pip install -e "\.\[tensorboard\]"'):
         tensorboard.write_events(filter_run, tmp_path)
 
 
 def test_the_pipeline_writes_events_as_it_goes(tmp_path):
-    works("cifar/pipeline.py", "--arch", "resnet20", "--dataset", "digits", "--rounds", 1, "--epochs", 1, 1, 1,
-          "--no-report", "--tensorboard", "--save", tmp_path / "run")
+    works("cifar/pipeline.py", "--arch", "resnet20", "--dataset", "digits", "--rounds", 1,
+          "--epochs", 1, 1, 1, "--no-report", "--tensorboard", "--save", tmp_path / "run")
     assert {path.name for path in (tmp_path / "run" / "tensorboard" / "seed0").iterdir()} == {
         "baseline", "onecycle-1", "kesi"}
 
@@ -124,19 +130,21 @@ def test_events_are_there_after_every_epoch_and_once_when_a_run_goes_on(tmp_path
     def look(live, folder):
         after_epoch(live, folder)
         rows = (folder / "metrics.jsonl").read_text().count("\n")
-        steps = [step for step, _ in scalars(tmp_path / "run" / "tensorboard" / "seed0" / folder.name)["loss/train"]]
+        steps = [step for step, _ in scalars(tmp_path / "run" / "tensorboard" / "seed0"
+                                             / folder.name)["loss/train"]]
         assert steps == list(range(1, rows + 1))
         seen.append((folder.name, rows))
         if seen == [("baseline", 1), ("baseline", 2)]:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(tensorboard.Live, "after_epoch", look)
-    words = ("cifar/pipeline.py", "--arch", "resnet20", "--dataset", "digits", "--rounds", 1, "--epochs", 3, 2, 1,
+    words = ("cifar/pipeline.py", "--arch", "resnet20", "--dataset", "digits", "--rounds", 1,
+             "--epochs", 3, 2, 1,
              "--batch-size", 512, "--no-report", "--tensorboard", "--save", tmp_path / "run")
     assert script(*words).code == 130
     works(*words)
-    assert seen == [("baseline", 1), ("baseline", 2), ("baseline", 3), ("onecycle-1", 1), ("onecycle-1", 2),
-                    ("kesi", 1)]
+    assert (seen == [("baseline", 1), ("baseline", 2), ("baseline", 3), ("onecycle-1", 1),
+                     ("onecycle-1", 2), ("kesi", 1)])
     logs = tmp_path / "run" / "tensorboard"
     before = sorted(logs.rglob("events*"))
     assert len(before) == 4

@@ -34,16 +34,19 @@ def one_line(error: pytest.ExceptionInfo) -> str:
 
 def test_the_data_set_is_read_as_it_is_distributed(root):
     data = load("tinyimagenet", root.parent, family="tinyimagenet")
-    assert data.classes == ("creature 0", "creature 1", "creature 2", "creature 3")  # by sorted wnid
+    # by sorted wnid
+    assert data.classes == ("creature 0", "creature 1", "creature 2", "creature 3")
     assert data.train.images.shape == (48, 64, 64, 3) and len(data.test) == 16
     assert torch.bincount(data.train.labels).tolist() == [12] * 4
     assert data.test.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4 + [3] * 4
-    assert data.mean == (0.485, 0.456, 0.406) and data.std == (0.229, 0.224, 0.225) and data.image_size == 224
+    assert (data.mean == (0.485, 0.456, 0.406) and data.std == (0.229, 0.224, 0.225)
+            and data.image_size == 224)
     wnid = datagen.WNIDS[2]
     names = sorted(path.name for path in (root / "train" / wnid / "images").glob("*.JPEG"))
     for position, name in enumerate(names, start=24):
         with Image.open(root / "train" / wnid / "images" / name) as image:
-            expected = torch.frombuffer(bytearray(image.convert("RGB").tobytes()), dtype=torch.uint8)
+            expected = torch.frombuffer(bytearray(image.convert("RGB").tobytes()),
+                                        dtype=torch.uint8)
         assert torch.equal(data.train.images[position].flatten(), expected)
     grey = data.train.images[names.index(f"{wnid}_1.JPEG") + 24]
     assert torch.equal(grey[..., 0], grey[..., 2])
@@ -87,46 +90,32 @@ def append(path: Path, text: str) -> None:
 W0 = datagen.WNIDS[0]
 
 
-@pytest.mark.parametrize(
-    ("spoil", "names", "says"),
-    [
-        (lambda root: empty(root / "train" / W0 / "images"), f"train/{W0}/images", "has no image"),
-        (lambda root: append(root / "wnids.txt", "n99999999\n"), "train/n99999999/images", "has no image"),
-        (
-            lambda root: append(root / "val/val_annotations.txt", "val_0.JPEG\tn0\t0\t0\t1\t1\n"),
-            "val/val_annotations.txt",
-            "line 17: class 'n0' of val_0.JPEG is not in wnids.txt",
-        ),
-        (
-            lambda root: append(root / "val/val_annotations.txt", f"val_99.JPEG\t{W0}\n"),
-            "val/images/val_99.JPEG",
-            "is not there",
-        ),
-        (
-            lambda root: append(root / "val/val_annotations.txt", f"../../wnids.txt\t{W0}\n"),
-            "val/val_annotations.txt",
-            "is not there",
-        ),
-        (
-            lambda root: (root / "val/val_annotations.txt").write_text(""),
-            "val/val_annotations.txt",
-            "lists no image",
-        ),
-        (
-            lambda root: (root / "val/val_annotations.txt").unlink(),
-            "val/val_annotations.txt",
-            "cannot be read",
-        ),
-        (lambda root: (root / "words.txt").unlink(), "words.txt", "cannot be read"),
-        (lambda root: (root / "wnids.txt").unlink(), "wnids.txt", "is not there"),
-        (lambda root: (root / "wnids.txt").write_text("\n"), "wnids.txt", "names no class"),
-        (
-            lambda root: (root / f"train/{W0}/images/{W0}_3.JPEG").write_bytes(b"?"),
-            f"train/{W0}/images/{W0}_3.JPEG",
-            "not a readable image",
-        ),
-    ],
-)
+@pytest.mark.parametrize(("spoil", "names", "says"), [
+    (lambda root: empty(root / "train" / W0 / "images"), f"train/{W0}/images", "has no image"),
+    (lambda root: append(root / "wnids.txt", "n99999999\n"), "train/n99999999/images",
+     "has no image"),
+    (lambda root: append(root / "val/val_annotations.txt", "val_0.JPEG\tn0\t0\t0\t1\t1\n"),
+     "val/val_annotations.txt",
+     "line 17: class 'n0' of val_0.JPEG is not in wnids.txt"),
+    (lambda root: append(root / "val/val_annotations.txt", f"val_99.JPEG\t{W0}\n"),
+     "val/images/val_99.JPEG",
+     "is not there"),
+    (lambda root: append(root / "val/val_annotations.txt", f"../../wnids.txt\t{W0}\n"),
+     "val/val_annotations.txt",
+     "is not there"),
+    (lambda root: (root / "val/val_annotations.txt").write_text(""),
+     "val/val_annotations.txt",
+     "lists no image"),
+    (lambda root: (root / "val/val_annotations.txt").unlink(),
+     "val/val_annotations.txt",
+     "cannot be read"),
+    (lambda root: (root / "words.txt").unlink(), "words.txt", "cannot be read"),
+    (lambda root: (root / "wnids.txt").unlink(), "wnids.txt", "is not there"),
+    (lambda root: (root / "wnids.txt").write_text("\n"), "wnids.txt", "names no class"),
+    (lambda root: (root / f"train/{W0}/images/{W0}_3.JPEG").write_bytes(b"?"),
+     f"train/{W0}/images/{W0}_3.JPEG",
+     "not a readable image"),
+])
 def test_what_is_wrong_is_named(root, spoil, names, says):
     spoil(root)
     with pytest.raises(KesiError) as error:
@@ -170,7 +159,8 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(tmp_path):
-    packed = datagen.zip_folder(datagen.write_tiny_imagenet(tmp_path / "source"), tmp_path / "packed.zip")
+    packed = datagen.zip_folder(datagen.write_tiny_imagenet(tmp_path / "source"),
+                                tmp_path / "packed.zip")
     server = Server(packed.read_bytes())
     thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     thread.start()

@@ -30,8 +30,9 @@ def small(seed=0):
     return models.create("resnet20", 10, [2] * 9)
 
 
-@pytest.mark.parametrize(("stage", "steps"), [(ONE_CYCLE, 391), (DISTILLATION, 7), (replace(ONE_CYCLE, epochs=1), 5),
-                                              (replace(ONE_CYCLE, epochs=2), 5), (replace(ONE_CYCLE, epochs=1), 1)])
+@pytest.mark.parametrize(("stage", "steps"),
+                         [(ONE_CYCLE, 391), (DISTILLATION, 7), (replace(ONE_CYCLE, epochs=1), 5),
+                          (replace(ONE_CYCLE, epochs=2), 5), (replace(ONE_CYCLE, epochs=1), 1)])
 def test_one_cycle_starts_peaks_and_ends_where_the_paper_says(stage, steps):
     rates = learning_rates(stage, steps)
     total = stage.epochs * steps
@@ -43,7 +44,8 @@ def test_one_cycle_starts_peaks_and_ends_where_the_paper_says(stage, steps):
         peak = rates.index(max(rates))
         assert abs(peak - 0.1 * total) <= 1 and max(rates) == pytest.approx(stage.lr, rel=1e-2)
         # cosine: half-way down the slope lies the mean of its ends
-        assert rates[(peak + total - 1) // 2] == pytest.approx((stage.lr + stage.lr / 1000) / 2, rel=0.01)
+        assert (rates[(peak + total - 1) // 2]
+                == pytest.approx((stage.lr + stage.lr / 1000) / 2, rel=0.01))
 
 
 def test_multistep_and_constant():
@@ -64,9 +66,10 @@ def test_optimisers_are_the_recipes():
     assert adam.param_groups[0]["betas"][0] == pytest.approx(0.95)
 
 
-@pytest.mark.parametrize("change", [{"epochs": 0}, {"batch_size": 0}, {"lr": 0.0}, {"lr": math.nan}, {"momentum": 1.0},
-                                    {"weight_decay": -1.0}, {"schedule": "cosine"}, {"optimizer": "lion"},
-                                    {"warmup": -1.0}, {"warmup": 1}, {"div_factor": 0.0}])
+@pytest.mark.parametrize(
+    "change", [{"epochs": 0}, {"batch_size": 0}, {"lr": 0.0}, {"lr": math.nan}, {"momentum": 1.0},
+               {"weight_decay": -1.0}, {"schedule": "cosine"}, {"optimizer": "lion"},
+               {"warmup": -1.0}, {"warmup": 1}, {"div_factor": 0.0}])
 def test_stages_that_make_no_sense_are_refused(change):
     with pytest.raises(UsageError):
         replace(ONE_CYCLE, **change)
@@ -88,9 +91,10 @@ def test_same_seed_same_result_bit_for_bit_and_another_seed_another(digits):
     assert not torch.equal(runs[0][0], runs[2][0])
 
 
-@pytest.mark.parametrize("stage", [replace(ONE_CYCLE, epochs=3, batch_size=64),
-                                   replace(DISTILLATION, epochs=3, batch_size=100),
-                                   replace(recipe("resnet20", "digits", "filter").baseline.scaled(0.05))],
+@pytest.mark.parametrize("stage",
+                         [replace(ONE_CYCLE, epochs=3, batch_size=64),
+                          replace(DISTILLATION, epochs=3, batch_size=100),
+                          replace(recipe("resnet20", "digits", "filter").baseline.scaled(0.05))],
                          ids=["one-cycle sgd", "one-cycle adam", "multi-step"])
 def test_a_continued_run_equals_an_uninterrupted_one_bit_for_bit(digits, stage):
     def start():
@@ -104,7 +108,8 @@ def test_a_continued_run_equals_an_uninterrupted_one_bit_for_bit(digits, stage):
 
     def keep(progress):
         file = io.BytesIO()
-        torch.save({"weights": network.state_dict(), "masks": masks.state_dict(), "state": progress.state()}, file)
+        torch.save({"weights": network.state_dict(), "masks": masks.state_dict(),
+                    "state": progress.state()}, file)
         states[progress.epoch] = file
 
     network, masks = start()
@@ -114,10 +119,11 @@ def test_a_continued_run_equals_an_uninterrupted_one_bit_for_bit(digits, stage):
         saved = torch.load(states[epoch], weights_only=True)
         resumed = small(seed=9)
         resumed.load_state_dict(saved["weights"])
-        found = fit(resumed, digits, stage, seed=5, masks=Masks(resumed, saved["masks"]), options=LAST_ONLY,
-                    resume=saved["state"])
+        found = fit(resumed, digits, stage, seed=5, masks=Masks(resumed, saved["masks"]),
+                    options=LAST_ONLY, resume=saved["state"])
         assert torch.equal(weights(resumed), weights(whole))
-        without_time = [[replace(row, seconds=0) for row in history] for history in (found, expected)]
+        without_time = [[replace(row, seconds=0) for row in history]
+                        for history in (found, expected)]
         assert without_time[0] == without_time[1]
 
 
@@ -136,22 +142,27 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(digits):
     network, seen = small(), []
     with torch.no_grad():
         network.fc.weight[0, 0] = math.inf
-    with pytest.raises(KesiError, match=r"loss is (nan|inf) in epoch 1, step 1 of 5, at learning rate 0.01"):
-        fit(network, digits, replace(ONE_CYCLE, epochs=4, batch_size=64), seed=0, on_epoch=seen.append)
+    with pytest.raises(KesiError,
+                       match=r"loss is (nan|inf) in epoch 1, step 1 of 5, at learning rate 0.01"):
+        fit(network, digits, replace(ONE_CYCLE, epochs=4, batch_size=64), seed=0,
+            on_epoch=seen.append)
     assert not seen
 
 
 def test_training_learns(digits):
     network = small()
     before = copy.deepcopy(network)
-    history = fit(network, digits, replace(ONE_CYCLE, epochs=8, batch_size=32), seed=0, options=LAST_ONLY)
+    history = fit(network, digits, replace(ONE_CYCLE, epochs=8, batch_size=32), seed=0,
+                  options=LAST_ONLY)
     assert history[-1].test_accuracy > 50 and history[-1].train_loss < history[0].train_loss / 1.5
     assert not torch.equal(weights(before), weights(network))
 
 
 def test_evaluating_leaves_the_weights_where_they_are(digits):
-    """A captured step reads them there; Module.to() would move those of shape (N, 1, 1, 1) every time."""
-    model = nn.Sequential(nn.Conv2d(3, 1, 3), nn.Conv2d(1, 10, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    """A captured step reads them there; Module.to() would move those of shape
+    (N, 1, 1, 1) every time."""
+    model = nn.Sequential(nn.Conv2d(3, 1, 3), nn.Conv2d(1, 10, 1), nn.AdaptiveAvgPool2d(1),
+                          nn.Flatten())
     evaluate(model, digits, digits.test)
     assert model[0].weight.is_contiguous(memory_format=torch.channels_last)
     before = [weight.data_ptr() for weight in model.parameters()]

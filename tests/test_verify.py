@@ -114,7 +114,8 @@ def other_images(run):
 def fewer_members(run):
     path = run / "seed0/ensemble/result.json"
     result = json.loads(path.read_text())
-    fields = {name: result[name][:-1] for name in ("members", "members_digests", "accuracy", "growing_accuracy")}
+    fields = {name: result[name][:-1]
+              for name in ("members", "members_digests", "accuracy", "growing_accuracy")}
     edit(path, **fields, disagreement=[row[:-1] for row in result["disagreement"][:-1]])
 
 
@@ -133,31 +134,37 @@ def no_parents(run):
 
 
 def other_amount(run):
-    resave(run / "seed0/onecycle-1/pruned.pth.tar", lambda content: content["info"].update(amount=0.5))
+    resave(run / "seed0/onecycle-1/pruned.pth.tar",
+           lambda content: content["info"].update(amount=0.5))
 
 
 def other_report(run):
-    digest, table = json.loads((run / "seed0/kesi/result.json").read_text())["digest"], run / "report/stages.csv"
+    digest, table = (json.loads((run / "seed0/kesi/result.json").read_text())["digest"],
+                     run / "report/stages.csv")
     table.write_text(table.read_text().replace(digest, "f" * 64))
 
 
 FILES = [
     (bits, "seed0/usual-1: ", "damaged"),
     (lambda run: edit(run / "seed0/kesi/result.json", test_accuracy=99.9), "seed0/kesi: ", "99.9"),
-    (lambda run: edit(run / "seed0/kesi/result.json", digest="0" * 64), "seed0/kesi: ", "digest is 000"),
+    (lambda run: edit(run / "seed0/kesi/result.json", digest="0" * 64), "seed0/kesi: ",
+     "digest is 000"),
     (lambda run: edit(run / "seed0/kesi/result.json", macs=17), "seed0/kesi: ", "macs is 17"),
     (lambda run: edit(run / "seed0/kesi/result.json", epochs=99), "seed0/kesi: ", "epochs is 99"),
-    (lambda run: edit(run / "seed0/kesi/result.json", test_loss=0.5), "seed0/kesi: ", "test loss is 0.5"),
-    (lambda run: edit(run / "seed0/kesi/result.json", command="other"), "seed0/kesi: ", "command is other"),
+    (lambda run: edit(run / "seed0/kesi/result.json", test_loss=0.5), "seed0/kesi: ",
+     "test loss is 0.5"), (lambda run: edit(run / "seed0/kesi/result.json", command="other"),
+                           "seed0/kesi: ", "command is other"),
     (lambda run: edit(run / "seed0/kesi/result.json", seconds=1), "seed0/kesi: ", "seconds is 1"),
     (lambda run: edit(run / "seed0/kesi/result.json", images=1), "seed0/kesi: ", "images is 1"),
-    (lambda run: edit(run / "seed0/kesi/result.json", settings={}), "seed0/kesi: ", "settings is {}"),
-    (lambda run: edit(run / "seed0/kesi/result.json", test_accuracy="99"), "seed0/kesi: ", "test_accuracy is '99'"),
+    (lambda run: edit(run / "seed0/kesi/result.json", settings={}), "seed0/kesi: ",
+     "settings is {}"), (lambda run: edit(run / "seed0/kesi/result.json", test_accuracy="99"),
+                         "seed0/kesi: ", "test_accuracy is '99'"),
     (lambda run: edit(run / "run.json", recipe={}), "", "its recipe is none"),
     (lambda run: edit(run / "run.json", recipe=None), "", "its recipe is None"),
     (lambda run: edit(run / "run.json", data={}), "run.json: ", "does not say data"),
     (lambda run: edit(run / "run.json", method="filter"), "run.json: ", "method is filter"),
-    (lambda run: edit(run / "run.json", pretrained="x"), "seed0/baseline: ", "what it began from is None"),
+    (lambda run: edit(run / "run.json", pretrained="x"), "seed0/baseline: ",
+     "what it began from is None"),
     (lambda run: edit(run / "run.json", baseline="x"), "seed0/baseline: ", "taken over is False"),
     (without_usual, "seed0/usual-1: ", "does not speak of this stage"),
     (without_usual, "seed0/ensemble-usual: ", "does not speak of this stage"),
@@ -170,10 +177,11 @@ FILES = [
     (other_amount, "seed0/onecycle-1/pruned.pth.tar: ", "amount is 0.5"),
     (lambda run: edit(run / "run.json", recipe_hash="0"), "run.json: ", "recipe hash is 0"),
     (other_epoch, "seed0/baseline: ", "metrics.jsonl does not hold the epochs"),
-    (other_recipe, "seed0/onecycle-1: ", "the recipe is {"),
-    (lambda run: edit(run / "seed0/kesi/result.json", parent=None), "seed0/kesi: ", "parent is None"),
-    (lambda run: edit(run / "seed0/kesi/result.json", recipe_hash="x"), "seed0/kesi: ", "recipe hash is x"),
-    (lambda run: (run / "seed0/usual-2/result.json").write_text("{"), "seed0/usual-2: ", "not valid JSON"),
+    (other_recipe, "seed0/onecycle-1: ", "the recipe is {"), (lambda run: edit(
+        run / "seed0/kesi/result.json", parent=None), "seed0/kesi: ", "parent is None"),
+    (lambda run: edit(run / "seed0/kesi/result.json", recipe_hash="x"), "seed0/kesi: ",
+     "recipe hash is x"), (lambda run: (run / "seed0/usual-2/result.json").write_text("{"),
+                           "seed0/usual-2: ", "not valid JSON"),
     (lambda run: shutil.rmtree(run / "seed0/usual-2"), "seed0/usual-2: ", "is not finished"),
     (lambda run: edit(run / "run.json", seeds=[0, 1]), "seed1/kesi: ", "is not finished"),
     (other_weights, "seed0/onecycle-2: ", "is not the file that it was made from"),
@@ -184,10 +192,13 @@ FILES = [
     (other_report, "report, seed0/kesi: ", "digest"),
 ]
 ACCURACIES = [
-    (lambda run: edit(run / "seed0/usual-1/result.json", pruned_accuracy=0.0), "usual-1", "before retraining is 0.000"),
-    (lambda run: edit(run / "seed0/ensemble/result.json", accuracy=[1, 2, 3]), "ensemble", "accuracy is 1.000 %"),
-    (lambda run: edit(run / "seed0/ensemble/result.json", disagreement=[[1] * 3] * 3), "ensemble", "agreement is 1.0"),
-    (lambda run: edit(run / "seed0/ensemble/result.json", test_loss=1e-3), "ensemble", "test loss is 0.001"),
+    (lambda run: edit(run / "seed0/usual-1/result.json", pruned_accuracy=0.0), "usual-1",
+     "before retraining is 0.000"),
+    (lambda run: edit(run / "seed0/ensemble/result.json", accuracy=[1, 2, 3]), "ensemble",
+     "accuracy is 1.000 %"),
+    (lambda run: edit(run / "seed0/ensemble/result.json", disagreement=[[1] * 3] * 3), "ensemble",
+     "agreement is 1.0"), (lambda run: edit(run / "seed0/ensemble/result.json", test_loss=1e-3),
+                           "ensemble", "test loss is 0.001"),
     (other_weights, "onecycle-1", "the test accuracy is"),
 ]
 
@@ -208,22 +219,25 @@ def test_an_accuracy_that_does_not_come_out_again_is_named(copy, images, spoil, 
     spoil(copy)
     verifier = Verifier(copy, images)
     verifier.seed(0, [stage])
-    assert any(says in line and "recomputed" in line for line in verifier.failures), verifier.failures
+    assert any(says in line and "recomputed" in line
+               for line in verifier.failures), verifier.failures
 
 
 def test_the_command_prints_a_line_a_failure_and_ends_with_1(copy):
     edit(copy / "seed0/kesi/result.json", params=1)
     outcome = script("kesi", "verify", copy, "--no-accuracy")
-    assert outcome.code == 1 and outcome.out.startswith("FAILED seed0/kesi: params is 1 in the result, but 269722\n")
+    assert (outcome.code == 1 and outcome.out.startswith("FAILED seed0/kesi: params is 1 in the "
+                                                         "result, but 269722\n"))
     assert outcome.out.count("\n") == 2 and "FAILED report, seed0/kesi: params" in outcome.out
-    assert outcome.err.startswith("error: ") and "checks of" in outcome.err and outcome.err.count("\n") == 1
+    assert (outcome.err.startswith("error: ") and "checks of" in outcome.err
+            and outcome.err.count("\n") == 1)
     fails("kesi", "verify", copy.parent, code=2, says="is not a run folder")
     edit(copy / "run.json", data={"name": "digits", "classes": ["a"]})
     fails("kesi", "verify", copy, code=1, says="the classes of digits are not those of")
 
 
-@pytest.mark.parametrize(("device", "images_off", "holds"), [("elsewhere", 1, True), ("elsewhere", 3, False),
-                                                             (None, 1, False)])
+@pytest.mark.parametrize(("device", "images_off", "holds"),
+                         [("elsewhere", 1, True), ("elsewhere", 3, False), (None, 1, False)])
 def test_elsewhere_accuracies_may_differ_by_a_little(copy, images, device, images_off, holds):
     path = copy / "seed0/kesi/result.json"
     result = json.loads(path.read_text())
@@ -246,7 +260,8 @@ def test_a_table_that_shows_something_else_is_found(copy, name, old, new):
     assert old in text
     path.write_text(text.replace(old, new, 1))
     found = verify(copy, None)
-    assert any(failure.startswith((f"report/{name}", "report, ")) for failure in found.failures), found.failures
+    assert any(failure.startswith((f"report/{name}", "report, "))
+               for failure in found.failures), found.failures
 
 
 def test_a_seed_of_which_the_run_does_not_know_is_found(copy):
@@ -255,19 +270,22 @@ def test_a_seed_of_which_the_run_does_not_know_is_found(copy):
 
 
 def test_another_device_is_one_line(weight_run):
-    fails("kesi", "verify", weight_run, "--no-accuracy", "--device", "toaster", code=2, says="--device toaster")
+    fails("kesi", "verify", weight_run, "--no-accuracy", "--device", "toaster", code=2,
+          says="--device toaster")
 
 
 def test_images_that_no_name_leads_to_are_told_from_wrong_ones(copy):
     data = json.loads((copy / "run.json").read_text())["data"]
     edit(copy / "run.json", data=data | {"name": "images"})
-    fails("kesi", "verify", copy, code=2, says="were handed over in Python ('images') and cannot be loaded anew")
+    fails("kesi", "verify", copy, code=2,
+          says="were handed over in Python ('images') and cannot be loaded anew")
 
 
 def test_images_with_other_digests_are_refused(copy, images, monkeypatch):
     data = images.describe() | {"digests": {"test": "a" * 64}}
     edit(copy / "run.json", data=data)
-    monkeypatch.setattr(type(images), "describe", lambda self: data | {"digests": {"test": "b" * 64}})
+    monkeypatch.setattr(type(images), "describe",
+                        lambda self: data | {"digests": {"test": "b" * 64}})
     with pytest.raises(KesiError, match="the digests of digits are not those of"):
         verify(copy, images)
 

@@ -1,8 +1,8 @@
 """Two tiny finished pipeline runs on digits, made once for all tests of a session.
 
-A test module that wants them says ``pytest_plugins = ["tinyrun"]`` and takes ``filter_run`` or ``weight_run``:
-the run's folder, to be read only; ``quick_clock`` makes latencies a
-matter of milliseconds. The networks are hardly trained; what a test holds must not depend on that.
+A test module that wants them says ``pytest_plugins = ["tinyrun"]`` and takes ``filter_run`` or
+``weight_run``: the run's folder, to be read only; ``quick_clock`` makes latencies a matter of
+milliseconds. The networks are hardly trained; what a test holds must not depend on that.
 """
 
 import contextlib
@@ -15,15 +15,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT),
+               "CUDA_VISIBLE_DEVICES": ""}
 
 
 def make_run(folder: Path, method: str) -> Path:
     """resnet20 on digits, two rounds, an epoch or two a stage, also retrained the usual way."""
-    words = ["cifar/pipeline.py", "--arch", "resnet20", "--dataset", "digits", "--method", method, "--compare",
+    words = ["cifar/pipeline.py", "--arch", "resnet20", "--dataset", "digits", "--method", method,
+             "--compare",
              "--epochs-scale", "0.02", "--rounds", "2", "--device", "cpu", "--save", str(folder)]
-    done = subprocess.run([sys.executable, *words], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True,
-                          timeout=300)
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, env=ENVIRONMENT, capture_output=True,
+                          text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -37,7 +39,8 @@ def same_command(run: Path) -> list[str]:
 
 @contextlib.contextmanager
 def _alone(path: Path):
-    """One process at a time, where the system has locks: the workers of pytest-xdist share the runs."""
+    """One process at a time, where the system has locks:
+    the workers of pytest-xdist share the runs."""
     with open(path, "w") as file:
         with contextlib.suppress(ImportError):
             import fcntl

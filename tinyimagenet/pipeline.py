@@ -1,4 +1,5 @@
-"""All five steps: train, prune, retrain with one cycle, repeat, distil the snapshots into the last one.
+"""All five steps: train, prune, retrain with one cycle, repeat,
+distil the snapshots into the last one.
 
     python tinyimagenet/pipeline.py --arch resnet18 --dataset tinyimagenet --method filter --compare --seeds 0 1 2
 """

@@ -71,12 +71,9 @@ def table(rows: Sequence[dict]) -> str:
     def ms(seconds: float | None) -> str:
         return "-" if seconds is None else f"{seconds * 1e3:.2f}"
 
-    lines = [
-        "| stage | round | teachers | batch | precision | compile | step ms | replay ms | Python ms "
-        "| kernels "
-        "| first step s | loss apart | gradient apart |",
-        "| --- " * 13 + "|",
-    ]
+    lines = ["| stage | round | teachers | batch | precision | compile | step "
+             "ms | replay ms | Python ms | kernels | first step s | loss apart | gradient apart |",
+             "| --- " * 13 + "|"]
     for row in rows:
         lines.append(
             f"| {row['stage']} | {row['round']} | {row['teachers']} | {row['batch']} | "

@@ -2,8 +2,8 @@
 
     python cifar/weight_pruning/ensemble_finetune.py --refine runs/mine/onecycle-5 --save runs/mine/kesi
 
-Teachers: --teachers on the command line, or checkpoint_paths below, or else the baseline and all snapshots that
---refine descends from.
+Teachers: --teachers on the command line, or checkpoint_paths below, or else the baseline and all
+snapshots that --refine descends from.
 """
 
 from kesi.cli import entry, steps

@@ -1,4 +1,5 @@
-"""A network as a file: KESI's own checkpoints, those of the authors' released code, torchvision's weights."""
+"""A network as a file: KESI's own checkpoints, those of the authors' released code,
+torchvision's weights."""
 
 from kesi.checkpoints.checkpoint import (
     EXPORTED,

@@ -2,8 +2,8 @@
 
 A file of ours is a dictionary with ``format``, ``version``, ``arch``, ``num_classes``, ``cfg``,
 ``state_dict``, ``masks``, ``info`` (stage, data set, recipe, seed, metrics, versions, parent ...),
-``training`` (only while a stage runs) and ``digest``, a SHA-256 over all of the rest. The digest is that of
-the content: a file either gives exactly what was saved or is refused.
+``training`` (only while a stage runs) and ``digest``, a SHA-256 over all of the rest. The digest is
+that of the content: a file either gives exactly what was saved or is refused.
 """
 
 import io
@@ -33,10 +33,11 @@ EXPORTED = (".onnx", ".pt2", ".safetensors")  # what kesi export writes
 
 @dataclass(frozen=True)
 class Checkpoint(Snapshot):
-    """A snapshot as it was saved, on the CPU and in eval mode, with all that its file says about it.
+    """A snapshot as it was saved, on the CPU and in eval mode,
+    with all that its file says about it.
 
-    ``file_digest`` is that of the file, ``digest`` that of the network alone. ``training``: the state
-    of an unfinished stage.
+    ``file_digest`` is that of the file, ``digest`` that of the network alone. ``training``: the
+    state of an unfinished stage.
     """
 
     info: Info = field(default_factory=Info)
@@ -64,7 +65,8 @@ def save(path: Path, snapshot: Snapshot, info: Info, training: dict | None = Non
 
 
 def contents(snapshot: Snapshot, info: Info, training: dict | None = None) -> dict:
-    """What a checkpoint says, but for its digest. The weights are not copied where they are on the CPU already.
+    """What a checkpoint says, but for its digest.
+    The weights are not copied where they are on the CPU already.
 
     ``training`` is the state of an unfinished stage (optimiser, schedule, epoch, history). Raises
     KesiError when a weight is not finite: good weights are never replaced by broken ones.
@@ -73,19 +75,23 @@ def contents(snapshot: Snapshot, info: Info, training: dict | None = None) -> di
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     for name, value in state.items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise KesiError(f"{name} holds values that are not finite: they are not saved; try a lower learning rate")
-    return {"format": FORMAT, "version": VERSION, "arch": model.arch, "num_classes": model.num_classes,
-            "cfg": list(model.cfg), "state_dict": state,
-            "masks": None if masks is None else masks.state_dict(), "info": encode(info), "training": training}
+            raise KesiError(f"{name} holds values that are not finite: they are not saved; try a "
+                            "lower learning rate")
+    return {"format": FORMAT, "version": VERSION, "arch": model.arch,
+            "num_classes": model.num_classes, "cfg": list(model.cfg), "state_dict": state,
+            "masks": None if masks is None else masks.state_dict(), "info": encode(info),
+            "training": training}
 
 
 def write(path: Path, content: dict, previous: Path | None = None) -> str:
     """Write contents() with their digest, atomically, and return the digest.
 
-    ``previous``: the name that the file before is kept under. Raises KesiError when it cannot be written.
+    ``previous``: the name that the file before is kept under. Raises KesiError when it cannot be
+    written.
     """
     content = {**content, "digest": digest_of(content)}
-    whole = io.BytesIO()  # torch's own writer turns a full disk into an error of its own, which says nothing
+    # torch's own writer turns a full disk into an error of its own, which says nothing
+    whole = io.BytesIO()
     torch.save(content, whole)
     write_atomic(Path(path), lambda file: file.write(whole.getbuffer()) and None, previous=previous)
     return content["digest"]
@@ -103,26 +109,28 @@ def find(path: str | Path) -> Path:
         for name in ("checkpoint.pth.tar", "pruned.pth.tar"):
             if (path / name).is_file():
                 return path / name
-        raise UsageError(f"no checkpoint.pth.tar in the folder {path}: give the file of a checkpoint, or the "
-                         f"folder of a finished stage")
+        raise UsageError(f"no checkpoint.pth.tar in the folder {path}: give the file of a "
+                         "checkpoint, or the folder of a finished stage")
     if not path.is_file():
         raise UsageError(f"no such checkpoint: {path}")
     return path
 
 
 def load(path: str | Path, arch: str | None = None, num_classes: int | None = None) -> Checkpoint:
-    """Read a checkpoint of ours or of the released code, without running any code that it might contain.
+    """Read a checkpoint of ours or of the released code,
+    without running any code that it might contain.
 
-    ``arch`` and ``num_classes`` are needed only where neither the file nor its weights tell; given, they
-    have to agree with it. A file of the released code without masks takes its zeros as the mask where it
-    has any, and its zeros are taken once, here. Raises UsageError for a missing file or a wrong ``arch``,
-    KesiError for a file that is damaged, not a checkpoint, or does not fit.
+    ``arch`` and ``num_classes`` are needed only where neither the file nor its weights tell; given,
+    they have to agree with it. A file of the released code without masks takes its zeros as the
+    mask where it has any, and its zeros are taken once, here. Raises UsageError for a missing file
+    or a wrong ``arch``, KesiError for a file that is damaged, not a checkpoint, or does not fit.
     """
     path = find(path)
     content = read(path)
     arch = arch and models.canonical(arch)
     if arch is not None and arch not in models.ARCHITECTURES:
-        raise UsageError(f"unknown architecture {arch!r}; choose one of: {', '.join(models.ARCHITECTURES)}")
+        raise UsageError(
+            f"unknown architecture {arch!r}; choose one of: {', '.join(models.ARCHITECTURES)}")
     state = _state_dict(path, content)
     safety.check_weights(path, state)
     ours = content.get("format") == FORMAT
@@ -143,7 +151,8 @@ def load(path: str | Path, arch: str | None = None, num_classes: int | None = No
         model = models.create(arch, classes, cfg)
         model.load_state_dict(state)
         masks = Masks(model, content["masks"]) if content.get("masks") else None
-    except (ValueError, KeyError, IndexError, OverflowError, RuntimeError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, IndexError, OverflowError, RuntimeError, TypeError,
+            AttributeError) as error:
         # without a message of many lines: load_state_dict lists every name
         raise KesiError(f"{path} does not fit {arch} with {classes} classes: "
                         f"{first_line(error).rstrip(': ')}") from error
@@ -153,37 +162,43 @@ def load(path: str | Path, arch: str | None = None, num_classes: int | None = No
         info = published_info(content)
         return Checkpoint(info.stage, model.eval(), masks, info, path, digest_of(state))
     info = decode(Info, content["info"], path)
-    return Checkpoint(info.stage, model.eval(), masks, info, path, content["digest"], content["training"])
+    return Checkpoint(info.stage, model.eval(), masks, info, path, content["digest"],
+                      content["training"])
 
 
-def load_model(path: str | Path, arch: str | None = None, num_classes: int | None = None) -> Network:
-    """The network of a checkpoint (ours or the released code's), on the CPU and in eval mode; see load()."""
+def load_model(path: str | Path, arch: str | None = None,
+               num_classes: int | None = None) -> Network:
+    """The network of a checkpoint (ours or the released code's), on the CPU and in eval mode;
+    see load()."""
     return load(path, arch, num_classes).network
 
 
 def read(path: Path) -> dict:
     """The dictionary in a checkpoint file; of a file of ours the digest and all types are verified.
 
-    Raises KesiError, also for a file that would take more memory than its own size; see kesi.checkpoints.safety.
+    Raises KesiError, also for a file that would take more memory than its own size; see
+    kesi.checkpoints.safety.
     """
     if path.suffix in EXPORTED:
         raise UsageError(f"{path} is an exported file: give the checkpoint that it was made from")
     safety.check_file(path)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns of old storage types; the content is checked below
+            # torch warns of old storage types; the content is checked below
+            warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise KesiError(f"cannot read {path}: {error.strerror or error}") from error
     except Exception as error:  # torch.load raises a dozen types for damaged files
         raise KesiError(f"{path} is damaged or not a checkpoint: {first_line(error)}") from error
     if not isinstance(content, dict):
-        raise KesiError(f"{path} is not a checkpoint: it holds a {type(content).__name__}, not a dictionary")
+        raise KesiError(
+            f"{path} is not a checkpoint: it holds a {type(content).__name__}, not a dictionary")
     safety.check_content(path, content)
     if content.get("format") == FORMAT:
         if content.get("version") != VERSION:
-            raise KesiError(f"{path} has checkpoint version {content.get('version')!r}; this KESI reads "
-                            f"version {VERSION}")
+            raise KesiError(f"{path} has checkpoint version {content.get('version')!r}; this KESI "
+                            f"reads version {VERSION}")
         digest = content.get("digest")
         if digest != digest_of({key: value for key, value in content.items() if key != "digest"}):
             raise KesiError(f"{path} is damaged: its content does not match its checksum")
@@ -193,20 +208,24 @@ def read(path: Path) -> dict:
 
 def _state_dict(path: Path, content: dict) -> dict[str, torch.Tensor]:
     state = content.get("state_dict")
-    if "state_dict" not in content and all(isinstance(value, torch.Tensor) for value in content.values()):
+    if ("state_dict" not in content
+            and all(isinstance(value, torch.Tensor) for value in content.values())):
         state = content  # torch.save(model.state_dict(), ...)
-    if not isinstance(state, dict) or not state or not all(
-            isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()):
-        raise KesiError(f"{path} is not a checkpoint: it has no state_dict of named tensors (for a network of your "
-                        f"own, see docs/own-network.md)")
-    if content.get("format") != FORMAT and all(name.startswith("module.") for name in state):  # DataParallel's
+    if (not isinstance(state, dict) or not state or not all(isinstance(name, str) and isinstance(
+            value, torch.Tensor) for name, value in state.items())):
+        raise KesiError(f"{path} is not a checkpoint: it has no state_dict of named tensors (for a "
+                        "network of your own, see docs/own-network.md)")
+    # DataParallel's
+    if content.get("format") != FORMAT and all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): value for name, value in state.items()}
     return state
 
 
 def _refuse_other_shapes(arch: str, num_classes: int, cfg: list, state: dict) -> None:
-    """Raises ValueError where the weights are not those of the network, before this one takes any memory."""
-    shapes = {name: value.shape for name, value in skeleton(arch, num_classes, cfg).state_dict().items()}
+    """Raises ValueError where the weights are not those of the network,
+    before this one takes any memory."""
+    shapes = {name: value.shape
+              for name, value in skeleton(arch, num_classes, cfg).state_dict().items()}
     for name in sorted(shapes.keys() ^ state.keys()):
         raise ValueError(f"{name} is {'missing' if name in shapes else 'too much'}")
     for name, shape in shapes.items():
@@ -215,8 +234,9 @@ def _refuse_other_shapes(arch: str, num_classes: int, cfg: list, state: dict) ->
 
 
 def require(arch: str, path: object) -> None:
-    """Raise a UsageError unless the network ``arch``, of which a file speaks, is KESI's or registered."""
+    """Raise a UsageError unless the network ``arch``, of which a file speaks,
+    is KESI's or registered."""
     if arch not in models.ARCHITECTURES:
-        raise UsageError(f"{path} holds a network that is not one of KESI's: say how it is built with "
-                         f"kesi.register({arch!r:.60}, factory), and load it then; a command gets the module that "
-                         f"does so by kesi --with MODULE COMMAND ...")
+        raise UsageError(f"{path} holds a network that is not one of KESI's: say how it is built "
+                         f"with kesi.register({arch!r:.60}, factory), and load it then; a command "
+                         "gets the module that does so by kesi --with MODULE COMMAND ...")

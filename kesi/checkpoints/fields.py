@@ -23,7 +23,8 @@ def number(value: object) -> bool:
 
 def whole(low: int, high: float = MOST) -> Check:
     """A whole number from ``low`` to ``high``."""
-    return lambda value: isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+    return lambda value: isinstance(value, int) and not isinstance(value,
+                                                                   bool) and low <= value <= high
 
 
 integer = whole(-MOST)
@@ -35,7 +36,8 @@ def text(value: object) -> bool:
 
 
 def line(value: object) -> bool:
-    """A string without control characters, which would begin a line of their own where it is shown."""
+    """A string without control characters, which would begin a line of their own where it is shown.
+    """
     return text(value) and not controls(value)
 
 
@@ -84,15 +86,15 @@ def described(value: object) -> bool:
     if not dictionary(value):
         return False
     size = value.get("image_size")
-    return mapping(whole(0))(value.get("images", {})) and dictionary(value.get("augmentation", {})) and (
-        optional(whole(1, LARGEST))(size))
+    return (mapping(whole(0))(value.get("images", {})) and dictionary(value.get("augmentation", {}))
+            and (optional(whole(1, LARGEST))(size)))
 
 
 REFERENCE: dict[str, Check] = {"path": file_path, "stage": text, "network": optional(text)}
 
-ORIGIN: dict[str, Check] = {
-    "commit": optional(commit), "dirty": optional(true_or_false), "versions": optional(mapping(line)),
-    "device": optional(line), "command": optional(line), "recipe_hash": optional(line)}
+ORIGIN: dict[str, Check] = {"commit": optional(commit), "dirty": optional(true_or_false),
+                            "versions": optional(mapping(line)), "device": optional(line),
+                            "command": optional(line), "recipe_hash": optional(line)}
 
 
 def origin(value: object) -> bool:
@@ -102,7 +104,8 @@ def origin(value: object) -> bool:
 
 def checked(path: Path, value: object, checks: dict[str, Check], needed: tuple[str, ...] = (),
             trouble: str = "is damaged", prefix: str = "") -> dict:
-    """``value``, after looking at the fields that it has. Raises KesiError for the first that cannot be.
+    """``value``, after looking at the fields that it has.
+    Raises KesiError for the first that cannot be.
 
     ``trouble``: what such a file is; ``prefix``: where in it the fields stand ("info.").
     """

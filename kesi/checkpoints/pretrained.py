@@ -1,4 +1,5 @@
-"""Weights to start step 1 from: torchvision's ImageNet networks, their last layer refitted to other classes."""
+"""Weights to start step 1 from: torchvision's ImageNet networks,
+their last layer refitted to other classes."""
 
 from pathlib import Path
 
@@ -15,10 +16,10 @@ DOWNLOAD = "torchvision"  # instead of a path: torchvision's own download
 def load_pretrained(model: Network, source: str) -> Network:
     """Fill ``model`` in place from torchvision's ImageNet weights and return it.
 
-    ``source``: the path of the weights file, or "torchvision" to have torchvision download it (to its own
-    cache, checked against the hash in its name). A last layer for another number of classes is left as
-    drawn. Raises UsageError for a network that torchvision has no weights for or a missing file, KesiError
-    for a file that is not such weights and for a failed download.
+    ``source``: the path of the weights file, or "torchvision" to have torchvision download it (to
+    its own cache, checked against the hash in its name). A last layer for another number of classes
+    is left as drawn. Raises UsageError for a network that torchvision has no weights for or a
+    missing file, KesiError for a file that is not such weights and for a failed download.
     """
     if not models.ARCHITECTURES[model.arch].pretrained:
         offered = [arch for arch, network in models.ARCHITECTURES.items() if network.pretrained]
@@ -35,8 +36,8 @@ def load_pretrained(model: Network, source: str) -> Network:
             state[name] = own[name]
     wrong = next((name for name in own if state[name].shape != own[name].shape), None)
     if wrong is not None:
-        raise KesiError(f"--pretrained {source}: {wrong} has shape {tuple(state[wrong].shape)}, but in {model.arch} "
-                        f"it is {tuple(own[wrong].shape)}")
+        raise KesiError(f"--pretrained {source}: {wrong} has shape {tuple(state[wrong].shape)}, "
+                        f"but in {model.arch} it is {tuple(own[wrong].shape)}")
     model.load_state_dict(state)
     return model
 
@@ -48,8 +49,10 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises a dozen types for damaged files
         raise KesiError(f"--pretrained {path}: damaged or not a weights file") from error
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise KesiError(f"--pretrained {path}: not a weights file of torchvision (a dictionary of tensors)")
+    if (not isinstance(state, dict)
+            or not all(isinstance(value, torch.Tensor) for value in state.values())):
+        raise KesiError(
+            f"--pretrained {path}: not a weights file of torchvision (a dictionary of tensors)")
     return dict(state)
 
 
@@ -58,5 +61,5 @@ def _download(arch: str) -> dict[str, torch.Tensor]:
     try:
         return dict(weights.get_state_dict(progress=True, check_hash=True, weights_only=True))
     except (OSError, RuntimeError) as error:
-        raise KesiError(f"--pretrained: the download of {weights.url} failed ({error}): fetch it elsewhere and give "
-                        f"its path") from error
+        raise KesiError(f"--pretrained: the download of {weights.url} failed ({error}): fetch it "
+                        "elsewhere and give its path") from error

@@ -1,4 +1,5 @@
-"""What files say of the things in them, as dataclasses: decoded and checked in one place, attributes from there on."""
+"""What files say of the things in them, as dataclasses: decoded and checked in one place,
+attributes from there on."""
 
 import dataclasses
 import functools
@@ -40,7 +41,8 @@ class Earlier(Origin):
 
 @dataclass(frozen=True)
 class Reference:
-    """How a file names the network that it was made from: relative to its own folder, and by its digest."""
+    """How a file names the network that it was made from:
+    relative to its own folder, and by its digest."""
 
     path: Annotated[str, fields.file_path]
     stage: str
@@ -96,7 +98,8 @@ def encode(record: Any) -> dict:
 
 def decode(kind: type[T], value: object, path: Path | str, trouble: str = "is damaged",
            prefix: str = "") -> T:
-    """The record that ``value``, read from ``path``, says; fields that it does not know are left out.
+    """The record that ``value``, read from ``path``, says;
+    fields that it does not know are left out.
 
     Raises KesiError that names the first field that cannot be: ``trouble`` says what such a file
     is, ``prefix`` where in it the fields stand ("info.").
@@ -109,7 +112,8 @@ def decode(kind: type[T], value: object, path: Path | str, trouble: str = "is da
         if one.name not in value and not required:
             continue
         try:
-            found[one.name] = _as(_hints(kind)[one.name], value.get(one.name), path)
+            where = (path, trouble, f"{prefix}{one.name}.")
+            found[one.name] = _as(_hints(kind)[one.name], value.get(one.name), where)
         except _Wrong:
             raise KesiError(f"{path} {trouble}: its {prefix}{one.name} is "
                             f"{shown(value.get(one.name))}") from None
@@ -130,28 +134,29 @@ _PLAIN: dict[type, Check] = {float: fields.number, int: fields.integer, str: fie
                              list: lambda value: isinstance(value, list)}
 
 
-def _as(hint: Any, value: Any, path: Path | str) -> Any:
-    """``value`` as a type says, records made of what stands for them. Raises _Wrong where it is not."""
+def _as(hint: Any, value: Any, where: tuple[Path | str, str, str]) -> Any:
+    """``value`` as a type says, records made of what stands for them.
+    Raises _Wrong where it is not."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
-        _as(inner[0], value, path)
+        _as(inner[0], value, where)
         if not all(check(value) for check in inner[1:]):
             raise _Wrong
         return value
     if origin in (types.UnionType, typing.Union):
-        return None if value is None else _as(inner[0], value, path)
+        return None if value is None else _as(inner[0], value, where)
     if origin is list:
         if not isinstance(value, (list, tuple)):
             raise _Wrong
-        return [_as(inner[0], item, path) for item in value]
+        return [_as(inner[0], item, where) for item in value]
     if origin is dict:
         if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
             raise _Wrong
-        return {key: _as(inner[1], item, path) for key, item in value.items()}
+        return {key: _as(inner[1], item, where) for key, item in value.items()}
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, dict):
             raise _Wrong
-        return decode(hint, value, path, prefix=f"{hint.__name__.lower()}.")
+        return decode(hint, value, *where)
     if hint is not Any and not _PLAIN[hint](value):
         raise _Wrong
     return value

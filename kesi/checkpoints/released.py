@@ -1,4 +1,5 @@
-"""Checkpoints of the authors' released code, which do not say what they hold: what their weights tell."""
+"""Checkpoints of the authors' released code, which do not say what they hold:
+what their weights tell."""
 
 from pathlib import Path
 
@@ -18,15 +19,18 @@ def skeleton(arch: str, num_classes: int = 2, cfg: list | None = None) -> Networ
 
 
 def recognise(path: Path, state: dict) -> str:
-    """The one architecture with exactly these parameter names, and these shapes where pruning leaves them.
+    """The one architecture with exactly these parameter names,
+    and these shapes where pruning leaves them.
 
     Raises KesiError where it is none or could be several.
     """
     found = [arch for arch, network in models.ARCHITECTURES.items()
              if network.graph is None and _could_be(arch, state)]
     if len(found) != 1:
-        what = "fits none" if not found else f"could be any of {', '.join(found)}: say which (--arch)"
-        raise KesiError(f"the network in {path} {what if found else what + ' of ours by its parameter names'}")
+        what = ("fits none" if not found
+                else f"could be any of {', '.join(found)}: say which (--arch)")
+        raise KesiError(
+            f"the network in {path} {what if found else what + ' of ours by its parameter names'}")
     return found[0]
 
 
@@ -62,11 +66,14 @@ def widths_of(arch: str, state: dict) -> list:
 
 
 def published_info(content: dict) -> Info:
-    """What the released code keeps besides weights: the epoch, and accuracies as share or as percent."""
+    """What the released code keeps besides weights:
+    the epoch, and accuracies as share or as percent."""
     metrics = {}
     for name in ("best_prec1", "acc", "best_acc"):
         value = content.get(name)
-        if isinstance(value, (int, float)) or isinstance(value, torch.Tensor) and value.numel() == 1:
+        if (isinstance(value, (int, float)) or isinstance(value, torch.Tensor)
+                and value.numel() == 1):
             metrics[name] = float(value) * 100 if float(value) <= 1 else float(value)
     epoch = content.get("epoch")
-    return Info(source="released code", epoch=epoch if isinstance(epoch, int) else None, metrics=metrics)
+    return Info(source="released code", epoch=epoch if isinstance(epoch, int) else None,
+                metrics=metrics)

@@ -1,8 +1,9 @@
 """What a checkpoint may hold and ask for, so that a hostile file is refused before it does harm.
 
-torch.load(weights_only=True) runs no code of a file, but it unpacks what the file asks it to. Before: the
-archive and the pickle in it are read as text, for their sizes and names. After: what came out is looked
-through, before anything is computed from it. Nothing here allocates more than the file's own size.
+torch.load(weights_only=True) runs no code of a file, but it unpacks what the file asks it to.
+Before: the archive and the pickle in it are read as text, for their sizes and names. After: what
+came out is looked through, before anything is computed from it. Nothing here allocates more than
+the file's own size.
 """
 
 import pickletools
@@ -30,23 +31,26 @@ PROTOCOL = b"\x80"  # with which a pickle begins, and so a checkpoint of before 
 
 _STORAGES = ("Double", "Float", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
 
-GLOBALS = {"collections OrderedDict", "collections Counter", "torch Size", "torch.nn.parameter Parameter",
-           "torch._utils _rebuild_tensor", "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter",
+GLOBALS = {"collections OrderedDict", "collections Counter",
+           "torch Size", "torch.nn.parameter Parameter", "torch._utils _rebuild_tensor",
+           "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter",
            "torch.storage TypedStorage", "torch.storage UntypedStorage",
            *(f"{module} {kind}Storage" for module in ("torch", "torch.cuda") for kind in _STORAGES)}
 
 KIND = "is not a checkpoint"
 
-CONTENT = {"arch": fields.text, "num_classes": fields.integer, "cfg": lambda value: isinstance(value, (list, tuple)),
-           "state_dict": fields.dictionary, "info": fields.dictionary, "masks": optional(fields.dictionary),
+CONTENT = {"arch": fields.text, "num_classes": fields.integer,
+           "cfg": lambda value: isinstance(value, (list, tuple)), "state_dict": fields.dictionary,
+           "info": fields.dictionary, "masks": optional(fields.dictionary),
            "training": optional(fields.dictionary), "digest": fields.text}
 
-TRAINING = {"epoch": fields.integer, "history": fields.several(fields.dictionary),
+TRAINING = {"epoch": fields.integer, "history": fields.several(lambda value: True),
             "optimizer": fields.dictionary, "schedule": fields.dictionary}
 
 
 def check_file(path: Path) -> None:
-    """Look through a file that torch.load() is about to read. Raises KesiError that says what is wrong with it."""
+    """Look through a file that torch.load() is about to read.
+    Raises KesiError that says what is wrong with it."""
     size = path.stat().st_size
     try:
         with open(path, "rb") as file:
@@ -58,9 +62,11 @@ def check_file(path: Path) -> None:
                 # of torch before 0.1.10, which unpacked it to the disk
                 raise KesiError(f"{path} is a tar archive, which is not read")
             elif head[:1] != PROTOCOL:  # before anything looks for a structure in what may be long
-                raise KesiError(f"{path} is damaged or not a checkpoint: it begins with {head[:4]!r}")
+                raise KesiError(
+                    f"{path} is damaged or not a checkpoint: it begins with {head[:4]!r}")
             else:
-                for _ in range(5):  # magic number, protocol, system, content, names of the storages that follow
+                # magic number, protocol, system, content, names of the storages that follow
+                for _ in range(5):
                     _check_pickle(path, file, size)
     except OSError as error:
         raise KesiError(f"cannot read {path}: {error.strerror or error}") from error
@@ -75,9 +81,10 @@ def _check_archive(path: Path, file: BinaryIO, size: int) -> None:
             raise KesiError(f"{path} is not a checkpoint: it has {len(members):,} members")
         unpacked = sum(member.file_size for member in members)
         if unpacked > size or any(member.compress_type != zipfile.ZIP_STORED for member in members):
-            raise KesiError(f"{path} is refused: its {size:,} bytes would unpack to {unpacked:,}, and a checkpoint "
-                            f"is not compressed")
-        structure = [member for member in members if member.filename.rpartition("/")[2] == "data.pkl"]
+            raise KesiError(f"{path} is refused: its {size:,} bytes would unpack to {unpacked:,}, "
+                            "and a checkpoint is not compressed")
+        structure = [member for member in members
+                     if member.filename.rpartition("/")[2] == "data.pkl"]
         if len(structure) != 1 or structure[0].file_size > PICKLE:
             raise KesiError(f"{path} is not a checkpoint: it has {len(structure)} data.pkl, of "
                             f"{sum(member.file_size for member in structure):,} bytes")
@@ -91,17 +98,22 @@ def _check_pickle(path: Path, file: Any, size: int) -> None:
     for number, (code, argument, _) in enumerate(pickletools.genops(file)):
         if number > 2 * VALUES:
             raise KesiError(f"{path} is not a checkpoint: it has too many values")
-        if code.name in ("GLOBAL", "INST") and argument not in GLOBALS or code.name == "STACK_GLOBAL":
-            name = "a name that it makes up" if argument is None else str(argument).replace(" ", ".")[:100]
-            raise KesiError(f"{path} is damaged or not a checkpoint: it asks for {name}, which no checkpoint needs")
+        if (code.name in ("GLOBAL", "INST") and argument not in GLOBALS
+                or code.name == "STACK_GLOBAL"):
+            name = ("a name that it makes up" if argument is None
+                    else str(argument).replace(" ", ".")[:100])
+            raise KesiError(f"{path} is damaged or not a checkpoint: it asks for {name}, which no "
+                            "checkpoint needs")
         if isinstance(argument, int) and not code.name.endswith(("PUT", "GET")):
             last = argument
         if code.name == "BINPERSID" and (last is None or not 0 <= last <= size):
-            raise KesiError(f"{path} is refused: it has {size:,} bytes, and a tensor of {last} elements")
+            raise KesiError(
+                f"{path} is refused: it has {size:,} bytes, and a tensor of {last} elements")
 
 
 def check_content(path: Path, content: dict) -> None:
-    """Look through what torch.load() gave. Raises KesiError where it is too much, or of unknown types."""
+    """Look through what torch.load() gave. Raises KesiError where it is too much,
+    or of unknown types."""
     size = path.stat().st_size
     waiting, values, total = [(content, 0)], 0, 0
     while waiting:
@@ -110,9 +122,10 @@ def check_content(path: Path, content: dict) -> None:
         if values > VALUES or depth > DEPTH:
             raise KesiError(f"{path} is refused: its values are too many or too deeply nested")
         if isinstance(value, torch.Tensor):
-            if value.layout is not torch.strided or value.device.type != "cpu" or value.is_quantized:
-                raise KesiError(f"{path} is refused: it holds a tensor that is not plain ({value.layout}, "
-                                f"{value.device.type})")
+            if (value.layout is not torch.strided or value.device.type != "cpu"
+                    or value.is_quantized):
+                raise KesiError(f"{path} is refused: it holds a tensor that is not plain "
+                                f"({value.layout}, {value.device.type})")
             total += value.numel() * value.element_size()
         elif isinstance(value, dict):
             waiting += [(item, depth + 1) for pair in value.items() for item in pair]
@@ -125,7 +138,8 @@ def check_content(path: Path, content: dict) -> None:
 
 
 def check_weights(path: Path, state: dict[str, torch.Tensor]) -> None:
-    """That a network can be computed with. Raises KesiError that names the first tensor that forbids it."""
+    """That a network can be computed with. Raises KesiError that names the first tensor
+    that forbids it."""
     for name, value in state.items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise KesiError(f"{path} is damaged: {name} holds values that are not finite")
@@ -134,11 +148,13 @@ def check_weights(path: Path, state: dict[str, torch.Tensor]) -> None:
 
 
 def check_fields(path: Path, content: dict) -> None:
-    """That a file of ours has fields of the right types. Raises KesiError that names the first that has not."""
+    """That a file of ours has fields of the right types.
+    Raises KesiError that names the first that has not."""
     fields.checked(path, content, CONTENT, tuple(CONTENT), KIND)
     decode(Info, content["info"], path, KIND, "info.")
     for name, mask in (content["masks"] or {}).items():
-        if not isinstance(name, str) or not isinstance(mask, torch.Tensor) or mask.dtype != torch.bool:
+        if (not isinstance(name, str) or not isinstance(mask, torch.Tensor)
+                or mask.dtype != torch.bool):
             raise KesiError(f"{path} is not a checkpoint: the mask of {name!r:.60} is not boolean")
     if content["training"] is not None:
         fields.checked(path, content["training"], TRAINING, (), KIND, "training.")

@@ -28,18 +28,23 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str):
         unknown = re.match(r"unrecognized arguments: (--[\w-]+)", message)
-        close = difflib.get_close_matches(unknown.group(1), self._option_string_actions, 1, 0.75) if unknown else []
-        raise UsageError(f"{message}{f'; did you mean {close[0]}?' if close else ''} (see {self.prog} --help)")
+        close = (difflib.get_close_matches(unknown.group(1), self._option_string_actions, 1, 0.75)
+                 if unknown else [])
+        raise UsageError(
+            f"{message}{f'; did you mean {close[0]}?' if close else ''} (see {self.prog} --help)")
 
     def parse_known_args(self, args=None, namespace=None):
         """Argparse's, of words that can be shown and written down as they are."""
         words = list(sys.argv[1:] if args is None else args)
         for before, word in zip(["", *words], words, strict=False):
-            flag, equals, value = word.partition("=") if word.startswith("--") else (before, "=", word)
+            flag, equals, value = (word.partition("=") if word.startswith("--")
+                                   else (before, "=", word))
             if equals and not value:
-                raise UsageError(f"{flag or 'an argument'} is empty: give a value, or leave it away")
+                raise UsageError(
+                    f"{flag or 'an argument'} is empty: give a value, or leave it away")
             if controls(word):
-                raise UsageError(f"{flag or 'an argument'} holds a control character: {word!r:.100}")
+                raise UsageError(
+                    f"{flag or 'an argument'} holds a control character: {word!r:.100}")
         return super().parse_known_args(words, namespace)
 
 
@@ -48,13 +53,14 @@ def parser(doc: str, prog: str | None = None) -> argparse.ArgumentParser:
     made = _Parser(prog=prog, description=inspect.cleandoc(doc), allow_abbrev=False,
                    formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument(WITH, action="append", metavar="FILE",
-                      help="first run this Python file, or import this module, which adds to KESI: networks by "
-                           "kesi.register, criteria, losses, data sets")
+                      help="first run this Python file, or import this module, which adds to KESI: "
+                           "networks by kesi.register, criteria, losses, data sets")
     return made
 
 
 def load_additions(words: Sequence[str]) -> None:
-    """Run the Python files, and import the modules, that --with names. Raises UsageError where there is none.
+    """Run the Python files, and import the modules, that --with names.
+    Raises UsageError where there is none.
 
     What they add is there before a command looks at its other words, which may be names of theirs.
     """
@@ -76,16 +82,21 @@ def load_additions(words: Sequence[str]) -> None:
         except KesiError:
             raise
         except Exception as error:  # somebody else's code: anything
-            raise UsageError(f"--with {name}: {type(error).__name__}: {first_line(error)}") from error
+            raise UsageError(
+                f"--with {name}: {type(error).__name__}: {first_line(error)}") from error
 
 
 def run(main: Callable[[], None], resumes: bool = False) -> None:
-    """Call a script's main function and exit: 0, 2 for wrong usage, 1 for other errors, 130 when interrupted.
+    """Call a script's main function and exit: 0, 2 for wrong usage, 1 for other errors,
+    130 when interrupted.
 
-    ``resumes``: it is one that, started again, continues where it was interrupted, which is said then.
+    ``resumes``: it is one that, started again, continues where it was interrupted, which is said
+    then.
     """
-    warnings.showwarning = lambda message, *_args, **_kwargs: print(f"warning: {message}", file=sys.stderr)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that knows no "±" is no reason to fail after hours
+    warnings.showwarning = lambda message, *_args, **_kwargs: print(f"warning: {message}",
+                                                                    file=sys.stderr)
+    # a terminal that knows no "±" is no reason to fail after hours
+    if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
     _listen(_once())
     speaks = True
@@ -106,12 +117,14 @@ def run(main: Callable[[], None], resumes: bool = False) -> None:
     except MemoryError:
         _end("out of memory: use smaller batches or images", 1)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever reads has had enough
+        # whoever reads has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except KeyboardInterrupt:
         _listen(lambda *_: None)  # it is ending; not SIG_IGN, which a child would inherit
         without = ", without --fresh," if "--fresh" in sys.argv else ""
-        _end("interrupted" + f"; the same command{without} continues from the last saved epoch" * resumes, 130)
+        _end("interrupted"
+             + f"; the same command{without} continues from the last saved epoch" * resumes, 130)
 
 
 def _listen(handler: Callable) -> None:
@@ -122,7 +135,8 @@ def _listen(handler: Callable) -> None:
 
 
 def _once() -> Callable:
-    """A handler that interrupts once for the signals of a second: schedulers and shells send several."""
+    """A handler that interrupts once for the signals of a second:
+    schedulers and shells send several."""
     last = -math.inf
 
     def interrupt(*_: object) -> None:

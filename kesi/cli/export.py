@@ -126,8 +126,8 @@ def described(checkpoint: Checkpoint, inputs: Inputs, made: Sequence[Exported], 
             "safetensors": f"safetensors, {'sparse' if args.sparse else 'dense'}"}[kind]
     check, total, size = made[0].check, parameters(checkpoint.network), inputs.image_size
     zeros = checkpoint.masks.pruned() if checkpoint.masks else 0
-    lines = [f"{checkpoint.network.arch}, {checkpoint.network.num_classes} classes, {total - zeros:,} "
-             f"non-zero of {total:,} parameters; {form}",
+    lines = [f"{checkpoint.network.arch}, {checkpoint.network.num_classes} classes, "
+             f"{total - zeros:,} non-zero of {total:,} parameters; {form}",
              f"input: float32 (batch, 3, {size}, {size}), RGB scaled to {scaled}; output: logits "
              f"(batch, {checkpoint.network.num_classes})",
              f"checked on {check.images} {check.source}",

@@ -26,19 +26,24 @@ def add_inputs(parser: argparse.ArgumentParser, device: bool = True) -> None:
 
     Without ``device`` there is no such flag, and it is the CPU.
     """
-    parser.add_argument("--arch", metavar="NAME", help="needed only where a checkpoint does not tell")
+    parser.add_argument("--arch", metavar="NAME",
+                        help="needed only where a checkpoint does not tell")
     parser.add_argument("--dataset", choices=DATASETS, metavar="NAME",
                         help=f"{', '.join(DATASETS)} (default: what the checkpoint says)")
-    parser.add_argument("--data", default="data", metavar="DIR", help="where the images are (default: %(default)s)")
-    parser.add_argument("--image-size", type=int, metavar="PX", help="default: what the checkpoint says")
+    parser.add_argument("--data", default="data", metavar="DIR",
+                        help="where the images are (default: %(default)s)")
+    parser.add_argument("--image-size", type=int, metavar="PX",
+                        help="default: what the checkpoint says")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
     parser.set_defaults(device="cpu")
     if device:
-        parser.add_argument("--device", default="cpu", metavar="NAME", help="cpu, cuda ... (default: %(default)s)")
+        parser.add_argument("--device", default="cpu", metavar="NAME",
+                            help="cpu, cuda ... (default: %(default)s)")
 
 
 def chosen_device(args: argparse.Namespace) -> str:
-    """The device that add_flags() asked for, after setting --threads. Raises UsageError if it is not there."""
+    """The device that add_flags() asked for, after setting --threads.
+    Raises UsageError if it is not there."""
     if args.threads is not None:
         if not 1 <= args.threads <= 1024:
             raise UsageError(f"--threads must be at least 1 and at most 1024, not {args.threads}")
@@ -55,33 +60,35 @@ DEFAULT_CLASSES = 10  # of a folder of images that nobody has looked into
 BOTH = "both"  # methods of pruning, from one baseline
 
 
-def add_network(group: argparse.ArgumentParser, default: str = "resnet56", both: bool = False) -> None:
+def add_network(group: argparse.ArgumentParser, default: str = "resnet56",
+                both: bool = False) -> None:
     """--arch and --method."""
-    group.add_argument("--arch", choices=list(models.ARCHITECTURES), default=default, metavar="NAME",
-                       type=models.canonical,
-                       help=f"the network: {', '.join(models.ARCHITECTURES)} (default: %(default)s)")
+    group.add_argument("--arch", choices=list(models.ARCHITECTURES),
+                       default=default, metavar="NAME", type=models.canonical, help="the network: "
+                       f"{', '.join(models.ARCHITECTURES)} (default: %(default)s)")
     group.add_argument("--method", choices=[*recipes.METHODS, *[BOTH] * both], default="filter",
-                       help="prune whole filters or single weights" + " or, from one baseline, both" * both
-                            + " (default: %(default)s)")
+                       help="prune whole filters or single weights"
+                       + " or, from one baseline, both" * both + " (default: %(default)s)")
 
 
 def add_rounds(group: argparse.ArgumentParser) -> None:
     """What is pruned: --rounds, --percent, or a target: --macs, --params, --sparsity."""
-    group.add_argument("--rounds", type=int, metavar="N", help="rounds of pruning (default: the paper's five)")
-    group.add_argument("--percent", type=float, nargs="+", metavar="SHARE",
-                       help="instead of the paper's numbers; filter: the share of filters to remove from every "
-                            "layer in a round; weight: the cumulative share of zeros after each round")
+    group.add_argument("--rounds", type=int, metavar="N",
+                       help="rounds of pruning (default: the paper's five)")
+    group.add_argument(
+        "--percent", type=float, nargs="+", metavar="SHARE",
+        help="instead of the paper's numbers; filter: the share of filters to remove from every "
+             "layer in a round; weight: the cumulative share of zeros after each round")
     for measure in MEASURES:
-        group.add_argument(f"--{measure}", type=float, metavar="SHARE",
-                           help=f"filter pruning: the share of {measure} to be left after the last round; the "
-                                "rates follow")
+        group.add_argument(f"--{measure}", type=float, metavar="SHARE", help="filter pruning: the "
+                           f"share of {measure} to be left after the last round; the rates follow")
     group.add_argument("--sparsity", type=float, metavar="SHARE",
                        help="weight pruning: the share of zeros after the last round")
     group.add_argument("--allocation", choices=ALLOCATIONS, default=ALLOCATIONS[0],
-                       help="of a target: every layer in proportion to the paper's rates, or all layers alike "
-                            "(default: %(default)s)")
-    group.add_argument("--round-to", type=int, default=8, metavar="N",
-                       help="of a target: widths are multiples of N, which runtimes like (default: %(default)s)")
+                       help="of a target: every layer in proportion to the paper's rates, or all "
+                            "layers alike (default: %(default)s)")
+    group.add_argument("--round-to", type=int, default=8, metavar="N", help="of a target: widths "
+                       "are multiples of N, which runtimes like (default: %(default)s)")
     group.add_argument("--criterion", metavar="NAME",
                        help="what is pruned first (default: the paper's); filter: " + ", ".join(
                            CRITERIA["filter"]) + "; weight: " + ", ".join(CRITERIA["weight"]))
@@ -94,11 +101,13 @@ def add_data(group: argparse.ArgumentParser, default: str | None, family: str = 
                        help=f"{', '.join(DATASETS)} (default: {said})")
     group.add_argument("--data", default="data", metavar="DIR",
                        help="where the images are, or are downloaded to (default: %(default)s)")
-    group.add_argument("--image-size", type=int, metavar="PX", help="what the network sees (default: the data's)")
-    group.add_argument("--val-fraction", type=float, default=0.0, metavar="SHARE",
-                       help="hold out this share of every training class, for choosing anything (default: 0)")
+    group.add_argument("--image-size", type=int, metavar="PX",
+                       help="what the network sees (default: the data's)")
+    group.add_argument("--val-fraction", type=float, default=0.0, metavar="SHARE", help="hold out "
+                       "this share of every training class, for choosing anything (default: 0)")
     if family == "tinyimagenet":  # a quarter of a gigabyte is fetched only when asked for
-        group.add_argument("--download", action="store_true", help="fetch Tiny-ImageNet to --data (248 MB)")
+        group.add_argument("--download", action="store_true",
+                           help="fetch Tiny-ImageNet to --data (248 MB)")
     else:
         group.add_argument("--no-download", dest="download", action="store_false",
                            help="never ask the network for a data set")
@@ -106,18 +115,18 @@ def add_data(group: argparse.ArgumentParser, default: str | None, family: str = 
 
 def add_run(group: argparse.ArgumentParser) -> None:
     """--device, --threads, --eval-every, --save-every, --precision, --compile, --deterministic."""
-    group.add_argument("--device", default="auto", metavar="NAME", help="cpu, cuda, cuda:1 ... (default: a GPU if any)")
+    group.add_argument("--device", default="auto", metavar="NAME",
+                       help="cpu, cuda, cuda:1 ... (default: a GPU if any)")
     group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
-    group.add_argument("--eval-every", type=int, metavar="N",
-                       help="test accuracy every N epochs, 0: after the last only (default: 1; digits: 0)")
-    group.add_argument("--precision", choices=execution.PRECISIONS, default="auto",
-                       help="auto: bf16 on a GPU that has it, else fp32 (accuracies are always taken in fp32)")
+    group.add_argument("--eval-every", type=int, metavar="N", help="test accuracy every N epochs, "
+                       "0: after the last only (default: 1; digits: 0)")
+    group.add_argument("--precision", choices=execution.PRECISIONS, default="auto", help="auto: "
+                       "bf16 on a GPU that has it, else fp32 (accuracies are always taken in fp32)")
     group.add_argument("--compile", choices=execution.COMPILE, default="auto",
-                       help="on: fuse kernels with torch.compile; auto: on a GPU, where it earns its minute back; "
-                            "capture: CUDA graphs alone; off: not even those")
-    group.add_argument("--deterministic", action="store_true",
-                       help="only algorithms that give the same bits in every run, also on a GPU (slower, "
-                            "and never compiled)")
+                       help="on: fuse kernels with torch.compile; auto: on a GPU, where it earns "
+                            "its minute back; capture: CUDA graphs alone; off: not even those")
+    group.add_argument("--deterministic", action="store_true", help="only algorithms that give the "
+                       "same bits in every run, also on a GPU (slower, and never compiled)")
     group.add_argument("--sync-bn", action="store_true",
                        help="under torchrun: batch norm over the batch of all processes")
     group.add_argument("--save-every", type=int, default=1, metavar="N",
@@ -127,7 +136,8 @@ def add_run(group: argparse.ArgumentParser) -> None:
 def add_stage(group: argparse.ArgumentParser) -> None:
     """The numbers of one training, which override the recipe's."""
     group.add_argument("--epochs", type=int, metavar="N")
-    group.add_argument("--epochs-scale", type=float, metavar="X", help="multiply the recipe's epochs")
+    group.add_argument("--epochs-scale", type=float, metavar="X",
+                       help="multiply the recipe's epochs")
     group.add_argument("--batch-size", type=int, metavar="N")
     group.add_argument("--lr", type=float, help="learning rate; the peak of a one-cycle schedule")
     group.add_argument("--wd", type=float, help="weight decay")
@@ -140,23 +150,27 @@ def add_stage(group: argparse.ArgumentParser) -> None:
 def add_pretrained(group: argparse.ArgumentParser) -> None:
     """--pretrained."""
     group.add_argument("--pretrained", nargs="?", const=pretrained.DOWNLOAD, metavar="FILE",
-                       help="start from torchvision's ImageNet weights: this file, or without one its download "
-                            "(resnet18, resnet34; the last layer is refitted)")
+                       help="start from torchvision's ImageNet weights: this file, or without one "
+                            "its download (resnet18, resnet34; the last layer is refitted)")
 
 
 def add_seed_and_save(group: argparse.ArgumentParser, default: str) -> None:
     """--seed, --save, --fresh, --resume of one stage."""
     group.add_argument("--seed", type=seeds.seed, default=0, help="default: %(default)s")
-    group.add_argument("--save", type=Path, metavar="DIR", help=f"where the stage goes (default: {default})")
-    group.add_argument("--fresh", action="store_true", help="start over; what is there is moved aside")
-    group.add_argument("--resume", type=Path, metavar="FILE",
-                       help="continue from this state.pth.tar; one in --save is continued without being asked")
+    group.add_argument("--save", type=Path, metavar="DIR",
+                       help=f"where the stage goes (default: {default})")
+    group.add_argument("--fresh", action="store_true",
+                       help="start over; what is there is moved aside")
+    group.add_argument("--resume", type=Path, metavar="FILE", help="continue from this "
+                       "state.pth.tar; one in --save is continued without being asked")
 
 
 def training_for(args: argparse.Namespace, training: Training) -> Training:
-    """The recipe's training with what the command line overrides. Raises UsageError for values out of range."""
-    return training.changed(args.epochs, args.epochs_scale, args.schedule, batch_size=args.batch_size,
-                            lr=args.lr, weight_decay=args.wd, momentum=args.momentum, gamma=args.gamma)
+    """The recipe's training with what the command line overrides.
+    Raises UsageError for values out of range."""
+    return training.changed(
+        args.epochs, args.epochs_scale, args.schedule, batch_size=args.batch_size,
+        lr=args.lr, weight_decay=args.wd, momentum=args.momentum, gamma=args.gamma)
 
 
 def recipe_for(args: argparse.Namespace, family: str, method: str | None = None) -> Recipe:
@@ -164,9 +178,9 @@ def recipe_for(args: argparse.Namespace, family: str, method: str | None = None)
 
     Raises UsageError for what will not do.
     """
-    given = {name: getattr(args, name, None)
-             for name in ("epochs", "epochs_scale", "batch_size", "lr", "rounds", "percent", "temperature",
-                          "criterion", "loss", "compare")}
+    given = {name: getattr(args, name, None) for name in ("epochs", "epochs_scale", "batch_size",
+                                                          "lr", "rounds", "percent", "temperature",
+                                                          "criterion", "loss", "compare")}
     given = {RENAMED.get(name, name): value for name, value in given.items() if value is not None}
     recipe = recipes.recipe(args.arch, args.dataset, method or args.method, family).changed(**given)
     targets = {name: getattr(args, name, None) for name in (*MEASURES, "sparsity")}
@@ -174,11 +188,13 @@ def recipe_for(args: argparse.Namespace, family: str, method: str | None = None)
     if not targets:
         return recipe
     if len(targets) > 1 or args.percent is not None:
-        raise UsageError(f"--{' and --'.join([*targets, *['percent'] * (args.percent is not None)])} ask for "
-                         "different things: give one of them")
+        raise UsageError(
+            f"--{' and --'.join([*targets, *['percent'] * (args.percent is not None)])} ask for "
+            "different things: give one of them")
     (measure, share), = targets.items()
     try:
-        return recipe.towards(measure, share, *classes_and_size(args, family, getattr(args, "data", None)),
+        return recipe.towards(measure,
+                              share, *classes_and_size(args, family, getattr(args, "data", None)),
                               args.allocation, args.round_to)
     except ValueError as error:  # a network of one's own that has other classes
         raise UsageError(str(error)) from error
@@ -187,15 +203,18 @@ def recipe_for(args: argparse.Namespace, family: str, method: str | None = None)
 RENAMED = {"epochs_scale": "scale", "percent": "amounts"}  # flags that a recipe calls otherwise
 
 
-def classes_and_size(args: argparse.Namespace, family: str, folder: str | None = None) -> tuple[int, int]:
-    """(classes, image size) of a data set without reading it; of an imagefolder the classes in ``folder`` count."""
+def classes_and_size(args: argparse.Namespace, family: str,
+                     folder: str | None = None) -> tuple[int, int]:
+    """(classes, image size) of a data set without reading it;
+    of an imagefolder the classes in ``folder`` count."""
     if args.image_size is not None:
         check_size(args.image_size)
     info = INFO[args.dataset]
     size = args.image_size or info.default_size(family)
     if info.num_classes is not None:
         if args.num_classes not in (None, info.num_classes):
-            raise UsageError(f"{args.dataset} has {info.num_classes} classes, not {args.num_classes}")
+            raise UsageError(
+                f"{args.dataset} has {info.num_classes} classes, not {args.num_classes}")
         return info.num_classes, size
     found = len(class_names(Path(folder, "train"))) if folder else 0
     return args.num_classes or (found if found > 1 else DEFAULT_CLASSES), size
@@ -214,11 +233,12 @@ def options_for(args: argparse.Namespace) -> Options:
         raise UsageError("--eval-every must be at least 0 and --save-every at least 1")
     execution.set_up(name, args.precision, args.deterministic)
     name = distributed.start(name)
-    return Options(name, eval_every, args.save_every, args.precision, args.compile, args.deterministic, args.sync_bn)
+    return Options(name, eval_every, args.save_every, args.precision, args.compile,
+                   args.deterministic, args.sync_bn)
 
 
 def dataset_for(args: argparse.Namespace, family: str) -> Dataset:
     """Load the images that the flags name."""
     with distributed.main_first():
-        return load(args.dataset, args.data, image_size=args.image_size, val_fraction=args.val_fraction,
-                    download=args.download, family=family)
+        return load(args.dataset, args.data, image_size=args.image_size,
+                    val_fraction=args.val_fraction, download=args.download, family=family)

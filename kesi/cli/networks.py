@@ -25,14 +25,18 @@ def predict(argv: Sequence[str] | None = None) -> None:
         kesi predict runs/imagefolder-resnet20-filter/seed0/kesi photo.jpg more-photos/ --top 3
         kesi predict kesi.pth.tar photos/ --csv > predictions.csv
 
-    Images are cut, resized and scaled as test images were in training. A checkpoint of the released code does not
-    say how: name its data set with --dataset.
+    Images are cut, resized and scaled as test images were in training. A checkpoint of the released
+    code does not say how: name its data set with --dataset.
     """
     parser = entry.parser(predict.__doc__, "kesi predict")
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint, or the folder of its stage")
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files, or folders of them")
-    parser.add_argument("--top", type=int, default=3, metavar="N", help="classes to show (default: %(default)s)")
-    parser.add_argument("--csv", action="store_true", help="print file,rank,class,label,probability")
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT",
+                        help="a checkpoint, or the folder of its stage")
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE",
+                        help="image files, or folders of them")
+    parser.add_argument("--top", type=int, default=3, metavar="N",
+                        help="classes to show (default: %(default)s)")
+    parser.add_argument("--csv", action="store_true",
+                        help="print file,rank,class,label,probability")
     add_inputs(parser)
     args = parser.parse_args(argv)
     if args.top < 1:
@@ -46,9 +50,11 @@ def predict(argv: Sequence[str] | None = None) -> None:
     else:
         for one in found:
             shares = zip(one.classes[:args.top], one.probabilities[:args.top], strict=True)
-            print(f"{one.path}: " + ", ".join(f"{name} {share:.1%}" for name, share in shares), flush=True)
+            print(f"{one.path}: " + ", ".join(f"{name} {share:.1%}" for name, share in shares),
+                  flush=True)
     if unreadable:
-        others = f"{len(unreadable)} of {len(found) + len(unreadable)} images were left out; the first: "
+        others = (f"{len(unreadable)} of {len(found) + len(unreadable)} images were left out; "
+                  "the first: ")
         raise KesiError(others * (len(found) + len(unreadable) > 1) + str(unreadable[0]))
 
 
@@ -68,22 +74,26 @@ def compare(argv: Sequence[str] | None = None) -> None:
         kesi compare runs/digits-resnet20-filter/seed0/baseline runs/digits-resnet20-filter/seed0/kesi
         kesi compare a.pth.tar b.pth.tar c.pth.tar --dataset cifar10 --csv comparison.csv
 
-    Latency is the median of one forward pass in torch on this machine, the checkpoints in turn. It and the MACs of a
-    weight-pruned network are those of the dense one: zeros are multiplied like other weights.
+    Latency is the median of one forward pass in torch on this machine, the checkpoints in turn. It
+    and the MACs of a weight-pruned network are those of the dense one: zeros are multiplied like
+    other weights.
     """
     parser = entry.parser(compare.__doc__, "kesi compare")
     parser.add_argument("checkpoints", nargs="+", type=Path, metavar="CHECKPOINT",
                         help="checkpoints, or the folders of their stages")
     add_inputs(parser)
-    parser.add_argument("--no-download", action="store_true", help="never ask the network for a data set")
-    parser.add_argument("--no-accuracy", action="store_true", help="needs no images: sizes and latencies only")
+    parser.add_argument("--no-download", action="store_true",
+                        help="never ask the network for a data set")
+    parser.add_argument("--no-accuracy", action="store_true",
+                        help="needs no images: sizes and latencies only")
     parser.add_argument("--no-latency", action="store_true", help="measure no times")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the figures to this file")
+    parser.add_argument("--csv", type=Path, metavar="FILE",
+                        help="also write the figures to this file")
     args = parser.parse_args(argv)
     device = chosen_device(args)
     found = compare_networks(args.checkpoints, args.arch, args.dataset, args.data, args.image_size,
-                    accuracy=not args.no_accuracy, clock=not args.no_latency, download=not args.no_download,
-                    device=device)
+                             accuracy=not args.no_accuracy, clock=not args.no_latency,
+                             download=not args.no_download, device=device)
     print(found.text())
     if args.csv is not None:
         write_text(args.csv, found.csv())
@@ -99,18 +109,20 @@ def _lines(loaded: Sequence[Checkpoint], args, device: str) -> None:
     make_folder(args.out)  # now, and not after all that is computed
     split, names, rows = first_images(dataset.test, args.images), names_of(loaded), []
     for place, (one, other) in enumerate(zip(loaded, loaded[1:], strict=False)):
-        for point in line(one.network, other.network, dataset, split, args.points, recompute_bn=args.recompute_bn,
-                          device=device):
+        for point in line(one.network, other.network, dataset, split, args.points,
+                          recompute_bn=args.recompute_bn, device=device):
             rows.append({"from": names[place], "to": names[place + 1], **asdict(point)})
         segment = rows[-args.points:]
         ends = max(segment[0]["loss"], segment[-1]["loss"])
         worst = max(segment, key=lambda row: row["loss"])
-        print(f"{names[place]} -> {names[place + 1]}: loss {segment[0]['loss']:.4f} and {segment[-1]['loss']:.4f} at "
-              f"the ends, at most {worst['loss']:.4f} (barrier {worst['loss'] - ends:.4f}) at {worst['position']:.2f}, "
+        print(f"{names[place]} -> {names[place + 1]}: loss {segment[0]['loss']:.4f} "
+              f"and {segment[-1]['loss']:.4f} at the ends, at most {worst['loss']:.4f} (barrier "
+              f"{worst['loss'] - ends:.4f}) at {worst['position']:.2f}, "
               f"accuracy {worst['accuracy']:.2f} % there")
     write_text(args.out / "line.csv", csv_text(rows))
     print(args.out / "line.csv")
-    _draw(args.out / "line.png", "line_figure", rows, names, f"{len(split):,} test images of {dataset.name}")
+    _draw(args.out / "line.png", "line_figure", rows, names,
+          f"{len(split):,} test images of {dataset.name}")
 
 
 def _plane(checkpoint: Checkpoint, args, device: str) -> None:
@@ -134,33 +146,41 @@ def landscape(argv: Sequence[str] | None = None) -> None:
         kesi landscape runs/R/seed0/baseline runs/R/seed0/onecycle-1 runs/R/seed0/onecycle-2 --out landscape
         kesi landscape --plane runs/R/seed0/kesi --radius 1 --grid 9 --out landscape
 
-    Along the straight line from each network to the next one, which have to be of one shape: weight-pruned networks
-    and their baseline are, filter-pruned ones of different rounds are not. And with --plane in two random directions
-    around a network, each filter of a direction scaled to the norm of the network's own (Li et al. 2018, "Visualizing
-    the Loss Landscape of Neural Nets", section 4); biases and batch norms stay, and so do the zeros of a weight-pruned
-    network.
+    Along the straight line from each network to the next one, which have to be of one shape:
+    weight-pruned networks and their baseline are, filter-pruned ones of different rounds are not.
+    And with --plane in two random directions around a network, each filter of a direction scaled to
+    the norm of the network's own (Li et al. 2018, "Visualizing the Loss Landscape of Neural Nets",
+    section 4); biases and batch norms stay, and so do the zeros of a weight-pruned network.
 
-    The running statistics of batch norm are interpolated as the weights are. They then belong to no network exactly:
-    the activations of averaged weights are not the average of activations, and a barrier may be nothing but that.
-    --recompute-bn estimates them anew at every point from training images, as Garipov et al. 2018 ("Loss Surfaces,
-    Mode Connectivity, and Fast Ensembling of DNNs") and Izmailov et al. 2018 ("Averaging Weights Leads to Wider Optima
-    and Better Generalization") do.
+    The running statistics of batch norm are interpolated as the weights are. They then belong to no
+    network exactly: the activations of averaged weights are not the average of activations, and a
+    barrier may be nothing but that. --recompute-bn estimates them anew at every point from training
+    images, as Garipov et al. 2018 ("Loss Surfaces, Mode Connectivity, and Fast Ensembling of DNNs")
+    and Izmailov et al. 2018 ("Averaging Weights Leads to Wider Optima and Better Generalization")
+    do.
     """
     parser = entry.parser(landscape.__doc__, "kesi landscape")
     parser.add_argument("checkpoints", nargs="*", type=Path, metavar="CHECKPOINT",
                         help="two or more, of one shape: the line goes from each to the next")
-    parser.add_argument("--points", type=int, default=11, metavar="N", help="points of a line (default: %(default)s)")
-    parser.add_argument("--plane", type=Path, metavar="CHECKPOINT", help="also look around this one")
+    parser.add_argument("--points", type=int, default=11, metavar="N",
+                        help="points of a line (default: %(default)s)")
+    parser.add_argument("--plane", type=Path, metavar="CHECKPOINT",
+                        help="also look around this one")
     parser.add_argument("--radius", type=float, default=1.0, metavar="R",
                         help="how far, in norms of the filters (default: %(default)s)")
-    parser.add_argument("--grid", type=int, default=9, metavar="N", help="N x N points (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the directions (default: %(default)s)")
-    parser.add_argument("--images", type=int, metavar="N", help="test images to look at (default: all)")
-    parser.add_argument("--recompute-bn", action="store_true",
-                        help="estimate batch norm's statistics anew at every point, from training images")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="for line.* and plane.*")
+    parser.add_argument("--grid", type=int, default=9, metavar="N",
+                        help="N x N points (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0,
+                        help="of the directions (default: %(default)s)")
+    parser.add_argument("--images", type=int, metavar="N",
+                        help="test images to look at (default: all)")
+    parser.add_argument("--recompute-bn", action="store_true", help="estimate batch norm's "
+                        "statistics anew at every point, from training images")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR",
+                        help="for line.* and plane.*")
     add_inputs(parser)
-    parser.add_argument("--no-download", action="store_true", help="never ask the network for a data set")
+    parser.add_argument("--no-download", action="store_true",
+                        help="never ask the network for a data set")
     args = parser.parse_args(argv)
     if len(args.checkpoints) == 1 or not (args.checkpoints or args.plane):
         raise UsageError("a line needs two checkpoints or more, a plane --plane CHECKPOINT")

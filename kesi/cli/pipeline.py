@@ -1,4 +1,5 @@
-"""What the script of the whole pipeline does: it reads its flags, and runs all five steps with the recipe they give."""
+"""What the script of the whole pipeline does:
+it reads its flags, and runs all five steps with the recipe they give."""
 
 import sys
 from collections.abc import Sequence
@@ -21,7 +22,8 @@ FOLDER = "imagefolder"
 
 
 def run(argv: Sequence[str] | None = None) -> None:
-    """All five steps: train, prune, retrain with one cycle, repeat, distil the snapshots into the last one.
+    """All five steps: train, prune, retrain with one cycle, repeat,
+    distil the snapshots into the last one.
 
         kesi run --arch resnet20 --dataset digits
         kesi run --arch resnet56 --dataset cifar10 --method filter --compare --seeds 0 1 2
@@ -36,13 +38,14 @@ def compress(argv: Sequence[str] | None = None) -> None:
         kesi compress my-images --arch resnet56 --params 0.3 --epochs 80 25 25
         kesi --with my_network.py compress my-images --arch mine --method weight --sparsity 0.9
 
-    FOLDER holds train/<class>/ and test/<class>/. It is the run of all five steps with a target instead of rates,
-    half of the MACs where none is given; --photos for photographs at 224 px. The result is <save>/seed0/kesi, for
-    kesi export. A network in Python: kesi.compress.
+    FOLDER holds train/<class>/ and test/<class>/. It is the run of all five steps with a target
+    instead of rates, half of the MACs where none is given; --photos for photographs at 224 px. The
+    result is <save>/seed0/kesi, for kesi export. A network in Python: kesi.compress.
     """
     words = list(sys.argv[2:] if argv is None else argv)
     photos = "--photos" in words
-    run_pipeline(compress.__doc__, "tinyimagenet" if photos else "cifar", words, "kesi compress", folder=True)
+    run_pipeline(compress.__doc__, "tinyimagenet" if photos else "cifar", words, "kesi compress",
+                 folder=True)
 
 
 def run_pipeline(doc: str, family: str, argv: Sequence[str] | None = None, prog: str | None = None,
@@ -54,35 +57,44 @@ def run_pipeline(doc: str, family: str, argv: Sequence[str] | None = None, prog:
     tiny = family == "tinyimagenet"
     parser = entry.parser(doc, prog)
     if folder:
-        parser.add_argument("images", metavar="FOLDER", help="holds train/<class>/ and test/<class>/")
+        parser.add_argument("images", metavar="FOLDER",
+                            help="holds train/<class>/ and test/<class>/")
         parser.add_argument("--photos", action="store_true", help="photographs, seen at 224 px")
     flags.add_network(parser, "resnet18" if tiny else "resnet56", both=True)
     flags.add_data(parser, "tinyimagenet" if tiny else "cifar10", family)
     flags.add_pretrained(parser)
-    parser.add_argument("--seeds", type=seeds.seed, nargs="+", default=[0], metavar="N", help="default: 0")
+    parser.add_argument("--seeds", type=seeds.seed, nargs="+", default=[0], metavar="N",
+                        help="default: 0")
     parser.add_argument("--compare", nargs="*", metavar="NAME", default=False,
-                        help="also retrain in these other ways, for all rows of the paper's table (without a "
-                             f"NAME: in all: {', '.join(list(recipes.RETRAININGS)[1:])})")
-    parser.add_argument("--save", type=Path, metavar="DIR", help="default: runs/<dataset>-<arch>-<method>")
+                        help="also retrain in these other ways, for all rows of the paper's table "
+                        f"(without a NAME: in all: {', '.join(list(recipes.RETRAININGS)[1:])})")
+    parser.add_argument("--save", type=Path, metavar="DIR",
+                        help="default: runs/<dataset>-<arch>-<method>")
     flags.add_rounds(parser)
     parser.add_argument("--epochs", type=int, nargs=3, metavar=("BASELINE", "RETRAIN", "DISTILL"),
                         help="epochs of the stages, instead of the recipe's")
     parser.add_argument("--epochs-scale", type=float, metavar="X",
                         help="multiply the epochs of every stage (default: 1)")
-    parser.add_argument("--batch-size", type=int, metavar="N", help="of every stage, instead of the recipe's")
-    parser.add_argument("--lr", type=float, help="of the baseline, and the peak of one-cycle retraining")
+    parser.add_argument("--batch-size", type=int, metavar="N",
+                        help="of every stage, instead of the recipe's")
+    parser.add_argument("--lr", type=float,
+                        help="of the baseline, and the peak of one-cycle retraining")
     parser.add_argument("--temperature", type=float, metavar="T", help="default: the paper's 5")
-    parser.add_argument("--loss", metavar="NAME",
-                        help=f"what the student is told: {', '.join(LOSSES)} (default: kl, the paper's)")
-    parser.add_argument("--model", metavar="FILE",
-                        help="start from this trained baseline; {seed} in the path stands for the seed")
+    parser.add_argument("--loss", metavar="NAME", help="what the student is told: "
+                        f"{', '.join(LOSSES)} (default: kl, the paper's)")
+    parser.add_argument("--model", metavar="FILE", help="start from this trained baseline; {seed} "
+                                                        "in the path stands for the seed")
     parser.add_argument("--baseline-folder", metavar="DIR",
-                        help="train the baseline of every seed here, unless another run has: runs of both "
-                             "methods, on several machines too, then start from the same one")
-    parser.add_argument("--num-classes", type=int, metavar="N", help="for --dry-run of an imagefolder")
-    parser.add_argument("--dry-run", action="store_true", help="print stages, sizes and work; touch nothing")
-    parser.add_argument("--fresh", action="store_true", help="start over; the old run is moved aside")
-    parser.add_argument("--no-report", action="store_true", help="leave the table and the plots to kesi.report")
+                        help="train the baseline of every seed here, unless another run has: runs "
+                        "of both methods, on several machines too, then start from the same one")
+    parser.add_argument("--num-classes", type=int, metavar="N",
+                        help="for --dry-run of an imagefolder")
+    parser.add_argument("--dry-run", action="store_true",
+                        help="print stages, sizes and work; touch nothing")
+    parser.add_argument("--fresh", action="store_true",
+                        help="start over; the old run is moved aside")
+    parser.add_argument("--no-report", action="store_true",
+                        help="leave the table and the plots to kesi.report")
     parser.add_argument("--tensorboard", action="store_true",
                         help="write event files to <save>/tensorboard as well, epoch by epoch")
     flags.add_run(parser)
@@ -92,13 +104,15 @@ def run_pipeline(doc: str, family: str, argv: Sequence[str] | None = None, prog:
         if args.percent is None and args.macs is args.params is args.sparsity is None:
             measure = "sparsity" if args.method == "weight" else "macs"
             setattr(args, measure, TARGET)
-        args.save = args.save or Path("runs", f"{Path(args.images).resolve().name}-{args.arch}-{args.method}")
+        args.save = args.save or Path(
+            "runs", f"{Path(args.images).resolve().name}-{args.arch}-{args.method}")
     if sum(map(bool, (args.model, args.baseline_folder, args.pretrained and args.model))) > 1:
-        raise UsageError("--model is a trained baseline, --baseline-folder where to train one, --pretrained "
-                         "what to train one from: give --model alone")
+        raise UsageError("--model is a trained baseline, --baseline-folder where to train one, "
+                         "--pretrained what to train one from: give --model alone")
     args.compare = True if args.compare == [] else args.compare
     methods = list(recipes.METHODS) if args.method == flags.BOTH else [args.method]
-    jobs = {method: (flags.recipe_for(args, family, method), _folder(args, method)) for method in methods}
+    jobs = {method: (flags.recipe_for(args, family, method), _folder(args, method))
+            for method in methods}
     if args.dry_run:
         info = INFO.get(args.dataset)
         for recipe, folder in jobs.values():
@@ -114,10 +128,11 @@ def run_pipeline(doc: str, family: str, argv: Sequence[str] | None = None, prog:
         live = None
         if args.tensorboard and distributed.is_main():
             live = tensorboard.Live(folder, folder / "tensorboard")
-        print(f"{args.arch} on {args.dataset}, {recipe.method} pruning, on {options.device} -> {folder}\n"
-              f"{len(dataset.train):,} training and {len(dataset.test):,} test images of "
+        print(f"{args.arch} on {args.dataset}, {recipe.method} pruning, on {options.device} -> "
+              f"{folder}\n{len(dataset.train):,} training and {len(dataset.test):,} test images of "
               f"{dataset.num_classes} classes"
-              + f"\nto watch: tensorboard --logdir {folder / 'tensorboard'}" * args.tensorboard, flush=True)
+              + f"\nto watch: tensorboard --logdir {folder / 'tensorboard'}" * args.tensorboard,
+              flush=True)
         pipeline.run(pipeline.Settings(recipe, dataset, folder, args.seeds, baseline, shared,
                                        args.pretrained, options, args.fresh, live))
         if baseline is None:  # the second method starts from the same one

@@ -18,19 +18,22 @@ from kesi.tools.tensorboard import write_events
 
 
 def plan(argv: Sequence[str] | None = None) -> None:
-    """What a recipe will give, before any training: sizes of every round, and the work of every stage.
+    """What a recipe will give, before any training:
+    sizes of every round, and the work of every stage.
 
         kesi plan --arch vgg16 --dataset cifar10 --method filter
         kesi plan --arch resnet34 --dataset tinyimagenet --method filter --csv
     """
     parser = entry.parser(plan.__doc__, "kesi plan")
     flags.add_network(parser)
-    parser.add_argument("--dataset", choices=flags.DATASETS, default="cifar10", help="default: %(default)s")
+    parser.add_argument("--dataset", choices=flags.DATASETS, default="cifar10",
+                        help="default: %(default)s")
     parser.add_argument("--num-classes", type=int, metavar="N",
                         help="classes of an imagefolder (default: 10); other data sets know theirs")
     parser.add_argument("--image-size", type=int, metavar="PX", help="default: the data set's")
     flags.add_rounds(parser)
-    parser.add_argument("--csv", action="store_true", help="print round,params,nonzero_params,macs,macs_saved")
+    parser.add_argument("--csv", action="store_true",
+                        help="print round,params,nonzero_params,macs,macs_saved")
     args = parser.parse_args(argv)
     family = flags.INFO[args.dataset].family
     rows = sizes(flags.recipe_for(args, family), *flags.classes_and_size(args, family))
@@ -44,23 +47,26 @@ def plan(argv: Sequence[str] | None = None) -> None:
 
 
 def report(argv: Sequence[str] | None = None) -> None:
-    """The paper's table from finished runs, beside the paper's own figures, with plots and every result as CSV.
+    """The paper's table from finished runs, beside the paper's own figures,
+    with plots and every result as CSV.
 
         kesi report runs/cifar10-resnet56-filter
         kesi report runs/digits-resnet20-filter runs/digits-resnet20-weight --out results/digits
         kesi report runs/digits-resnet20-filter --html
 
-    Runs of one network and one data set make one table. A report can be made at any time: it shows what is
-    finished and names what is not.
+    Runs of one network and one data set make one table. A report can be made at any time: it shows
+    what is finished and names what is not.
     """
     parser = entry.parser(report.__doc__, "kesi report")
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN",
                         help="run folder, as cifar/pipeline.py writes it")
-    parser.add_argument("--out", type=Path, metavar="DIR",
-                        help="folder for the report (default: RUN/report; of several runs, beside them)")
-    parser.add_argument("--data-name", metavar="TEXT", help="what titles call the data set (default: its name)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the report (default: "
+                        "RUN/report; of several runs, beside them)")
+    parser.add_argument("--data-name", metavar="TEXT",
+                        help="what titles call the data set (default: its name)")
     parser.add_argument("--no-plots", action="store_true", help="tables only")
-    parser.add_argument("--html", action="store_true", help="also write report.html, one page with everything")
+    parser.add_argument("--html", action="store_true",
+                        help="also write report.html, one page with everything")
     args = parser.parse_args(argv)
     made = write_report(args.runs, args.out, not args.no_plots, args.data_name)
     print(made.text)
@@ -69,19 +75,24 @@ def report(argv: Sequence[str] | None = None) -> None:
 
 
 def verify(argv: Sequence[str] | None = None) -> None:
-    """Check a finished run: that its files are whole and belong together, and that its figures come out again.
+    """Check a finished run: that its files are whole and belong together,
+    and that its figures come out again.
 
         kesi verify runs/cifar10-resnet56-filter
         kesi verify runs/cifar10-resnet56-filter --no-accuracy
 
-    Without --no-accuracy the images are needed, and every network classifies the test images once more. On the
-    device and with the torch version of the run, accuracies have to be equal; on others they may differ by 0.1 %
-    of the images, but two images at least. Exit code 1 if anything does not hold.
+    Without --no-accuracy the images are needed, and every network classifies the test images once
+    more. On the device and with the torch version of the run, accuracies have to be equal; on
+    others they may differ by 0.1 % of the images, but two images at least. Exit code 1 if anything
+    does not hold.
     """
     parser = entry.parser(verify.__doc__, "kesi verify")
-    parser.add_argument("run", type=Path, metavar="RUN", help="run folder, as cifar/pipeline.py writes it")
-    parser.add_argument("--data", default="data", metavar="DIR", help="where the images are (default: %(default)s)")
-    parser.add_argument("--no-accuracy", action="store_true", help="only look at the files; needs no images")
+    parser.add_argument("run", type=Path, metavar="RUN",
+                        help="run folder, as cifar/pipeline.py writes it")
+    parser.add_argument("--data", default="data", metavar="DIR",
+                        help="where the images are (default: %(default)s)")
+    parser.add_argument("--no-accuracy", action="store_true",
+                        help="only look at the files; needs no images")
     parser.add_argument("--device", default="cpu", help="default: %(default)s")
     args = parser.parse_args(argv)
     dataset = None if args.no_accuracy else images_of(args.run, args.data)
@@ -101,8 +112,9 @@ def tensorboard(argv: Sequence[str] | None = None) -> None:
         kesi tensorboard runs/digits-resnet20-filter --logdir logs
         tensorboard --logdir logs
 
-    A run may be finished or not; the same command again brings the files up to date, and an open TensorBoard shows it.
-    There is one folder for each seed and stage, so that TensorBoard shows stages side by side.
+    A run may be finished or not; the same command again brings the files up to date, and an open
+    TensorBoard shows it. There is one folder for each seed and stage, so that TensorBoard shows
+    stages side by side.
     """
     parser = entry.parser(tensorboard.__doc__, "kesi tensorboard")
     parser.add_argument("run", type=Path, metavar="RUN", help="a run folder")

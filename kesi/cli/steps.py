@@ -1,4 +1,5 @@
-"""What the scripts of single steps do: each reads its flags, and calls one stage with the recipe they give."""
+"""What the scripts of single steps do: each reads its flags,
+and calls one stage with the recipe they give."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,7 +31,8 @@ def train(doc: str, family: str) -> None:
     flags.add_seed_and_save(parser, "runs/<dataset>-<arch>-<method>/seed<seed>/baseline")
     flags.add_stage(parser)
     flags.add_run(parser)
-    parser.add_argument("--evaluate", type=Path, metavar="FILE", help="only tell the test accuracy of this checkpoint")
+    parser.add_argument("--evaluate", type=Path, metavar="FILE",
+                        help="only tell the test accuracy of this checkpoint")
     args = parser.parse_args()
     recipe = recipes.recipe(args.arch, args.dataset, args.method, family)
     training, options = flags.training_for(args, recipe.baseline), flags.options_for(args)
@@ -38,28 +40,32 @@ def train(doc: str, family: str) -> None:
         path = checkpoints.find(args.evaluate)
         _tell(path, flags.dataset_for(args, family), options.device)
         return
-    folder = args.save or Path("runs", f"{args.dataset}-{args.arch}-{args.method}", f"seed{args.seed}", "baseline")
+    folder = (args.save or Path("runs", f"{args.dataset}-{args.arch}-{args.method}",
+                                f"seed{args.seed}", "baseline"))
     resume = _given_state(args)
-    context = Context(flags.dataset_for(args, family), args.seed, options, args.fresh, resume=resume)
+    context = Context(flags.dataset_for(args, family), args.seed, options, args.fresh,
+                      resume=resume)
     steps.train_baseline(context, args.arch, training, folder, args.pretrained)
 
 
 def prune(doc: str, family: str, method: str) -> None:
     """Step 2 from the command line."""
     parser = entry.parser(doc)
-    parser.add_argument("--model", required=True, type=Path, metavar="FILE",
-                        help="the network to prune: a checkpoint, or the folder of the stage that wrote it")
-    parser.add_argument("--arch", metavar="NAME", help="needed only where the checkpoint does not tell")
-    what = ("the share of filters to remove: one for all layers, or one a width" if method == "filter"
-            else "the cumulative share of convolution weights that is zero afterwards")
+    parser.add_argument("--model", required=True, type=Path, metavar="FILE", help="the network to "
+                        "prune: a checkpoint, or the folder of the stage that wrote it")
+    parser.add_argument("--arch", metavar="NAME",
+                        help="needed only where the checkpoint does not tell")
+    what = ("the share of filters to remove: one for all layers, or one a width" if method
+            == "filter" else "the cumulative share of convolution weights that is zero afterwards")
     parser.add_argument("--percent", type=float, nargs="+", metavar="SHARE",
                         help=f"{what} (default: the paper's for this network and round)")
     parser.add_argument("--criterion", metavar="NAME",
                         help=f"what goes first: {', '.join(CRITERIA[method])} (default: "
                              f"{recipes.METHODS[method]}, the paper's)")
-    parser.add_argument("--save", type=Path, metavar="DIR",
-                        help="where pruned.pth.tar goes (default: onecycle-<round> beside the model's folder)")
-    parser.add_argument("--evaluate", action="store_true", help="tell the test accuracy before and after")
+    parser.add_argument("--save", type=Path, metavar="DIR", help="where pruned.pth.tar goes "
+                        "(default: onecycle-<round> beside the model's folder)")
+    parser.add_argument("--evaluate", action="store_true",
+                        help="tell the test accuracy before and after")
     flags.add_data(parser, None, family)
     flags.add_run(parser)
     args = parser.parse_args()
@@ -80,8 +86,8 @@ def prune(doc: str, family: str, method: str) -> None:
     evidence = Evidence(images, parent.info.seed or 0)
     if args.evaluate:
         dataset, options = images(), flags.options_for(args)
-        before = evaluate(lineage.fitting(parent.path, dataset, args.arch).network, dataset, dataset.test,
-                          options.device)
+        before = evaluate(lineage.fitting(parent.path, dataset, args.arch).network, dataset,
+                          dataset.test, options.device)
     known = _pruned_already(folder / PRUNED, parent)
     pruned = steps.prune(parent, recipe, amount, folder, number, evidence)
     print(f"round {pruned.round}: {_size(parent)} -> {_size(pruned)}, "
@@ -92,7 +98,8 @@ def prune(doc: str, family: str, method: str) -> None:
 
 
 def _pruned_already(path: Path, parent: Checkpoint) -> bool:
-    """Whether prune.py was here: what was retrained from its file would not know another. Raises UsageError then."""
+    """Whether prune.py was here: what was retrained from its file would not know another.
+    Raises UsageError then."""
     if path.is_file() and not parent.is_named_by(checkpoints.load(path).info.parent):
         raise UsageError(f"{path} was pruned with another network (now {parent.path}): use another "
                          f"--save, or remove it")
@@ -107,7 +114,8 @@ def finetune(doc: str, family: str) -> None:
                         help="the usual retraining at a small constant learning rate")
     args = _parse_retraining(parser, "the folder of --refine", family)
     parent = _refined(args, PRUNED)
-    recipe = recipes.recipe(parent.network.arch, args.dataset, lineage.method_of(parent) or "filter", family)
+    recipe = recipes.recipe(parent.network.arch, args.dataset,
+                            lineage.method_of(parent) or "filter", family)
     name = "usual" if args.no_onecycle else recipes.OWN
     training = flags.training_for(args, recipe.retrainings[name])
     options = flags.options_for(args)
@@ -118,7 +126,8 @@ def finetune(doc: str, family: str) -> None:
     if lineage.method_of(parent) is None:
         raise UsageError(f"{parent.path} was never pruned: run prune.py on it first")
     if parent.info.kind not in (None, "pruned"):
-        raise UsageError(f"{parent.path} is retrained already ({parent.name}): give the pruned.pth.tar of prune.py")
+        raise UsageError(f"{parent.path} is retrained already ({parent.name}): give the "
+                         "pruned.pth.tar of prune.py")
     folder = args.save or parent.path.parent
     context = Context(dataset, args.seed, options, args.fresh, resume=_given_state(args))
     lineage.fitting(parent.path, dataset, args.arch)
@@ -130,18 +139,21 @@ def ensemble_finetune(doc: str, family: str, checkpoint_paths: Sequence[str] = (
     parser = entry.parser(doc)
     _add_refine(parser, "the last snapshot, which becomes the student: its file, or its folder")
     parser.add_argument("--teachers", nargs="+", type=Path, metavar="FILE",
-                        help="the members of the ensemble (default: checkpoint_paths at the head of this script, or "
+                        help="the members of the ensemble (default: checkpoint_paths at the head "
+                             "of this script, or "
                              "else the baseline and all snapshots that --refine descends from)")
     parser.add_argument("--temperature", type=float, metavar="T", help="default: the paper's 5")
-    parser.add_argument("--loss", metavar="NAME",
-                        help=f"what the student is told: {', '.join(LOSSES)} (default: kl, the paper's)")
+    parser.add_argument("--loss", metavar="NAME", help="what the student is told: "
+                        f"{', '.join(LOSSES)} (default: kl, the paper's)")
     args = _parse_retraining(parser, "kesi beside the folder of --refine", family)
     parent = _refined(args, CHECKPOINT)
-    recipe = recipes.recipe(parent.network.arch, args.dataset, lineage.method_of(parent) or "filter", family)
+    recipe = recipes.recipe(parent.network.arch, args.dataset,
+                            lineage.method_of(parent) or "filter", family)
     recipe = recipe.changed(temperature=args.temperature, loss=args.loss)
     training, options = flags.training_for(args, recipe.distillation), flags.options_for(args)
     if lineage.method_of(parent) is None and not args.evaluate:
-        raise UsageError(f"{parent.path} was never pruned: --refine takes the last pruned and retrained snapshot")
+        raise UsageError(f"{parent.path} was never pruned: --refine takes the last pruned and "
+                         "retrained snapshot")
     if args.teachers or checkpoint_paths:
         paths, how = [checkpoints.find(path) for path in args.teachers or checkpoint_paths], "given"
     else:
@@ -154,8 +166,10 @@ def ensemble_finetune(doc: str, family: str, checkpoint_paths: Sequence[str] = (
     context = Context(dataset, args.seed, options, args.fresh,
                       resume=None if args.evaluate else _given_state(args))
     folder = args.save or parent.path.parent.parent / KESI
-    beside = ENSEMBLE if folder.name == KESI else f"{ENSEMBLE}-{folder.name}"  # a second one has other teachers
-    ensemble = steps.measure_ensemble(context, teachers, None if args.evaluate else folder.parent / beside)
+    # a second one has other teachers
+    beside = ENSEMBLE if folder.name == KESI else f"{ENSEMBLE}-{folder.name}"
+    ensemble = steps.measure_ensemble(context, teachers,
+                                      None if args.evaluate else folder.parent / beside)
     print(f"the ensemble's test accuracy: {ensemble.test_accuracy:.2f} %", flush=True)
     if args.evaluate:
         _tell(parent.path, dataset, options.device, args.arch)
@@ -165,8 +179,10 @@ def ensemble_finetune(doc: str, family: str, checkpoint_paths: Sequence[str] = (
 
 
 def _add_refine(parser, text: str) -> None:
-    parser.add_argument("--refine", "--model", dest="refine", required=True, type=Path, metavar="FILE", help=text)
-    parser.add_argument("--arch", metavar="NAME", help="needed only where the checkpoint does not tell")
+    parser.add_argument("--refine", "--model", dest="refine", required=True, type=Path,
+                        metavar="FILE", help=text)
+    parser.add_argument("--arch", metavar="NAME",
+                        help="needed only where the checkpoint does not tell")
     parser.add_argument("--evaluate", action="store_true", help="only tell test accuracies")
 
 
@@ -179,7 +195,8 @@ def _parse_retraining(parser, default_save: str, family: str):
 
 
 def _refined(args, prefer: str) -> Checkpoint:
-    """The checkpoint of --refine; a folder means its file ``prefer``. Fills in --dataset from what it says."""
+    """The checkpoint of --refine; a folder means its file ``prefer``.
+    Fills in --dataset from what it says."""
     path = args.refine / prefer if (args.refine / prefer).is_file() else args.refine
     checkpoint = checkpoints.load(path, args.arch)
     args.dataset = args.dataset or _dataset_of(checkpoint)
@@ -193,14 +210,16 @@ def _dataset_of(checkpoint: Checkpoint) -> str | None:
 
 def _need_dataset(args) -> None:
     if args.dataset is None:
-        raise UsageError("the checkpoint does not say which images it was trained on: give --dataset")
+        raise UsageError(
+            "the checkpoint does not say which images it was trained on: give --dataset")
 
 
 def _amount(percent: list[float] | None, method: str, recipe: recipes.Recipe, number: int):
     """What prune.py removes: --percent, or the recipe's share for this round."""
     if percent is None:
         if method == "weight" and number > len(recipe.rounds):
-            raise UsageError(f"the recipe has {len(recipe.rounds)} rounds and this is round {number}: give --percent")
+            raise UsageError(f"the recipe has {len(recipe.rounds)} rounds and this is round "
+                             f"{number}: give --percent")
         return recipe.rounds[min(number, len(recipe.rounds)) - 1]
     if method == "weight" and len(percent) > 1:
         raise UsageError("--percent takes one share, the sparsity after this round")

@@ -122,9 +122,8 @@ class TrainBatches:
                 yield images
 
 
-def eval_batches(
-    dataset: Dataset, split: Split, device: torch.device | str = "cpu", batch_size: int | None = None
-) -> Iterator[tuple[Tensor, Tensor]]:
+def eval_batches(dataset: Dataset, split: Split, device: torch.device | str = "cpu",
+                 batch_size: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
     """A split in order, not augmented: x float32 (B, C, H, W), channels_last, and y int64 (B,).
 
     ``batch_size``: default is that of eval_batch_size().
@@ -141,8 +140,9 @@ def eval_batches(
 
 
 def eval_batch_size(images: int, size: Size, device: torch.device | str) -> int:
-    """Images of ``size`` pixels a batch: 512 on a CPU; on a GPU, whose time goes into launching small
-    ones, about four million pixels (4,096 images of 32 px), in batches of about equal length."""
+    """Images of ``size`` pixels a batch: 512 on a CPU; on a GPU, whose time goes into launching
+    small ones, about four million pixels (4,096 images of 32 px), in batches of about equal
+    length."""
     if torch.device(device).type != "cuda":
         return 512
     most = max(512, 2**22 // math.prod(height_width(size)))

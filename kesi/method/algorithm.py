@@ -1,4 +1,5 @@
-"""The method: train, prune, retrain, repeat, distil (section 3 of the paper). Nothing here opens a file.
+"""The method: train, prune, retrain, repeat, distil (section 3 of the paper).
+Nothing here opens a file.
 
 How a named training is carried out comes from outside: ``train(name, start, training, objective)``
 takes a snapshot and gives the trained one. in_memory() is the plain way; kesi.runs.pipeline has one
@@ -25,14 +26,16 @@ from kesi.system.seeds import derive
 
 
 class Train(Protocol):
-    """Trains a snapshot under a name, and gives the one that comes out; the one given stays as it is."""
+    """Trains a snapshot under a name, and gives the one that comes out;
+    the one given stays as it is."""
 
     def __call__(self, name: str, start: Snapshot, training: Training,
                  objective: Objective = CrossEntropy()) -> Snapshot: ...
 
 
 def kesi(recipe: Recipe, dataset: Dataset, train: Train, seed: int = 0) -> list[Snapshot]:
-    """All five steps: the baseline, the snapshots of every round, and the distilled network last."""
+    """All five steps: the baseline, the snapshots of every round, and the distilled network last.
+    """
     start = draw(recipe.arch, dataset.num_classes, seed)
     baseline = train(BASELINE, start, recipe.baseline)
     snapshots = iterate(recipe, baseline, train, Evidence(dataset, seed))
@@ -94,7 +97,8 @@ def in_memory(dataset: Dataset, seed: int = 0, options: Options = Options()) -> 
         # another order of the images in every training: equal orders would make the snapshots alike
         fit(trained.network, dataset, training, seed=derive(seed, name), objective=objective,
             masks=trained.masks, options=options, label=name)
-        # laid out as a checkpoint is loaded: sums over weights then come out the same to the last bit
+        # laid out as a checkpoint is loaded: sums over weights then come out the same to the last
+        # bit
         trained.network.cpu().eval().to(memory_format=torch.contiguous_format)
         return trained
 

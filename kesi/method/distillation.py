@@ -1,4 +1,5 @@
-"""Step 5: the ensemble of all snapshots, and its distillation into the last of them (paper, section 3)."""
+"""Step 5: the ensemble of all snapshots, and its distillation into the last of them
+(paper, section 3)."""
 
 import copy
 from collections.abc import Sequence
@@ -19,7 +20,8 @@ from kesi.system.errors import UsageError
 
 
 def frozen(model: nn.Module) -> nn.Module:
-    """A copy that only predicts: no gradients, eval mode, batch norms folded into the convolutions before."""
+    """A copy that only predicts: no gradients, eval mode,
+    batch norms folded into the convolutions before."""
     copied = copy.deepcopy(model).eval().requires_grad_(False)
     for conv, bn in copied.conv_bn_pairs() if isinstance(copied, Network) else ():
         fused = fuse_conv_bn_eval(copied.get_submodule(conv), copied.get_submodule(bn))
@@ -34,7 +36,8 @@ def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def in_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A copy whose convolutions and linear layers hold their weights in ``dtype``, for use under autocast.
+    """A copy whose convolutions and linear layers hold their weights in ``dtype``,
+    for use under autocast.
 
     Autocast would cast the very same weights anew in every step; what it leaves in fp32 stays that.
     """
@@ -87,7 +90,8 @@ class SnapshotEnsemble:
 
 @dataclass(frozen=True)
 class Agreement:
-    """What the members of an ensemble say of the same N images; all figures in percent but the loss.
+    """What the members of an ensemble say of the same N images;
+    all figures in percent but the loss.
 
     ``accuracy``: of each member. ``growing_accuracy``: of the first one, two, ... members together.
     ``disagreement``: K x K, the share of images that two members classify differently.
@@ -100,7 +104,8 @@ class Agreement:
 
 
 def agreement(logits: torch.Tensor, labels: torch.Tensor) -> Agreement:
-    """Accuracy and diversity of an ensemble from its members' logits (K, N, C) and the labels (N,)."""
+    """Accuracy and diversity of an ensemble from its members' logits (K, N, C) and the labels (N,).
+    """
     def percent(hits: torch.Tensor) -> float:
         return 100 * int(hits.sum()) / len(labels)
 
@@ -117,7 +122,8 @@ def agreement(logits: torch.Tensor, labels: torch.Tensor) -> Agreement:
 
 
 class Distillation:
-    """The objective of step 5: do what the teachers do, as a loss says; the paper's leaves the labels out."""
+    """The objective of step 5: do what the teachers do, as a loss says;
+    the paper's leaves the labels out."""
 
     def __init__(self, ensemble: SnapshotEnsemble, loss: Loss = KullbackLeibler()):
         self.ensemble, self.loss = ensemble, loss
@@ -133,4 +139,5 @@ class Distillation:
 
     def describe(self) -> dict:
         """The loss with its numbers, and the teachers by their digests."""
-        return {"name": "Distillation", "loss": describe(self.loss), "teachers": self.ensemble.describe()}
+        return {"name": "Distillation", "loss": describe(self.loss),
+                "teachers": self.ensemble.describe()}

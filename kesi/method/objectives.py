@@ -32,10 +32,11 @@ class CrossEntropy:
 
 
 class Loss(Protocol):
-    """What a student is told by its teachers: a small frozen dataclass with ``__call__``, entered in LOSSES.
+    """What a student is told by its teachers: a small frozen dataclass with ``__call__``,
+    entered in LOSSES.
 
-    From the student's logits (B, C), the teachers' logits (K, B, C) and the labels (B,) it gives the
-    mean over the batch.
+    From the student's logits (B, C), the teachers' logits (K, B, C) and the labels (B,) it gives
+    the mean over the batch.
     """
 
     def __call__(self, logits: torch.Tensor, teachers: torch.Tensor,
@@ -249,7 +250,8 @@ LOSSES: dict[str, type[Loss]] = {"kl": KullbackLeibler, "labels": WithLabels, "d
 
 
 def loss_of(name: str, **numbers: float | None) -> Loss:
-    """The loss of that name with these numbers where they are given. Raises UsageError where it has none."""
+    """The loss of that name with these numbers where they are given.
+    Raises UsageError where it has none."""
     if name not in LOSSES:
         raise UsageError(f"unknown loss {name!r}; choose one of: {', '.join(LOSSES)}")
     given = {key: value for key, value in numbers.items() if value is not None}

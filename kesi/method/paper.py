@@ -1,8 +1,9 @@
 """The results that the paper publishes, as data, so that a report can hold its own beside them.
 
-Source: Le, Vo, Thoai, "Paying more attention to snapshots of Iterative Pruning: Improving Model Compression
-via Ensemble Distillation", BMVC 2020, arXiv 2006.11487: the results on CIFAR (filter pruning, weight pruning)
-and on Tiny-ImageNet (filter pruning). All of it is after five rounds. Nothing here is measured by this code.
+Source: Le, Vo, Thoai, "Paying more attention to snapshots of Iterative Pruning: Improving Model
+Compression via Ensemble Distillation", BMVC 2020, arXiv 2006.11487: the results on CIFAR (filter
+pruning, weight pruning) and on Tiny-ImageNet (filter pruning). All of it is after five rounds.
+Nothing here is measured by this code.
 """
 
 from collections.abc import Collection
@@ -19,7 +20,8 @@ CRITERIA = {"filter": "PFEC", "weight": "MWP"}  # what the paper calls its two c
 
 
 def criterion_label(method: str, criterion: str | None) -> str:
-    """What tables call a way to prune: "filter pruning", with its criterion where it is another one."""
+    """What tables call a way to prune: "filter pruning",
+    with its criterion where it is another one."""
     by = "" if criterion == recipes.METHODS[method] else f" by {criterion}"
     return f"{method} pruning{by}"
 
@@ -33,8 +35,8 @@ def abbreviation(method: str, criterion: dict) -> str | None:
 class PaperRow:
     """One row of the paper: parameters in millions (non-zero ones), MACs, test accuracy in percent.
 
-    The paper gives MACs either as the percentage saved or in giga; what it does not give is None. ``std`` is
-    over the paper's own runs, None for its baselines.
+    The paper gives MACs either as the percentage saved or in giga; what it does not give is None.
+    ``std`` is over the paper's own runs, None for its baselines.
     """
 
     params_m: float
@@ -47,7 +49,8 @@ class PaperRow:
 _RETRAININGS = "usual", "onecycle"  # in the order of its rows
 
 # Accuracy: (baseline, then mean and std of: usual retraining, one-cycle, KESI).
-# "Results on CIFAR, filter pruning": network -> baseline params (M), params (M), MACs saved (%), accuracies.
+# "Results on CIFAR, filter pruning": network -> baseline params (M), params (M), MACs saved (%),
+# accuracies.
 _CIFAR_FILTER = {
     "resnet56": (0.85, 0.28, 61.5, {
         "cifar10": (93.42, (90.35, 0.36), (92.31, 0.26), (93.34, 0.05)),
@@ -66,8 +69,8 @@ _CIFAR_FILTER = {
         "cifar100": (73.24, (68.37, 0.09), (71.95, 0.04), (73.52, 0.20))}),
 }
 
-# "Results on CIFAR, weight pruning": network -> non-zero params (M), accuracies without the baseline, which
-# is the one above. PreResNet-164 is not in this table, nor are MACs.
+# "Results on CIFAR, weight pruning": network -> non-zero params (M), accuracies without the
+# baseline, which is the one above. PreResNet-164 is not in this table, nor are MACs.
 _CIFAR_WEIGHT = {
     "resnet56": (0.29, {
         "cifar10": ((92.69, 0.02), (93.41, 0.08), (93.90, 0.10)),
@@ -83,15 +86,17 @@ _CIFAR_WEIGHT = {
         "cifar100": ((68.39, 0.21), (71.74, 0.15), (73.91, 0.09))}),
 }
 
-# "Results on Tiny-ImageNet, filter pruning": network -> (params (M), MACs (G)) before and after, accuracies.
+# "Results on Tiny-ImageNet, filter pruning": network -> (params (M), MACs (G)) before and after,
+# accuracies.
 _TINYIMAGENET_FILTER = {
     "resnet18": ((11.01, 1.82), (2.71, 0.83), (67.22, (61.06, 0.32), (64.70, 0.33), (66.87, 0.26))),
     "resnet34": ((21.39, 3.68), (5.40, 1.57), (68.81, (64.93, 0.15), (67.26, 0.21), (70.02, 0.43))),
 }
 
-# Rounds 1 to 5 of filter pruning from the authors' notes of March 2020, single runs that are not part of
-# the paper. They are no one-cycle results: retrained at a learning rate of 0.1 with a step to a tenth
-# after epochs 20 and 30 of 40. Second: the ensemble of the five pruned networks, with summed logits.
+# Rounds 1 to 5 of filter pruning from the authors' notes of March 2020, single runs that are not
+# part of the paper. They are no one-cycle results: retrained at a learning rate of 0.1 with a step
+# to a tenth after epochs 20 and 30 of 40. Second: the ensemble of the five pruned networks, with
+# summed logits.
 NOTED_ROUNDS = {
     ("resnet56", "cifar10"): ((93.05, 93.21, 93.06, 92.95, 92.56), 94.27),
     ("resnet56", "cifar100"): ((70.69, 70.56, 70.30, 69.57, 69.98), 74.25),
@@ -101,8 +106,8 @@ NOTED_ROUNDS = {
 
 # Where a printed figure does not follow from the paper's own definitions.
 REMARKS = {
-    ("resnet18", "tinyimagenet"): "The paper prints 11.01 M parameters for the baseline; the network that it "
-                                  "describes, with 200 classes, has 11.28 M.",
+    ("resnet18", "tinyimagenet"): "The paper prints 11.01 M parameters for the baseline; "
+                                  "the network that it describes, with 200 classes, has 11.28 M.",
 }
 
 
@@ -145,8 +150,8 @@ def departures(used: dict, data: dict, precisions: Collection[str] = (),
     for kind, training in used["trainings"].items():
         wanted = standard["trainings"].get(kind)
         if wanted is not None:
-            phrases += [f"{_named(kind)} {key.replace('_', ' ')} {training.get(key)} instead of {value}"
-                        for key, value in wanted.items()
+            phrases += [f"{_named(kind)} {key.replace('_', ' ')} "
+                        f"{training.get(key)} instead of {value}" for key, value in wanted.items()
                         if key != "schedule_code" and training.get(key, value) != value]
     for key in ("criterion", "loss"):
         old, new = standard[key], used.get(key) or {}
@@ -172,7 +177,8 @@ def _named(kind: str) -> str:
 
 
 def standard(dataset: str) -> str:
-    """Whose settings departures() compares with: the paper knows nothing of other data sets than its own."""
+    """Whose settings departures() compares with:
+    the paper knows nothing of other data sets than its own."""
     return "the paper's settings" if standard_of_paper(dataset) else "KESI's own settings"
 
 

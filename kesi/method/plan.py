@@ -1,4 +1,5 @@
-"""What a recipe will give, before any training: sizes of every round, and the work of every stage."""
+"""What a recipe will give, before any training: sizes of every round, and the work of every stage.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +18,8 @@ from kesi.method.snapshot import BASELINE, KESI, chain
 
 @dataclass(frozen=True)
 class Size:
-    """A network after a round (0: the baseline). ``macs`` are of one image, ``macs_saved`` is in percent."""
+    """A network after a round (0: the baseline).
+    ``macs`` are of one image, ``macs_saved`` is in percent."""
 
     round: int
     params: int
@@ -35,13 +37,15 @@ class StagePlan:
     size: Size
 
     def work(self, train_images: int, teachers: Sequence[Size] = ()) -> float:
-        """MACs of the whole stage: forward and twice that backward, and a forward of each teacher."""
+        """MACs of the whole stage: forward and twice that backward, and a forward of each teacher.
+        """
         per_image = 3 * self.size.macs + sum(teacher.macs for teacher in teachers)
         return float(self.training.epochs) * train_images * per_image
 
 
 def sizes(recipe: Recipe, num_classes: int, image_size: int) -> list[Size]:
-    """The sizes of a recipe's networks at ``image_size`` px, from the baseline to the last round."""
+    """The sizes of a recipe's networks at ``image_size`` px, from the baseline to the last round.
+    """
     cfg = list(models.ARCHITECTURES[recipe.arch].cfg)
     found: list[Size] = []
     for number in range(len(recipe.rounds) + 1):
@@ -52,7 +56,8 @@ def sizes(recipe: Recipe, num_classes: int, image_size: int) -> list[Size]:
             model = models.create(recipe.arch, num_classes, cfg)
         params, zeros = parameters(model), 0
         if number and recipe.method == "weight":
-            zeros = pruned_count(sum(weight.numel() for weight in conv_weights(model).values()), amount)
+            zeros = pruned_count(sum(weight.numel() for weight in conv_weights(model).values()),
+                                 amount)
         cost = macs(model, image_size)
         first = found[0].macs if found else cost
         found.append(Size(number, params, params - zeros, cost, round(100 * (1 - cost / first), 2)))
@@ -82,18 +87,21 @@ def overview(recipe: Recipe, num_classes: int, image_size: int, train_images: in
     """What run() would do, as text: sizes, stages, images to process. Needs no data."""
     network_sizes = sizes(recipe, num_classes, image_size)
     planned = stages(recipe, network_sizes)
-    lines = [f"{recipe.arch} on {recipe.dataset} ({num_classes} classes, {image_size} px), {recipe.method} pruning, "
-             f"seeds {' '.join(map(str, seeds))}, into {folder}", "", table(network_sizes), "",
-             f"{'stage':<12} {'params':>12} {'MACs':>15} {'epochs':>7} {'batch':>6} {'lr':>7} {'schedule':<10}"
-             f"{'images to process':>18}"]
+    lines = [f"{recipe.arch} on {recipe.dataset} ({num_classes} classes, {image_size} "
+             f"px), {recipe.method} pruning, seeds {' '.join(map(str, seeds))}, into {folder}", "",
+             table(network_sizes), "", f"{'stage':<12} {'params':>12} {'MACs':>15} {'epochs':>7} "
+             f"{'batch':>6} {'lr':>7} {'schedule':<10}{'images to process':>18}"]
     for one in planned:
         images = f"{one.training.epochs * train_images:,}" if train_images else "?"
-        lines.append(f"{one.name:<12} {one.size.nonzero_params:>12,} {one.size.macs:>15,} {one.training.epochs:>7} "
-                     f"{one.training.batch_size:>6} {one.training.lr:>7g} {one.training.schedule:<10}{images:>18}")
+        lines.append(f"{one.name:<12} {one.size.nonzero_params:>12,} {one.size.macs:>15,} "
+                     f"{one.training.epochs:>7} {one.training.batch_size:>6} {one.training.lr:>7g} "
+                     f"{one.training.schedule:<10}{images:>18}")
     epochs = sum(one.training.epochs for one in planned)
-    lines += ["", f"{len(planned)} trainings of {epochs} epochs together for each of {len(seeds)} seed(s)"]
+    lines += ["", f"{len(planned)} trainings of {epochs} epochs together for each of "
+                  f"{len(seeds)} seed(s)"]
     if train_images:
         lines[-1] += f": {epochs * train_images * len(seeds):,} images to process"
-        lines.append(f"the distillation also takes {recipe.distillation.epochs * train_images * len(network_sizes):,} "
-                     f"forward passes of teachers for each seed")
+        lines.append("the distillation also "
+                     f"takes {recipe.distillation.epochs * train_images * len(network_sizes):,} "
+                     "forward passes of teachers for each seed")
     return "\n".join(lines)

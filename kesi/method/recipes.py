@@ -1,7 +1,7 @@
 """The paper's schedules and epochs, as data (sections 4 and 5, supplement); rates are in models/.
 
-What the paper does not publish is ours and says so: the digits recipe, ResNet-20/32, the batch size of
-the baselines, and the baseline of Tiny-ImageNet.
+What the paper does not publish is ours and says so: the digits recipe, ResNet-20/32, the batch size
+of the baselines, and the baseline of Tiny-ImageNet.
 """
 
 from collections.abc import Mapping, Sequence
@@ -43,7 +43,8 @@ ONE_CYCLE = Training(epochs=40, batch_size=128, lr=0.1, schedule="onecycle")
 
 USUAL = Training(epochs=40, batch_size=128, lr=0.001, schedule="constant")
 
-# To compare another retraining, add its entry: the first is the method's own, whose snapshots teach.
+# To compare another retraining, add its entry: the first is the method's own, whose snapshots
+# teach.
 RETRAININGS: dict[str, Retraining] = {
     "onecycle": Retraining(ONE_CYCLE, "one-cycle", "#0072B2", "o"),
     "usual": Retraining(USUAL, "usual", "#D55E00", "s")}
@@ -52,7 +53,8 @@ OWN = next(iter(RETRAININGS))  # the name of the method's own retraining
 
 
 def retraining_named(name: str) -> Retraining:
-    """How a retraining is shown; one that is not entered here, of somebody else's run, by its name."""
+    """How a retraining is shown; one that is not entered here, of somebody else's run, by its name.
+    """
     known = RETRAININGS.get(name)
     return known or Retraining(RETRAININGS[OWN].training, name, "#CC79A7")
 
@@ -71,9 +73,9 @@ class Recipe:
     """The five steps for one network, data set and pruning method.
 
     ``retrainings``: by name; the first one's snapshots teach in the end, the others are made to be
-    compared. ``rounds`` has one entry a round. Filter pruning: the rates of that round, one for each
-    width of the network's cfg. Weight pruning: the cumulative share of convolution weights that is
-    zero after it. ``criterion``: a name in kesi.method.pruning.criteria.
+    compared. ``rounds`` has one entry a round. Filter pruning: the rates of that round, one for
+    each width of the network's cfg. Weight pruning: the cumulative share of convolution weights
+    that is zero after it. ``criterion``: a name in kesi.method.pruning.criteria.
     """
 
     arch: str
@@ -97,13 +99,14 @@ class Recipe:
                 rounds: int | None = None, amounts: Sequence | float | None = None,
                 temperature: float | None = None, criterion: str | None = None,
                 loss: str | None = None, compare: bool | Sequence[str] = True) -> "Recipe":
-        """The recipe with other settings; what is None stays. The only place where one is overridden.
+        """The recipe with other settings; what is None stays.
+        The only place where one is overridden.
 
-        ``epochs`` of baseline, retrainings and distillation; ``scale`` multiplies all epochs. ``lr``:
-        of the baseline, and the peak of one-cycle retraining. ``amounts``, filter pruning: one rate,
-        or one a width, the same in each of ``rounds``; weight pruning: the share of zeros after each
-        round. ``temperature``: of the loss. ``compare``: False for the method's own retraining
-        only, or the names of those to make. Raises UsageError for what will not do.
+        ``epochs`` of baseline, retrainings and distillation; ``scale`` multiplies all epochs.
+        ``lr``: of the baseline, and the peak of one-cycle retraining. ``amounts``, filter pruning:
+        one rate, or one a width, the same in each of ``rounds``; weight pruning: the share of zeros
+        after each round. ``temperature``: of the loss. ``compare``: False for the method's own
+        retraining only, or the names of those to make. Raises UsageError for what will not do.
         """
         kinds = [BASELINE, *self.retrainings, KESI]
         counts = dict.fromkeys(kinds)
@@ -147,12 +150,13 @@ class Recipe:
             if amounts is not None:
                 one = tuple(each) * (len(one) if len(each) == 1 else 1)
                 if len(one) != len(self.rounds[0]):
-                    raise UsageError(f"--percent with filter pruning takes one share, or one for each "
-                                     f"of {len(self.rounds[0])} widths, not {len(each)}")
+                    raise UsageError("--percent with filter pruning takes one share, or one for "
+                                     f"each of {len(self.rounds[0])} widths, not {len(each)}")
             return (one,) * (rounds or len(self.rounds))
         shares = tuple(self.rounds if amounts is None else each)
         if list(shares) != sorted(shares):
-            raise UsageError("--percent with weight pruning takes cumulative shares, which never fall")
+            raise UsageError(
+                "--percent with weight pruning takes cumulative shares, which never fall")
         if rounds is not None and rounds > len(shares):
             raise UsageError(f"there are {len(shares)} sparsities, not {rounds}: give one a round, "
                              f"--percent ...")
@@ -167,25 +171,28 @@ class Recipe:
         the method, and for a target that cannot be reached.
         """
         if (measure == "sparsity") != (self.method == "weight"):
-            raise UsageError(f"--{measure} is for {'weight' if measure == 'sparsity' else 'filter'} pruning: "
-                             f"{self.method} pruning takes "
-                             + ("--sparsity" if self.method == "weight" else "--macs or --params"))
+            raise UsageError(
+                f"--{measure} is for {'weight' if measure == 'sparsity' else 'filter'} pruning: "
+                f"{self.method} pruning takes "
+                + ("--sparsity" if self.method == "weight" else "--macs or --params"))
         count = len(self.rounds)
         if measure == "sparsity":
             return replace(self, rounds=sparsities_of(share, count))
         unpruned = widths_of(models.ARCHITECTURES[self.arch].cfg)
         order = scaled(unpruned, self.rounds[0]) if allocation == "paper" else uniform(unpruned)
-        found = allocate_rounds(self.arch, num_classes, image_size, Target(measure, share), order, count,
-                                round_to=round_to)
+        found = allocate_rounds(self.arch, num_classes, image_size, Target(measure, share), order,
+                                count, round_to=round_to)
         return replace(self, rounds=tuple(one.rates for one in found))
 
     def describe(self) -> dict:
-        """Plain numbers, strings and lists, as run.json keeps them; functions with their code's digest."""
+        """Plain numbers, strings and lists, as run.json keeps them;
+        functions with their code's digest."""
         plain = {name: getattr(self, name) for name in ("arch", "dataset", "method", "family")}
         trainings = {name: described(training) for name, training in self.trainings.items()}
-        criterion = {"name": self.criterion, "code": code_digest(criterion_of(self.method, self.criterion))}
-        return {**plain, "trainings": trainings, "loss": describe(self.loss), "criterion": criterion,
-                "rounds": describe(list(self.rounds))}
+        criterion = {"name": self.criterion,
+                     "code": code_digest(criterion_of(self.method, self.criterion))}
+        return {**plain, "trainings": trainings, "loss": describe(self.loss),
+                "criterion": criterion, "rounds": describe(list(self.rounds))}
 
 
 def described(training: Training) -> dict:
@@ -209,12 +216,14 @@ BASELINES = {"cifar": CIFAR_BASELINE, "wrn": WRN_BASELINE}  # by Architecture.ba
 
 TINYIMAGENET_EPOCHS = 25
 
-# Ours, since none is published: the recipe of He et al. 2016 as torchvision's references train ResNet-18/34.
+# Ours, since none is published: the recipe of He et al. 2016 as torchvision's references train
+# ResNet-18/34.
 TINYIMAGENET_BASELINE = Training(epochs=90, batch_size=256, lr=0.1, schedule="multistep",
                                  milestones=(30, 60))
 
 # Ours: the handwritten digits of the demonstration, minutes on two cores.
-DIGITS_BASELINE = Training(epochs=80, batch_size=64, lr=0.1, schedule="multistep", milestones=(40, 60))
+DIGITS_BASELINE = Training(epochs=80, batch_size=64, lr=0.1, schedule="multistep",
+                           milestones=(40, 60))
 
 DIGITS_EPOCHS, DIGITS_BATCH, DIGITS_RATE = 25, 64, 0.25
 
@@ -241,4 +250,5 @@ def recipe(arch: str, dataset: str, method: str, family: str = "cifar") -> Recip
     retrainings = {name: one.training.changed(**shorter) for name, one in RETRAININGS.items()}
     rounds = [rates] * ROUNDS if method == "filter" else network.sparsities
     return Recipe(arch, dataset, method, family, baseline, retrainings,
-                  DISTILLATION.changed(**shorter), KullbackLeibler(), METHODS[method], tuple(rounds))
+                  DISTILLATION.changed(**shorter), KullbackLeibler(), METHODS[method],
+                  tuple(rounds))

@@ -12,12 +12,14 @@ from kesi.system.errors import UsageError
 
 MOST = 10**5  # epochs, and images of a batch: more is a slip, or asks for the memory
 
-DIVERGED = 1e18  # a loss from here on is that of a training that diverges; no file of a run holds it
+# a loss from here on is that of a training that diverges; no file of a run holds it
+DIVERGED = 1e18
 
 
 @dataclass(frozen=True)
 class Training:
-    """How one training runs. ``lr`` is the peak of a one-cycle schedule and the start of the others.
+    """How one training runs. ``lr`` is the peak of a one-cycle schedule and the start
+    of the others.
 
     ``schedule`` is a name in SCHEDULES: "multistep" (times ``gamma`` after each epoch of
     ``milestones``), "constant", "linear" or "cosine" (down to 0), or "onecycle" (cosine from
@@ -53,17 +55,18 @@ class Training:
         if not self.lr > 0:
             raise UsageError(f"the learning rate must be above 0, not {self.lr}")
         if self.weight_decay < 0 or not 0 <= self.momentum < 1:
-            raise UsageError(f"weight decay must not be negative (is {self.weight_decay}) and momentum "
-                             f"must lie in [0, 1) (is {self.momentum})")
+            raise UsageError(f"weight decay must not be negative (is {self.weight_decay}) and "
+                             f"momentum must lie in [0, 1) (is {self.momentum})")
         if not (0 < self.warmup < 1 and self.div_factor > 0 and self.final_div_factor > 0):
-            raise UsageError(f"the warm-up must be a share between 0 and 1, not {self.warmup}, and what "
-                             f"divides the learning rate above 0")
+            raise UsageError(f"the warm-up must be a share between 0 and 1, not {self.warmup}, and "
+                             "what divides the learning rate above 0")
         if self.schedule not in SCHEDULES or self.optimizer not in ("sgd", "adam"):
             raise UsageError(f"unknown schedule {self.schedule!r} or optimizer {self.optimizer!r}; "
                              f"schedules: {', '.join(SCHEDULES)}; optimizers: sgd, adam")
 
     def scaled(self, factor: float) -> "Training":
-        """The same training with its epochs, and the milestones in them, multiplied by ``factor``."""
+        """The same training with its epochs, and the milestones in them, multiplied by ``factor``.
+        """
         return replace(self, epochs=max(1, round(self.epochs * factor)),
                        milestones=tuple(max(1, round(one * factor)) for one in self.milestones))
 
@@ -71,8 +74,8 @@ class Training:
                 milestones: Sequence[int] | None = None, **numbers: float | None) -> "Training":
         """The same training with other numbers; what is None stays.
 
-        ``scale`` multiplies the epochs. With other ``epochs`` the milestones stay where they were in
-        proportion; ``milestones`` given make it a "multistep" schedule. Raises UsageError for
+        ``scale`` multiplies the epochs. With other ``epochs`` the milestones stay where they were
+        in proportion; ``milestones`` given make it a "multistep" schedule. Raises UsageError for
         numbers that will not do.
         """
         made = self
@@ -105,13 +108,14 @@ def constant(optimizer: Optimizer, training: Training, steps: int) -> lr_schedul
 
 
 def onecycle(optimizer: Optimizer, training: Training, steps: int) -> lr_scheduler.LRScheduler:
-    """Up to the peak and down to almost nothing, once (Smith and Topin 2018, "Super-Convergence")."""
+    """Up to the peak and down to almost nothing, once (Smith and Topin 2018, "Super-Convergence").
+    """
     total, warmup = training.epochs * steps, training.warmup
     # torch divides by warmup * total - 1, the last step of the warm-up counted from 0
     warmup = warmup * (1 - 1e-6) if math.isclose(warmup * total, 1) else warmup
-    return lr_scheduler.OneCycleLR(optimizer, max_lr=training.lr, total_steps=total, pct_start=warmup,
-                                   anneal_strategy="cos", div_factor=training.div_factor,
-                                   final_div_factor=training.final_div_factor)
+    return lr_scheduler.OneCycleLR(
+        optimizer, max_lr=training.lr, total_steps=total, pct_start=warmup, anneal_strategy="cos",
+        div_factor=training.div_factor, final_div_factor=training.final_div_factor)
 
 
 def linear(optimizer: Optimizer, training: Training, steps: int) -> lr_scheduler.LRScheduler:
@@ -120,7 +124,8 @@ def linear(optimizer: Optimizer, training: Training, steps: int) -> lr_scheduler
 
 
 def cosine(optimizer: Optimizer, training: Training, steps: int) -> lr_scheduler.LRScheduler:
-    """Half a cosine from ``lr`` to 0 (Loshchilov and Hutter 2017, "SGDR", equation 5, one period)."""
+    """Half a cosine from ``lr`` to 0 (Loshchilov and Hutter 2017, "SGDR", equation 5, one period).
+    """
     return lr_scheduler.LambdaLR(optimizer, Cosine(training.epochs * steps))
 
 
@@ -144,12 +149,13 @@ class Cosine(Linear):
 
 # A schedule is a function of the optimiser, the training and the steps of an epoch that gives
 # torch's scheduler, to be stepped after every batch.
-SCHEDULES: dict[str, Schedule] = {"multistep": multistep, "constant": constant, "onecycle": onecycle,
-                                 "linear": linear, "cosine": cosine}
+SCHEDULES: dict[str, Schedule] = {"multistep": multistep, "constant": constant,
+                                  "onecycle": onecycle, "linear": linear, "cosine": cosine}
 
 
 def rewound(baseline: Training, epochs: int) -> Training:
-    """The last ``epochs`` of a baseline's schedule as a training of its own: learning-rate rewinding.
+    """The last ``epochs`` of a baseline's schedule as a training of its own:
+    learning-rate rewinding.
 
     Renda et al. 2020, "Comparing Rewinding and Fine-tuning in Neural Network Pruning", section 2:
     the weights stay, the rate goes back. It needs no other schedule: what is left of a multistep,
@@ -189,7 +195,8 @@ def optimizer_for(model: nn.Module, training: Training) -> Optimizer:
 
 
 def schedule_for(optimizer: Optimizer, training: Training, steps: int) -> lr_scheduler.LRScheduler:
-    """The training's learning rate, to be stepped after every one of its epochs x ``steps`` batches."""
+    """The training's learning rate, to be stepped after every one
+    of its epochs x ``steps`` batches."""
     return SCHEDULES[training.schedule](optimizer, training, steps)
 
 

@@ -76,7 +76,8 @@ def parameters(model: nn.Module) -> int:
 
 
 def layers_of(model: Network, masks: Masks | None, method: str | None) -> list[list] | None:
-    """[name, before, after] of every layer in the order of the forward pass; None where none is pruned.
+    """[name, before, after] of every layer in the order of the forward pass;
+    None where none is pruned.
 
     Filter pruning: one for each width, by a convolution that has it, in filters. Weight pruning:
     one for each layer that is pruned, in weights.
@@ -100,18 +101,22 @@ def _names(arch: str, num_classes: int) -> dict[int, str]:
     if graph:
         return {place: convs[0] for place, convs in enumerate(graph.convs)}
     with torch.device("meta"):
-        return {layer.width: layer.conv for layer in reversed(models.create(arch, num_classes).prunable())}
+        return {layer.width: layer.conv
+                for layer in reversed(models.create(arch, num_classes).prunable())}
 
 
 def empty_layers(masks: Masks | None) -> list[str]:
-    """The layers in which every weight is pruned, by name; what they compute is zero for every image."""
+    """The layers in which every weight is pruned, by name;
+    what they compute is zero for every image."""
     if masks is None:
         return []
-    return [name.removesuffix(".weight") for name, mask in masks.state_dict().items() if not bool(mask.any())]
+    return [name.removesuffix(".weight") for name, mask in masks.state_dict().items()
+            if not bool(mask.any())]
 
 
 def deaf(model: Network) -> bool:
-    """Whether a network answers every image alike, whatever its live weights are: nothing can be learned then.
+    """Whether a network answers every image alike, whatever its live weights are:
+    nothing can be learned then.
 
     An empty layer beside a shortcut leaves the network deaf to nothing; in a chain such as VGG's
     it cuts it. Batch norm works on the batch here, which makes the least difference between images
@@ -128,5 +133,6 @@ def deaf(model: Network) -> bool:
 
 
 def chance(labels: torch.Tensor) -> float:
-    """The accuracy in percent of one answer for all images: the share of the most frequent class."""
+    """The accuracy in percent of one answer for all images: the share of the most frequent class.
+    """
     return 100 * int(torch.bincount(labels).max()) / len(labels)

@@ -46,7 +46,8 @@ def chain(retraining: str, rounds: int) -> list[str]:
 
 
 def ensemble_name(retraining: str, retrainings: Iterable[str]) -> str:
-    """What the ensemble of a retraining's snapshots is called; of the first one, plainly "ensemble"."""
+    """What the ensemble of a retraining's snapshots is called;
+    of the first one, plainly "ensemble"."""
     return ENSEMBLE if retraining == next(iter(retrainings)) else f"{ENSEMBLE}-{retraining}"
 
 
@@ -98,7 +99,8 @@ class Pruned(Snapshot):
 
 
 def digest_of(value: Any) -> str:
-    """SHA-256 over nested dictionaries, lists, tensors, strings and numbers, in a canonical order."""
+    """SHA-256 over nested dictionaries, lists, tensors, strings and numbers, in a canonical order.
+    """
     sha = hashlib.sha256()
 
     def feed(item: Any) -> None:

@@ -1,4 +1,5 @@
-"""fit(): the only training loop. What it minimises is the objective's choice, everything else the stage's."""
+"""fit(): the only training loop. What it minimises is the objective's choice,
+everything else the stage's."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -26,8 +27,8 @@ class Options:
 
     ``eval_every``: test (and validation) accuracy every so many epochs; 0 for the last epoch only.
     ``save_every``: the state from which an interrupted stage continues, every so many epochs.
-    ``precision``, ``compile``, ``deterministic``: see kesi.system.execution. ``sync_bn``: with several processes, batch
-    norm over the batch of all of them.
+    ``precision``, ``compile``, ``deterministic``: see kesi.system.execution. ``sync_bn``: with
+    several processes, batch norm over the batch of all of them.
     """
 
     device: str = "cpu"
@@ -58,7 +59,8 @@ class Epoch:
 
 @dataclass
 class Progress:
-    """What fit() tells after every epoch: where it stands, and all that is needed to continue from there."""
+    """What fit() tells after every epoch: where it stands,
+    and all that is needed to continue from there."""
 
     epoch: int
     epochs: int
@@ -72,23 +74,26 @@ class Progress:
                 "optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict()}
 
 
-def fit(model: nn.Module, dataset: Dataset, training: Training, *, seed: int, objective: Objective = CrossEntropy(),
+def fit(model: nn.Module,
+        dataset: Dataset, training: Training, *, seed: int, objective: Objective = CrossEntropy(),
         masks: Masks | None = None, options: Options = Options(), resume: dict | None = None,
         on_epoch: Callable[[Progress], None] | None = None, label: str = "") -> list[Epoch]:
     """Train ``model`` in place for the epochs of ``training`` and return what each epoch gave.
 
-    ``seed`` decides order, augmentation and dropout of every epoch; with the same arguments on the same
-    machine the result is the same bit for bit, also when continued with ``resume``, a Progress.state(), from
-    the weights of that moment. ``masks`` are applied after every step. With several processes (see
-    kesi.system.distributed) each takes its share of every batch, and all return the same. Raises KesiError where a
-    loss is not finite, before on_epoch sees that epoch.
+    ``seed`` decides order, augmentation and dropout of every epoch; with the same arguments on the
+    same machine the result is the same bit for bit, also when continued with ``resume``, a
+    Progress.state(), from the weights of that moment. ``masks`` are applied after every step. With
+    several processes (see kesi.system.distributed) each takes its share of every batch, and all
+    return the same. Raises KesiError where a loss is not finite, before on_epoch sees that epoch.
     """
     model.to(device=options.device, memory_format=torch.channels_last)
     if masks is not None:
         masks.follow()
-    batches = TrainBatches(dataset, training.batch_size, seed, options.device, distributed.rank(), distributed.world())
+    batches = TrainBatches(dataset, training.batch_size, seed, options.device, distributed.rank(),
+                           distributed.world())
     precision = set_up(options.device, options.precision, options.deterministic)
-    step = make_step(model, objective, options.device, precision, options.compile, training.epochs * batches.steps)
+    step = make_step(model, objective, options.device, precision, options.compile,
+                     training.epochs * batches.steps)
     meanwhile = make_forward(model, options.device, precision, options.compile)
     optimizer = optimizer_for(model, training)
     schedule = schedule_for(optimizer, training, batches.steps)
@@ -98,25 +103,29 @@ def fit(model: nn.Module, dataset: Dataset, training: Training, *, seed: int, ob
         schedule.load_state_dict(resume["schedule"])
         history = [Epoch(**row) for row in resume["history"]]
     done = len(history)
-    bar = tqdm(total=training.epochs * batches.steps, initial=done * batches.steps, desc=label, unit="step",
+    bar = tqdm(total=training.epochs * batches.steps, initial=done * batches.steps, desc=label,
+               unit="step",
                disable=None if distributed.is_main() else True, leave=False, dynamic_ncols=True)
     with bar, distributed.synchronised_norms(model, options.sync_bn):
         for epoch in range(done + 1, training.epochs + 1):
             started = perf_counter()
-            torch.manual_seed(derive(seed, "dropout", epoch, *([distributed.rank()] if distributed.rank() else [])))
+            torch.manual_seed(derive(seed, "dropout", epoch,
+                                     *([distributed.rank()] if distributed.rank() else [])))
             row = _train_epoch(model, batches, epoch, step, masks, optimizer, schedule, bar)
             last = epoch == training.epochs
             due = last or (options.eval_every and epoch % options.eval_every == 0)
             row |= _evaluate_epoch(model, dataset, options.device, due, None if last else meanwhile)
             history.append(Epoch(epoch=epoch, **row, seconds=round(perf_counter() - started, 4)))
-            bar.set_postfix(loss=f"{row['train_loss']:.3f}", accuracy=f"{row['train_accuracy']:.1f}%")
+            bar.set_postfix(loss=f"{row['train_loss']:.3f}",
+                            accuracy=f"{row['train_accuracy']:.1f}%")
             if on_epoch is not None:
                 on_epoch(Progress(epoch, training.epochs, history, optimizer, schedule))
     return history
 
 
-def _train_epoch(model: nn.Module, batches: TrainBatches, epoch: int, step: Step, masks: Masks | None,
-                 optimizer: torch.optim.Optimizer, schedule: lr_scheduler.LRScheduler, bar: tqdm) -> dict:
+def _train_epoch(model: nn.Module, batches: TrainBatches,
+                 epoch: int, step: Step, masks: Masks | None, optimizer: torch.optim.Optimizer,
+                 schedule: lr_scheduler.LRScheduler, bar: tqdm) -> dict:
     """One pass over the training images. Nothing is read back from the device before its end."""
     model.train()
     losses, correct, sizes = [], [], []
@@ -134,26 +143,28 @@ def _train_epoch(model: nn.Module, batches: TrainBatches, epoch: int, step: Step
         bar.update()
     shares = torch.tensor(sizes, dtype=torch.float64)
     sums = distributed.total(torch.stack(losses).double() * shares.to(losses[0].device)).cpu()
-    shares, hits = distributed.total(shares.to(losses[0].device)).cpu(), distributed.total(torch.stack(correct).sum())
+    shares, hits = (distributed.total(shares.to(losses[0].device)).cpu(),
+                    distributed.total(torch.stack(correct).sum()))
     values = sums / shares
     if not bool((fine := values.abs() < DIVERGED).all()):  # NaN is not, either
         first = int((~fine).nonzero()[0])
-        raise KesiError(f"the training diverges: the loss is {float(values[first]):.3g} in epoch {epoch}, step "
-                        f"{first + 1} of {len(values)}, at learning rate {rates[first]:.3g}: try a lower --lr, "
-                        f"or check the images")
+        raise KesiError(f"the training diverges: the loss is {float(values[first]):.3g} in epoch "
+                        f"{epoch}, step {first + 1} of {len(values)}, at learning rate "
+                        f"{rates[first]:.3g}: try a lower --lr, or check the images")
     images_seen = int(shares.sum())
-    return {"train_loss": float(sums.sum()) / images_seen, "train_accuracy": 100 * int(hits) / images_seen,
-            "lr": rates[-1]}
+    return {"train_loss": float(sums.sum()) / images_seen,
+            "train_accuracy": 100 * int(hits) / images_seen, "lr": rates[-1]}
 
 
 def _evaluate_epoch(model: nn.Module, dataset: Dataset, device: str, due: bool,
                     forward: Callable | None) -> dict:
     row = {"test_loss": None, "test_accuracy": None, "val_accuracy": None}
     if due:
-        row["test_loss"], row["test_accuracy"] = evaluate(model, dataset, dataset.test, device, forward)
+        row["test_loss"], row["test_accuracy"] = evaluate(model, dataset, dataset.test, device,
+                                                          forward)
         if not abs(row["test_loss"]) < DIVERGED:
-            raise KesiError(f"the training diverges: the test loss is {row['test_loss']:.3g}: try a lower "
-                            f"--lr, or check the images")
+            raise KesiError(f"the training diverges: the test loss is {row['test_loss']:.3g}: try "
+                            "a lower --lr, or check the images")
         if dataset.val is not None:
             row["val_accuracy"] = evaluate(model, dataset, dataset.val, device, forward)[1]
     return row
@@ -163,9 +174,9 @@ def predict(model: nn.Module, dataset: Dataset, split: Split, device: str = "cpu
             forward: Callable[[torch.Tensor], torch.Tensor] | None = None) -> torch.Tensor:
     """Logits (N, C), on the CPU, of a split's images in order; the model is in eval mode meanwhile.
 
-    ``forward``: how it is asked while it trains (see kesi.system.execution.make_forward); by default as
-    for everything that is reported, in fp32. With several processes each predicts its share, and all
-    return the whole.
+    ``forward``: how it is asked while it trains (see kesi.system.execution.make_forward); by
+    default as for everything that is reported, in fp32. With several processes each predicts its
+    share, and all return the whole.
     """
     training = model.training
     whole = len(split)
@@ -176,7 +187,8 @@ def predict(model: nn.Module, dataset: Dataset, split: Split, device: str = "cpu
     model.eval()
     try:
         with torch.inference_mode(), full_precision():
-            logits = [(forward or model)(images) for images, _ in eval_batches(dataset, split, device)]
+            logits = [(forward or model)(images)
+                      for images, _ in eval_batches(dataset, split, device)]
     finally:
         model.train(training)
     return distributed.gather_rows(torch.cat(logits).float(), whole).cpu()
@@ -185,19 +197,23 @@ def predict(model: nn.Module, dataset: Dataset, split: Split, device: str = "cpu
 def _settle(model: nn.Module, device: str) -> None:
     """Put a network on a device in channels_last, unless it is there.
 
-    Module.to() gives weights of shape (N, 1, 1, 1) new memory every time, of which a captured step would not know.
+    Module.to() gives weights of shape (N, 1, 1, 1) new memory every time, of which a captured step
+    would not know.
     """
     where = torch.device(device)
     for tensor in (*model.parameters(), *model.buffers()):
-        elsewhere = tensor.device.type != where.type or where.index not in (None, tensor.device.index)
-        if elsewhere or (tensor.dim() == 4 and not tensor.is_contiguous(memory_format=torch.channels_last)):
+        elsewhere = (tensor.device.type != where.type
+                     or where.index not in (None, tensor.device.index))
+        if (elsewhere or (tensor.dim() == 4
+                          and not tensor.is_contiguous(memory_format=torch.channels_last))):
             model.to(device=device, memory_format=torch.channels_last)
             return
 
 
 def evaluate(model: nn.Module, dataset: Dataset, split: Split, device: str = "cpu",
              forward: Callable[[torch.Tensor], torch.Tensor] | None = None) -> tuple[float, float]:
-    """(mean cross-entropy, accuracy in percent) of a network on a split; ``forward``: see predict()."""
+    """(mean cross-entropy, accuracy in percent) of a network on a split;
+    ``forward``: see predict()."""
     return score(predict(model, dataset, split, device, forward), split.labels)
 
 

@@ -18,13 +18,15 @@ def check_weights(network: nn.Module) -> None:
     """Raise UsageError for a network whose weights cannot be pruned, trained and stored by name."""
     for name, module in network.named_modules():
         what = f"its layer {name or type(module).__name__!r}"
-        if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():
-            raise UsageError(f"{what} is lazy and has no weights yet: run the network on a batch of "
-                             f"images first")
+        if (isinstance(module, nn.modules.lazy.LazyModuleMixin)
+                and module.has_uninitialized_params()):
+            raise UsageError(f"{what} is lazy and has no weights yet: run the network on a batch "
+                             "of images first")
         if isinstance(module, (nn.Conv3d, nn.ConvTranspose3d)):
             raise UsageError(f"{what} is a 3-D convolution, and only networks for images are "
                              f"compressed")
-        if parametrize.is_parametrized(module) or {"weight_orig", "weight_g"} & module._parameters.keys():
+        if (parametrize.is_parametrized(module)
+                or {"weight_orig", "weight_g"} & module._parameters.keys()):
             raise UsageError(f"{what} computes its weight from others (a parametrization, weight "
                              f"norm, torch's pruning): remove that first, so that the weight stays")
     for name, value in [*network.named_parameters(), *network.named_buffers()]:
@@ -40,7 +42,8 @@ def check_weights(network: nn.Module) -> None:
             raise UsageError(f"{first} and {name} are the same weights: networks with tied weights "
                              f"are not compressed")
     if not any(value.requires_grad for value in network.parameters()):
-        raise UsageError("all parameters are frozen (requires_grad is False): nothing can be trained")
+        raise UsageError(
+            "all parameters are frozen (requires_grad is False): nothing can be trained")
 
 
 def _hidden(network: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
@@ -76,8 +79,8 @@ def check_rebuilt(first: nn.Module, second: nn.Module, image_size: int) -> None:
     others = dict(_hidden(second))
     for name, value in _hidden(first):
         if name not in others or not torch.equal(value, others[name]):
-            raise UsageError(f"its {name} is not in the state_dict and is another one each time the "
-                             f"network is built: register it as a persistent buffer")
+            raise UsageError(f"its {name} is not in the state_dict and is another one each time "
+                             "the network is built: register it as a persistent buffer")
     images = torch.randn(2, 3, image_size, image_size)
     one, two = (network.eval()(images.clone()) for network in (first, second))
     if isinstance(one, torch.Tensor) and not torch.equal(one, two):
@@ -106,8 +109,8 @@ def check_baseline(network: nn.Module, dataset: Dataset, said: float | None, dev
     counts.index_put_((answers, labels), torch.ones_like(labels), accumulate=True)
     renamed = 100 * int(counts.max(1).values.sum()) / len(labels)  # with the best name an answer
     if renamed > max(50.0, 2 * found):
-        cause = (f"with its classes in another order it would be {renamed:.2f} %: number the labels "
-                 f"as it was trained with")
+        cause = (f"with its classes in another order it would be {renamed:.2f} %: number the "
+                 "labels as it was trained with")
     else:
         mean, std = (", ".join(f"{value:.3f}" for value in numbers)
                      for numbers in (dataset.mean, dataset.std))

@@ -3,8 +3,9 @@
     result = kesi.compress(network, (images, labels), (test_images, test_labels))
     kesi.register("mine", Mine); network = kesi.load_model("runs/images-mine-filter/seed0/kesi")
 
-A checkpoint never holds code, and so not the network's: whoever loads one says how it is built (kesi.own.registry).
-The last form imports a module that does so, and then runs one of KESI's commands.
+A checkpoint never holds code, and so not the network's: whoever loads one says how it is built
+(kesi.own.registry). The last form imports a module that does so, and then runs one of KESI's
+commands.
 """
 
 import copy
@@ -49,10 +50,10 @@ START = "start.pth.tar"
 class Compressed:
     """What compress() made.
 
-    ``network``: the compressed network, of the class that was given, in eval mode on the CPU; ``masks`` of its
-    weights, or None after filter pruning. ``accuracies``: in percent on the test images by stage ("baseline",
-    "onecycle-1" ..., "ensemble", "kesi"), means over the seeds. ``checkpoint``: the file of ``network``, which
-    is that of the first seed.
+    ``network``: the compressed network, of the class that was given, in eval mode on the CPU;
+    ``masks`` of its weights, or None after filter pruning. ``accuracies``: in percent on the test
+    images by stage ("baseline", "onecycle-1" ..., "ensemble", "kesi"), means over the seeds.
+    ``checkpoint``: the file of ``network``, which is that of the first seed.
     """
 
     network: nn.Module
@@ -63,26 +64,30 @@ class Compressed:
     report: Report
 
 
-def compress(model: nn.Module | Factory, train: Pairs | Dataset, test: Pairs | None = None, method: str = "filter", *,
-             name: str | None = None, folder: str | Path | None = None, rounds: int | None = None,
-             rates: float | dict[str, float] | None = None, sparsities: Sequence[float] | None = None,
-             epochs: tuple[int, int, int] | None = None, batch_size: int | None = None, lr: float | None = None,
-             recipe: Recipe | None = None, seeds: Sequence[int] = (0,), trained: bool = False, compare: bool = False,
+def compress(model: nn.Module | Factory, train: Pairs | Dataset, test: Pairs | None = None,
+             method: str = "filter", *, name: str | None = None, folder: str | Path | None = None,
+             rounds: int | None = None, rates: float | dict[str, float] | None = None,
+             sparsities: Sequence[float] | None = None, epochs: tuple[int, int, int] | None = None,
+             batch_size: int | None = None, lr: float | None = None, recipe: Recipe | None = None,
+             seeds: Sequence[int] = (0,), trained: bool = False, compare: bool = False,
              flip: bool = True, options: Options | None = None, fresh: bool = False,
-             ignore: Sequence[str] = (), mean: float | Sequence[float] | None = None,
-             std: float | Sequence[float] | None = None, accuracy: float | None = None) -> Compressed:
-    """Train, prune, retrain, repeat and distil a network; the same call with the same folder continues.
+             ignore: Sequence[str] = (), mean: float | Sequence[float] | None = None, std: float
+             | Sequence[float] | None = None, accuracy: float | None = None) -> Compressed:
+    """Train, prune, retrain, repeat and distil a network;
+    the same call with the same folder continues.
 
-    ``model``: a network, which stays as it is and whose weights are where training starts (with ``trained`` they
-    are the baseline, and step 1 is left out); or a function that builds one, with weights drawn anew for each
-    seed. ``train``, ``test``: pairs of uint8 images and labels, mirrored in training where ``flip``, see
-    kesi.data.arrays.from_arrays; or a kesi.data.Dataset and nothing. ``method``: "filter" or "weight".
+    ``model``: a network, which stays as it is and whose weights are where training starts (with
+    ``trained`` they are the baseline, and step 1 is left out); or a function that builds one, with
+    weights drawn anew for each seed. ``train``, ``test``: pairs of uint8 images and labels,
+    mirrored in training where ``flip``, see kesi.data.arrays.from_arrays; or a kesi.data.Dataset
+    and nothing. ``method``: "filter" or "weight".
 
-    ``rounds`` of pruning (default: five). ``rates``: the share of filters that goes in a round, one for all or by
-    the name of a convolution, where those not named keep theirs (default: 0.2). ``sparsities``: the share of zero
-    weights after each round. ``epochs`` of baseline, retraining and distillation, ``batch_size``, and ``lr``, the
-    highest rate of baseline and one-cycle retraining, replace those of the paper's CIFAR recipe; or give a whole
-    ``recipe``. ``compare``: also retrain the usual way.
+    ``rounds`` of pruning (default: five). ``rates``: the share of filters that goes in a round, one
+    for all or by the name of a convolution, where those not named keep theirs (default: 0.2).
+    ``sparsities``: the share of zero weights after each round. ``epochs`` of baseline, retraining
+    and distillation, ``batch_size``, and ``lr``, the highest rate of baseline and one-cycle
+    retraining, replace those of the paper's CIFAR recipe; or give a whole ``recipe``. ``compare``:
+    also retrain the usual way.
 
     ``ignore``: the names of layers, or of what holds them, that keep all filters. ``mean``, ``std``
     of each channel of images scaled to 0..1, which a network that was trained elsewhere expects
@@ -91,8 +96,9 @@ def compress(model: nn.Module | Factory, train: Pairs | Dataset, test: Pairs | N
     it one that answers like chance, is refused with the likeliest reason.
 
     ``name``: what the network is called in checkpoints (default: its class). ``folder``: default
-    runs/<data>-<name>-<method>; ``fresh`` moves what is there aside. ``options``: the machine (default: a GPU if
-    there is one). Raises UsageError for arguments that do not fit, KesiError for files.
+    runs/<data>-<name>-<method>; ``fresh`` moves what is there aside. ``options``: the machine
+    (default: a GPU if there is one). Raises UsageError for arguments that do not fit, KesiError for
+    files.
     """
     _check_arguments(model, method, rounds, epochs, batch_size, lr, seeds)
     given = None
@@ -101,11 +107,12 @@ def compress(model: nn.Module | Factory, train: Pairs | Dataset, test: Pairs | N
         checks.check_whole(model)
         given = _copy(model)
     if given is None and trained:
-        raise UsageError("trained=True needs a network with its weights, not a function that builds one")
+        raise UsageError(
+            "trained=True needs a network with its weights, not a function that builds one")
     dataset = _normalised(_dataset(train, test, flip), mean, std)
     name = name or _name(model)
-    graph = register(name, model if given is None else lambda: copy.deepcopy(given), dataset.num_classes,
-                     dataset.image_size)
+    graph = register(name, model if given is None else lambda: copy.deepcopy(given),
+                     dataset.num_classes, dataset.image_size)
     if recipe is None:
         amounts = _amounts(graph, method, rounds, rates, sparsities)
         if ignore:
@@ -130,15 +137,19 @@ def compress(model: nn.Module | Factory, train: Pairs | Dataset, test: Pairs | N
 
 
 def _check_arguments(model, method, rounds, epochs, batch_size, lr, seeds) -> None:
-    """Raises UsageError for arguments of the wrong kind; what values are right is left to those who use them."""
+    """Raises UsageError for arguments of the wrong kind;
+    what values are right is left to those who use them."""
     if not callable(model):
-        raise UsageError(f"the model is a {type(model).__name__}: give a network, or a function that builds one")
+        raise UsageError(
+            f"the model is a {type(model).__name__}: give a network, or a function that builds one")
     if method not in recipes.METHODS:
         raise UsageError(f"unknown method {method!r}; choose one of: {', '.join(recipes.METHODS)}")
     if not _whole_numbers(seeds) or not len(seeds) or min(seeds) < 0:
-        raise UsageError(f"seeds are whole numbers of at least 0, such as (0, 1, 2), not {seeds!r:.60}")
+        raise UsageError(
+            f"seeds are whole numbers of at least 0, such as (0, 1, 2), not {seeds!r:.60}")
     if epochs is not None and not (_whole_numbers(epochs) and len(epochs) == 3):
-        raise UsageError(f"epochs are three numbers, of baseline, retraining and distillation, not {epochs!r:.60}")
+        raise UsageError("epochs are three numbers, of baseline, retraining and distillation, not "
+                         f"{epochs!r:.60}")
     for name, value in (("rounds", rounds), ("batch_size", batch_size)):
         if value is not None and not (_whole_numbers([value]) and value > 0):
             raise UsageError(f"{name} must be at least 1, not {value!r:.60}")
@@ -164,7 +175,8 @@ def _copy(model: nn.Module) -> nn.Module:
 
 def _name(model: nn.Module | Factory) -> str:
     """A network's name by its class, or by the function that builds it."""
-    said = type(model).__name__ if isinstance(model, nn.Module) else getattr(model, "__name__", "network")
+    said = (type(model).__name__ if isinstance(model, nn.Module)
+            else getattr(model, "__name__", "network"))
     name = re.sub(r"[^\w.-]+", "", said).lower()
     return f"own-{name}" if reserved(name) else name
 
@@ -190,8 +202,8 @@ def _normalised(dataset: Dataset, mean, std) -> Dataset:
             raise UsageError(f"{name} is one number, or one for each of three channels, "
                              f"not {value!r:.60}") from error
         if not all(fields.number(one) for one in numbers) or name == "std" and min(numbers) <= 0:
-            raise UsageError(f"{name} is of images scaled to 0..1{', and above 0' * (name == 'std')}, "
-                             f"not {value!r:.60}")
+            raise UsageError(f"{name} is of images scaled to "
+                             f"0..1{', and above 0' * (name == 'std')}, not {value!r:.60}")
         dataset = replace(dataset, **{name: numbers})
     return dataset
 
@@ -226,14 +238,17 @@ def _amounts(graph: Graph, method: str, rounds: int | None, rates: float | dict[
         raise UsageError('rates are for method="filter"; weight pruning takes sparsities')
     shares = tuple(sparsities or SPARSITIES)
     if rounds is not None and (rounds > len(shares) or sparsities is not None):
-        raise UsageError(f"there are {len(shares)} sparsities, one a round: give as many as there are to be rounds")
+        raise UsageError(f"there are {len(shares)} sparsities, one a round: give as many as there "
+                         "are to be rounds")
     return shares[:rounds]
 
 
 def _check(graph: Graph, name: str, classes: int, method: str, recipe: Recipe) -> None:
-    """That the recipe is for this network, before anything is trained. Raises UsageError where it is not."""
+    """That the recipe is for this network, before anything is trained.
+    Raises UsageError where it is not."""
     if (recipe.arch, recipe.method) != (name, method):
-        raise UsageError(f"the recipe is for {recipe.arch} and {recipe.method} pruning, not for {name} and {method}")
+        raise UsageError(f"the recipe is for {recipe.arch} and {recipe.method} pruning, not for "
+                         f"{name} and {method}")
     if method == "weight":
         with torch.device("meta"):
             if not conv_weights(models.create(name, classes)):
@@ -241,21 +256,23 @@ def _check(graph: Graph, name: str, classes: int, method: str, recipe: Recipe) -
                                  f"one: there are no weights to prune")
         shares = list(recipe.rounds)
         if not shares or shares != sorted(shares) or not all(0 <= share < 1 for share in shares):
-            raise UsageError(f"sparsities are shares from 0 to below 1 that never fall, not {shares}")
+            raise UsageError(
+                f"sparsities are shares from 0 to below 1 that never fall, not {shares}")
         return
     if graph.problem:
         raise UsageError(graph.problem)
     if not graph.cfg:
-        raise UsageError(f"{name} has no convolution that can lose single filters, and no linear layer "
-                         f"before the last one that can lose outputs; prune its weights instead")
+        raise UsageError(
+            f"{name} has no convolution that can lose single filters, and no linear layer "
+            "before the last one that can lose outputs; prune its weights instead")
     try:
         for rates in recipe.rounds:
             pruned_widths(graph.cfg, rates)
     except ValueError as error:
         raise UsageError(str(error)) from error
     if graph.left_alone:
-        print(f"{name}: {len(graph.left_alone)} layers keep all channels, since these are split, grouped, "
-              f"shuffled, scaled or normalised together: {', '.join(graph.left_alone)}")
+        print(f"{name}: {len(graph.left_alone)} layers keep all channels, since these are split, "
+              f"grouped, shuffled, scaled or normalised together: {', '.join(graph.left_alone)}")
 
 
 def _start(name: str, given: nn.Module, dataset: Dataset, folder: Path, trained: bool) -> Path:
@@ -265,13 +282,15 @@ def _start(name: str, given: nn.Module, dataset: Dataset, folder: Path, trained:
         kept = checkpoints.load(path, name).network.state_dict()
         same = all(torch.equal(kept[key], value) for key, value in given.state_dict().items())
         if trained and not same:
-            raise UsageError(f"{folder} holds a run from other weights than these: use another folder, or fresh=True")
+            raise UsageError(f"{folder} holds a run from other weights than these: use another "
+                             "folder, or fresh=True")
         if not same:
             print(f"starting from the weights of the first call, which are kept in {path}")
         given.load_state_dict(kept)
         return path
     with held(folder):
-        info = Info(stage="start", kind=BASELINE, round=0, data=dataset.describe(), **provenance("cpu"))
+        info = Info(stage="start", kind=BASELINE, round=0, data=dataset.describe(),
+                    **provenance("cpu"))
         checkpoints.save(path, Snapshot(info.stage, models.create(name, dataset.num_classes)), info)
     return path
 

@@ -1,12 +1,14 @@
-"""Filter pruning of any network: which channels go together, as torch-pruning's dependency graph tells.
+"""Filter pruning of any network: which channels go together,
+as torch-pruning's dependency graph tells.
 
-A *width* is a number of channels that may shrink: the filters of one convolution, or of several whose outputs
-meet in an addition or a product, with every norm and every layer that reads them. The widths of a network are its
-cfg, as for the networks in models/: it can be rebuilt from them, whichever of its channels went.
+A *width* is a number of channels that may shrink: the filters of one convolution, or of several
+whose outputs meet in an addition or a product, with every norm and every layer that reads them. The
+widths of a network are its cfg, as for the networks in models/: it can be rebuilt from them,
+whichever of its channels went.
 
-The library is trusted as far as it can be tried: a network of random weights has to compute, pruned, what it
-computes with those channels at zero. Widths with which it does not (channels that are split, shuffled or
-normalised together) are left alone.
+The library is trusted as far as it can be tried: a network of random weights has to compute,
+pruned, what it computes with those channels at zero. Widths with which it does not (channels that
+are split, shuffled or normalised together) are left alone.
 """
 
 import copy
@@ -27,10 +29,12 @@ IMAGES = 4  # of the trial
 
 @dataclass(frozen=True)
 class Axis:
-    """The input or output channels of one layer, L of them, and which of them belong to which width.
+    """The input or output channels of one layer, L of them,
+    and which of them belong to which width.
 
-    ``width``: the place of a width in cfg, -1 for channels that always stay; ``channel``: the number of the
-    channel within that width; both int64 (L,). ``cut``: torch-pruning's function that takes channels away.
+    ``width``: the place of a width in cfg, -1 for channels that always stay; ``channel``: the
+    number of the channel within that width; both int64 (L,). ``cut``: torch-pruning's function that
+    takes channels away.
     """
 
     module: str
@@ -47,7 +51,8 @@ class Axis:
 
 @dataclass(frozen=True)
 class Graph:
-    """The widths of a network. ``convs``: for each width the names of the convolutions that make its channels.
+    """The widths of a network. ``convs``: for each width the names of the convolutions
+    that make its channels.
 
     A network none of whose convolutions can lose filters has those of its linear layers instead.
     ``left_alone``: the convolutions whose filters cannot be removed, the classifier not among them.
@@ -93,8 +98,10 @@ class Graph:
         order = [torch.sort(score, descending=True, stable=True).indices for score in scores]
         return [ranked[keep:].sort().values for ranked, keep in zip(order, cfg, strict=True)]
 
-    def zero(self, network: nn.Module, cfg: Sequence[int], channels: Sequence[torch.Tensor]) -> None:
-        """What removing ``channels`` has to be equal to: their filters, and the weights that read them, are 0."""
+    def zero(self, network: nn.Module, cfg: Sequence[int],
+             channels: Sequence[torch.Tensor]) -> None:
+        """What removing ``channels`` has to be equal to:
+        their filters, and the weights that read them, are 0."""
         modules = dict(network.named_modules())
         with torch.no_grad():
             for axis, gone in self._positions(cfg, channels):
@@ -105,7 +112,8 @@ class Graph:
                         parameter[:, gone] = 0
 
     def rates(self, wanted: float | dict[str, float]) -> tuple[float, ...]:
-        """One rate for each width, from one for all or from those of convolutions by name (others keep all).
+        """One rate for each width, from one for all or from those of convolutions by name
+        (others keep all).
 
         Raises UsageError for a name that no convolution with a width has.
         """
@@ -115,16 +123,20 @@ class Graph:
         for name, rate in wanted.items():
             places = [place for place, convs in enumerate(self.convs) if name in convs]
             if not places:
-                raise UsageError(f"no convolution {name!r} whose filters can be removed; there are "
-                                 f"{', '.join(dict.fromkeys(conv for convs in self.convs for conv in convs))}")
+                raise UsageError(
+                    f"no convolution {name!r} whose filters can be removed; there are "
+                    f"{', '.join(dict.fromkeys(conv for convs in self.convs for conv in convs))}")
             rates[places[0]] = rate
         return tuple(rates)
 
-    def _positions(self, cfg: Sequence[int], channels: Sequence[torch.Tensor]) -> Iterator[tuple[Axis, torch.Tensor]]:
-        """Every axis of a network with the widths ``cfg``, and where the ``channels`` of each width lie on it."""
+    def _positions(self, cfg: Sequence[int],
+                   channels: Sequence[torch.Tensor]) -> Iterator[tuple[Axis, torch.Tensor]]:
+        """Every axis of a network with the widths ``cfg``,
+        and where the ``channels`` of each width lie on it."""
         starts = torch.tensor([0, *cfg]).cumsum(0)
         total = int(starts[-1])
-        gone = torch.zeros(total + 1, dtype=torch.bool)  # the last one for channels that have no width
+        # the last one for channels that have no width
+        gone = torch.zeros(total + 1, dtype=torch.bool)
         for start, which in zip(starts, channels, strict=False):
             gone[start + which] = True
         for axis in self.axes:
@@ -132,7 +144,8 @@ class Graph:
             where = torch.where(axis.width < 0, total, starts[axis.width] + axis.channel)
             yield axis, gone[where].nonzero().flatten()
 
-    def _remove(self, network: nn.Module, cfg: Sequence[int], channels: Sequence[torch.Tensor]) -> None:
+    def _remove(self, network: nn.Module, cfg: Sequence[int],
+                channels: Sequence[torch.Tensor]) -> None:
         modules = dict(network.named_modules())
         trained = {name: value.requires_grad for name, value in network.named_parameters()}
         for axis, gone in self._positions(cfg, channels):
@@ -143,7 +156,8 @@ class Graph:
 
     def _only(self, places: Sequence[int]) -> "Graph":
         """The graph with these widths alone."""
-        renumber = torch.full((len(self.cfg) + 1,), -1)  # the last one for the channels that have no width
+        # the last one for the channels that have no width
+        renumber = torch.full((len(self.cfg) + 1,), -1)
         renumber[torch.tensor(places, dtype=torch.int64)] = torch.arange(len(places))
         axes = [replace(axis, width=renumber[axis.width]) for axis in self.axes]
         return replace(self, cfg=tuple(self.cfg[place] for place in places),
@@ -154,15 +168,16 @@ class Graph:
 def analyse(network: nn.Module, image_size: int) -> Graph:
     """Find the widths of a network for images (N, 3, S, S); ``network`` stays as it is.
 
-    Without torch-pruning, or where it cannot trace the network, there are none, and ``problem`` says why.
+    Without torch-pruning, or where it cannot trace the network, there are none, and ``problem``
+    says why.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch-pruning's, about its imports
             import torch_pruning
     except ModuleNotFoundError:
-        return Graph(problem='torch-pruning, which finds the filters to remove in a network of your own, is not '
-                             'installed: pip install -e ".[own]"')
+        return Graph(problem='torch-pruning, which finds the filters to remove in a network of '
+                             'your own, is not installed: pip install -e ".[own]"')
     network = copy.deepcopy(network).cpu().eval().requires_grad_(True)
     try:
         with warnings.catch_warnings(), torch.enable_grad():
@@ -174,21 +189,23 @@ def analyse(network: nn.Module, image_size: int) -> Graph:
                 found = _tried(_widths(dependencies, network, nn.Linear), network, image_size)
             return found
     except Exception as error:  # of any type: whatever its assumptions run into
-        return Graph(problem=f"torch-pruning cannot trace this network ({first_line(error)}); prune its weights "
-                             f"instead")
+        return Graph(problem=f"torch-pruning cannot trace this network ({first_line(error)}); "
+                             "prune its weights instead")
 
 
 def _tried(widths: Sequence["_Width"], network: nn.Module, image_size: int) -> Graph:
     """The graph of those widths that pass the trial."""
     graph = _graph(widths, dict(network.named_modules()))
-    kept = _sound(graph, network, image_size, [], [place for place, width in enumerate(widths) if width.simple])
+    kept = _sound(graph, network, image_size, [],
+                  [place for place, width in enumerate(widths) if width.simple])
     left = [conv for place, width in enumerate(widths) if place not in kept for conv in width.convs]
     return replace(graph._only(sorted(kept)), left_alone=tuple(dict.fromkeys(left)))
 
 
 @dataclass(frozen=True)
 class _Width:
-    """One of torch-pruning's groups: its convolutions, and by layer its function, positions, and their channels."""
+    """One of torch-pruning's groups: its convolutions, and by layer its function, positions,
+    and their channels."""
 
     convs: tuple[str, ...]
     size: int
@@ -200,12 +217,13 @@ def _widths(dependencies, network: nn.Module, kind: type[nn.Module]) -> list[_Wi
     """The widths by their first convolutions, in the order of the modules, without the classifier.
 
     ``kind``: nn.Conv2d, or nn.Linear for those that linear layers make, as in a transformer's MLP.
-    A convolution that is read beside another one (a concatenation) and then meets it again, in a depthwise
-    convolution or an addition with their joint output, is a width of its own: the joint output is not.
+    A convolution that is read beside another one (a concatenation) and then meets it again, in a
+    depthwise convolution or an addition with their joint output, is a width of its own: the joint
+    output is not.
     """
     names = {module: name for name, module in network.named_modules()}
-    filters = {name: module for module, name in names.items()
-               if isinstance(module, kind) and not _depthwise(module) and module in dependencies.module2node}
+    filters = {name: module for module, name in names.items() if isinstance(module, kind)
+               and not _depthwise(module) and module in dependencies.module2node}
     found, joint, seen = [], [], set()
     for name, conv in filters.items():
         if name in seen:
@@ -213,12 +231,14 @@ def _widths(dependencies, network: nn.Module, kind: type[nn.Module]) -> list[_Wi
         cut = dependencies.get_pruner_of_module(conv).prune_out_channels
         group = dependencies.get_pruning_group(conv, cut, list(range(_length(cut, conv))))
         width = _members(group, names, kind)
-        producers = [len(set(channels)) for part, cut, _, channels in width.parts if part in filters and _output(cut)]
+        producers = [len(set(channels)) for part, cut, _, channels in width.parts if part in filters
+                     and _output(cut)]
         if min(producers) < _length(cut, conv):
             joint.append(width)
             continue
         seen.update(width.convs)
-        if any(not _output(cut) for _, cut, _, _ in width.parts):  # the classifier's outputs are read by nothing
+        # the classifier's outputs are read by nothing
+        if any(not _output(cut) for _, cut, _, _ in width.parts):
             found.append(width)
     found += [replace(width, simple=False) for width in joint if not seen.issuperset(width.convs)]
     return found
@@ -230,11 +250,13 @@ def _members(group, names: dict[nn.Module, str], kind: type[nn.Module]) -> _Widt
     for item in group.items:
         module = item.dep.target.module
         if isinstance(module, nn.Parameter):
-            simple = False  # a parameter beside the layers: only its owner knows which axis is which
+            # a parameter beside the layers: only its owner knows which axis is which
+            simple = False
         elif module in names:  # and no stand-in of torch-pruning's for an operation
             if isinstance(module, nn.Conv2d):
                 simple &= module.groups == 1 or _depthwise(module)
-            simple &= max(item.idxs) < _length(item.dep.handler, module)  # beside what it knows, it guesses
+            # beside what it knows, it guesses
+            simple &= max(item.idxs) < _length(item.dep.handler, module)
             parts.append((names[module], item.dep.handler, list(item.idxs), list(item.root_idxs)))
     makers = {name for name, cut, _, _ in parts if _output(cut)}
     convs = [name for module, name in names.items() if name in makers and isinstance(module, kind)]
@@ -242,7 +264,8 @@ def _members(group, names: dict[nn.Module, str], kind: type[nn.Module]) -> _Widt
 
 
 def _output(cut: Callable) -> bool:
-    """Whether a function of torch-pruning's takes output channels away; those of norms take both at once."""
+    """Whether a function of torch-pruning's takes output channels away;
+    those of norms take both at once."""
     return cut.__func__.__name__ == "prune_out_channels"
 
 
@@ -252,7 +275,8 @@ def _length(cut: Callable, module: nn.Module) -> int:
 
 
 def _depthwise(layer: nn.Module) -> bool:
-    return isinstance(layer, nn.Conv2d) and 1 < layer.groups == layer.in_channels == layer.out_channels
+    return (isinstance(layer, nn.Conv2d)
+            and 1 < layer.groups == layer.in_channels == layer.out_channels)
 
 
 def by_linear_layers(network: nn.Module) -> bool:
@@ -271,14 +295,18 @@ def _graph(widths: Sequence[_Width], modules: dict[str, nn.Module]) -> Graph:
         for name, cut, positions, channels in width.parts if width.simple else ():
             output, length = _output(cut), _length(cut, modules[name])
             if (name, output) not in axes:
-                axes[name, output] = Axis(name, output, cut, torch.full((length,), -1), torch.full((length,), -1))
+                axes[name, output] = Axis(name, output, cut, torch.full((length,), -1),
+                                          torch.full((length,), -1))
             axes[name, output].width[positions] = place
             axes[name, output].channel[positions] = torch.tensor(channels)
-    return Graph(tuple(width.size for width in widths), tuple(width.convs for width in widths), tuple(axes.values()))
+    return Graph(tuple(width.size for width in widths), tuple(width.convs for width in widths),
+                 tuple(axes.values()))
 
 
-def _sound(graph: Graph, network: nn.Module, image_size: int, known: list[int], more: list[int]) -> list[int]:
-    """Of ``more`` widths those that can be pruned together with the ``known`` ones; halves are tried apart."""
+def _sound(graph: Graph, network: nn.Module, image_size: int, known: list[int],
+           more: list[int]) -> list[int]:
+    """Of ``more`` widths those that can be pruned together with the ``known`` ones;
+    halves are tried apart."""
     if not more or _holds(graph._only(known + more), network, image_size):
         return known + more
     if len(more) == 1:
@@ -290,7 +318,8 @@ def _sound(graph: Graph, network: nn.Module, image_size: int, known: list[int], 
 
 @torch.no_grad()
 def _holds(graph: Graph, network: nn.Module, image_size: int) -> bool:
-    """Whether random weights, pruned twice at random, give what they give with those channels at zero."""
+    """Whether random weights, pruned twice at random,
+    give what they give with those channels at zero."""
     draw = torch.Generator().manual_seed(0)
     network = _randomised(network, draw)
     images = torch.randn(IMAGES, 3, image_size, image_size, generator=draw)
@@ -315,7 +344,8 @@ def _holds(graph: Graph, network: nn.Module, image_size: int) -> bool:
 
 @torch.no_grad()
 def _randomised(network: nn.Module, draw: torch.Generator) -> nn.Module:
-    """A copy in which no two channels do the same, and none does nothing, whatever the initial weights are."""
+    """A copy in which no two channels do the same, and none does nothing,
+    whatever the initial weights are."""
     network = copy.deepcopy(network)
     for parameter in network.parameters():
         fan_in = max(1, parameter[0].numel()) if parameter.dim() > 1 else 1

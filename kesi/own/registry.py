@@ -1,7 +1,8 @@
 """Networks of one's own, by name: how they are built, and what of them can be pruned.
 
-They join the table of models/: their checkpoints are loaded, pruned, trained and exported like any other's. Only
-how they are built cannot be in a file that is safe to load, and has to be said anew in every process.
+They join the table of models/: their checkpoints are loaded, pruned, trained and exported like any
+other's. Only how they are built cannot be in a file that is safe to load, and has to be said anew
+in every process.
 """
 
 import copy
@@ -23,29 +24,33 @@ Factory = Callable[[], nn.Module]
 RATE, SPARSITIES = 0.2, models.ARCHITECTURES["resnet56"].sparsities
 
 
-def register(name: str, factory: Factory, num_classes: int | None = None, image_size: int = 32) -> Graph:
-    """Make networks that ``factory()`` builds known under ``name``, in this process; returns their widths.
+def register(name: str, factory: Factory, num_classes: int | None = None,
+             image_size: int = 32) -> Graph:
+    """Make networks that ``factory()`` builds known under ``name``, in this process;
+    returns their widths.
 
-    Their checkpoints can be loaded then, and stages, exports and comparisons work as for the networks in models/.
-    The factory takes no argument and builds the unpruned network anew at each call: float images (N, 3, S, S) to
-    logits (N, classes). ``num_classes``: by default as many as it has outputs. ``image_size``: S, which has to be
-    right for networks that only take images of one size. A name may be registered again. Raises UsageError for a
-    name of a network in models/, and for a factory or a network that will not do.
+    Their checkpoints can be loaded then, and stages, exports and comparisons work as for the
+    networks in models/. The factory takes no argument and builds the unpruned network anew at each
+    call: float images (N, 3, S, S) to logits (N, classes). ``num_classes``: by default as many as
+    it has outputs. ``image_size``: S, which has to be right for networks that only take images of
+    one size. A name may be registered again. Raises UsageError for a name of a network in models/,
+    and for a factory or a network that will not do.
     """
     if not re.fullmatch(r"[\w.-]+", name):
-        raise UsageError(f"a network's name consists of letters, digits, '_', '-' and '.', unlike {name!r}")
+        raise UsageError(
+            f"a network's name consists of letters, digits, '_', '-' and '.', unlike {name!r}")
     if reserved(name):
         raise UsageError(f"{name} is a network of KESI's: choose another name")
     with torch.random.fork_rng(devices=[]):
         network, second = _build(factory), _build(factory)
         if second is network:
-            raise UsageError("the factory gives the same network at every call: it has to build a new one, "
-                             "for example by copy.deepcopy")
+            raise UsageError("the factory gives the same network at every call: it has to build a "
+                             "new one, for example by copy.deepcopy")
         outputs = _outputs(network, image_size)
         checks.check_rebuilt(copy.deepcopy(network), second, image_size)
         if num_classes not in (None, outputs):
-            raise UsageError(f"{name} has {outputs} outputs, not one for each of {num_classes} classes (labels count "
-                             f"from 0)")
+            raise UsageError(f"{name} has {outputs} outputs, not one for each of {num_classes} "
+                             "classes (labels count from 0)")
         graph = analyse(network, image_size)
 
     def build(classes: int, cfg: list) -> nn.Module:
@@ -80,11 +85,13 @@ def _build(factory: Factory) -> nn.Module:
 
 
 def _outputs(network: nn.Module, image_size: int) -> int:
-    """How many classes a network tells apart. Raises UsageError where it does not go through training and back."""
+    """How many classes a network tells apart.
+    Raises UsageError where it does not go through training and back."""
     taken = [one for one in ("arch", "cfg") if hasattr(network, one)
              and getattr(network, "arch", None) not in models.ARCHITECTURES]
     if taken:
-        raise UsageError(f"the network has an attribute {taken[0]!r}, a name under which KESI keeps its own: rename it")
+        raise UsageError(f"the network has an attribute {taken[0]!r}, a name under which KESI "
+                         "keeps its own: rename it")
     trial = copy.deepcopy(network).train().to(memory_format=torch.channels_last)
     images = torch.randn(2, 3, image_size, image_size).to(memory_format=torch.channels_last)
     before = images.clone()
@@ -96,19 +103,19 @@ def _outputs(network: nn.Module, image_size: int) -> int:
             logits = logits if isinstance(answer, torch.Tensor) else answer
         macs(network, image_size)
     except Exception as error:  # somebody else's code: anything
-        hint = "; write x.flatten(1) instead of x.view(...): images are in channels_last layout" if (
-            "view size is not compatible" in str(error)) else ""
+        hint = ("; write x.flatten(1) instead of x.view(...): images are in channels_last layout"
+                if ("view size is not compatible" in str(error)) else "")
         hint = hint or "; images are RGB: for one channel begin with x.mean(1, keepdim=True)" * (
             "to have 1 channels, but got 3" in str(error))
         raise UsageError(f"the network does not take a batch of {image_size} px images: "
                          f"{first_line(error)}{hint}") from error
     if not torch.equal(images, before):
-        raise UsageError("the network changes the images that it is given: begin with x = x.clone(), "
-                         "or with a layer that is not in place")
+        raise UsageError("the network changes the images that it is given: begin with x = "
+                         "x.clone(), or with a layer that is not in place")
     if not isinstance(logits, torch.Tensor):
-        raise UsageError(f"a network has to give logits (N, classes) for N images; this one gives a "
-                         f"{type(logits).__name__}: let it return the logits alone (torchvision: "
-                         f"aux_logits=False)")
+        raise UsageError("a network has to give logits (N, classes) for N images; this one gives "
+                         f"a {type(logits).__name__}: let it return the logits alone (torchvision: "
+                         "aux_logits=False)")
     if logits.dim() != 2 or len(logits) != 2:
         raise UsageError(f"a network has to give logits (N, classes) for N images; this one gives "
                          f"shape {tuple(logits.shape)}")

@@ -1,4 +1,5 @@
-"""What a run or a stage finds in its folder: whether it is finished, was begun with other settings, is in the way."""
+"""What a run or a stage finds in its folder: whether it is finished, was begun with other settings,
+is in the way."""
 
 import os
 import shutil
@@ -16,7 +17,8 @@ from kesi.system.locks import LOCK, held, in_use
 
 
 def finished(folder: Path, settings: dict) -> Result | None:
-    """The result of the stage that was finished in ``folder`` with these settings; None if there is none.
+    """The result of the stage that was finished in ``folder`` with these settings;
+    None if there is none.
 
     A checkpoint or a result that is damaged, or that are not of one another, are warned of, and the
     stage is not finished. Raises UsageError where it was made with other settings.
@@ -40,7 +42,8 @@ def finished(folder: Path, settings: dict) -> Result | None:
 
 
 def lost(folder: Path, settings: dict) -> Result | None:
-    """The result of a stage whose checkpoint is gone or damaged, of the same settings; None without one."""
+    """The result of a stage whose checkpoint is gone or damaged, of the same settings;
+    None without one."""
     try:
         result = read_result(folder / RESULT) if (folder / RESULT).is_file() else None
     except KesiError:
@@ -49,7 +52,8 @@ def lost(folder: Path, settings: dict) -> Result | None:
 
 
 def dependent(stages: Path, network: str) -> Path | None:
-    """A file in the stages' folders that was made from a network, which its digest names; None without one."""
+    """A file in the stages' folders that was made from a network, which its digest names;
+    None without one."""
     for path in sorted(stages.glob(f"*/{RESULT}")) + sorted(stages.glob(f"*/{PRUNED}")):
         try:
             said = (read_result(path) if path.name == RESULT
@@ -70,7 +74,8 @@ def _not_finished(error: KesiError) -> None:
 
 
 def refuse_changes(folder: Path, before: object, now: dict) -> None:
-    """Raises UsageError that names the first setting in which a run in ``folder`` differs from this one."""
+    """Raises UsageError that names the first setting in which a run in ``folder`` differs
+    from this one."""
     before = before if isinstance(before, dict) else {}
     for key in now:
         old, new = before.get(key), now[key]
@@ -79,10 +84,12 @@ def refuse_changes(folder: Path, before: object, now: dict) -> None:
                                   if old.get(name) != new[name]), (key, None, None))
         if old != new:
             key, old, new = _innermost(key, old, new)
-            plural = key.endswith("s") and not key.startswith("number of")  # images, epochs, milestones
+            # images, epochs, milestones
+            plural = key.endswith("s") and not key.startswith("number of")
             other = "other" if plural else "another"
-            raise UsageError(f"{folder} holds a run with {other} {key} ({_short(old)}, now {_short(new)}): use "
-                             f"another --save, or --fresh to start over (the old one is moved aside)")
+            raise UsageError(
+                f"{folder} holds a run with {other} {key} ({_short(old)}, now {_short(new)}): use "
+                "another --save, or --fresh to start over (the old one is moved aside)")
 
 
 def _innermost(key: str, old: object, new: object) -> tuple[str, object, object]:
@@ -101,7 +108,8 @@ def _short(value: object) -> str:
 
 
 def move_aside(folder: Path) -> Path | None:
-    """Rename what is in the way of a fresh start to `<folder>.old-1`, `-2`, ...; returns the new name.
+    """Rename what is in the way of a fresh start to `<folder>.old-1`, `-2`, ...;
+    returns the new name.
 
     Raises KesiError where another process uses it, or a stage in it.
     """
@@ -117,13 +125,15 @@ def move_aside(folder: Path) -> Path | None:
         try:
             folder.rename(aside)
         except OSError as error:
-            raise KesiError(f"cannot move {folder} to {aside}: {error.strerror or error}") from error
+            raise KesiError(
+                f"cannot move {folder} to {aside}: {error.strerror or error}") from error
         (aside / LOCK).unlink(missing_ok=True)  # moved with it
     return aside
 
 
 def start_over(folder: Path) -> Path | None:
-    """Move a stage aside but keep the pruned network it starts from, which prune() wrote to the same folder."""
+    """Move a stage aside but keep the pruned network it starts from,
+    which prune() wrote to the same folder."""
     aside = move_aside(folder)
     if aside is not None and (aside / PRUNED).is_file():
         make_folder(folder)

@@ -4,12 +4,15 @@ from pathlib import Path
 
 CHECKPOINT, PRUNED = "checkpoint.pth.tar", "pruned.pth.tar"
 
-OTHER = "other.pth.tar"  # what a stage came out as whose own network was lost, and is named by others
+# what a stage came out as whose own network was lost, and is named by others
+OTHER = "other.pth.tar"
 
 METRICS, RESULT, RUN = "metrics.jsonl", "result.json", "run.json"
 
 
 def seed_of(folder: Path) -> int | None:
-    """The seed whose stages are in a folder of a run: 0 of "seed0"; None if it is no such folder."""
+    """The seed whose stages are in a folder of a run: 0 of "seed0"; None if it is no such folder.
+    """
     number = folder.name.removeprefix("seed")
-    return int(number) if number != folder.name and number.isdecimal() and number.isascii() else None
+    return (int(number) if number != folder.name and number.isdecimal() and number.isascii()
+            else None)

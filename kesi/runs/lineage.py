@@ -16,18 +16,21 @@ from kesi.system.errors import KesiError, UsageError
 def check_images(model: Network, dataset: Dataset) -> None:
     """Raises UsageError where the images are too small for the network."""
     if dataset.image_size < model.min_image_size:
-        raise UsageError(f"{model.arch} needs images of {model.min_image_size} px or more, but {dataset.name} has "
+        raise UsageError(f"{model.arch} needs images of {model.min_image_size} px or more, but "
+                         f"{dataset.name} has "
                          f"{dataset.image_size} px: choose another --arch or a larger --image-size")
 
 
 def reference(checkpoint: Checkpoint, folder: Path) -> Reference:
-    """How a file names its parent: relative to its own folder, so that a run can be moved as a whole."""
+    """How a file names its parent: relative to its own folder,
+    so that a run can be moved as a whole."""
     relative = os.path.relpath(Path(checkpoint.path).resolve(), Path(folder).resolve())
     return Reference(relative, checkpoint.name, checkpoint.digest)
 
 
 def fitting(path: Path, dataset: Dataset, arch: str | None = None) -> Checkpoint:
-    """The checkpoint at ``path``, after checking that it can classify ``dataset``. Raises UsageError if not."""
+    """The checkpoint at ``path``, after checking that it can classify ``dataset``.
+    Raises UsageError if not."""
     checkpoint = checkpoints.load(path, arch)
     check_images(checkpoint.network, dataset)
     if checkpoint.network.num_classes != dataset.num_classes:
@@ -35,8 +38,10 @@ def fitting(path: Path, dataset: Dataset, arch: str | None = None) -> Checkpoint
                          f"{dataset.name} has {dataset.num_classes}")
     names = checkpoint.info.data.get("classes")
     if names and list(names) != list(dataset.classes):
-        one = next((old, new) for old, new in zip(names, dataset.classes, strict=True) if old != new)
-        raise UsageError(f"{checkpoint.path} knows other classes than {dataset.name}: {one[0]!r} where {one[1]!r} is")
+        one = next((old, new) for old, new in zip(names, dataset.classes, strict=True)
+                   if old != new)
+        raise UsageError(f"{checkpoint.path} knows other classes than {dataset.name}: {one[0]!r} "
+                         f"where {one[1]!r} is")
     return checkpoint
 
 
@@ -49,7 +54,8 @@ def method_of(checkpoint: Checkpoint) -> str | None:
 
 
 def round_of(checkpoint: Checkpoint, recipe: Recipe) -> int:
-    """How many rounds a checkpoint went through: what it says, else what its size tells (0: never pruned)."""
+    """How many rounds a checkpoint went through:
+    what it says, else what its size tells (0: never pruned)."""
     if checkpoint.round is not None:
         return checkpoint.round
     if method_of(checkpoint) is None:
@@ -66,10 +72,11 @@ def round_of(checkpoint: Checkpoint, recipe: Recipe) -> int:
 
 
 def snapshots_of(last: Checkpoint) -> list[Checkpoint]:
-    """The baseline and all snapshots that ``last`` descends from, itself included, the baseline first.
+    """The baseline and all snapshots that ``last`` descends from, itself included,
+    the baseline first.
 
-    Ancestors are looked for where the files say that they came from, and, by their digests, in the folders beside.
-    Raises UsageError where the chain is broken.
+    Ancestors are looked for where the files say that they came from, and, by their digests, in the
+    folders beside. Raises UsageError where the chain is broken.
     """
     found, here = [], last
     while True:
@@ -79,13 +86,15 @@ def snapshots_of(last: Checkpoint) -> list[Checkpoint]:
         if here.info.kind == "baseline":
             return found[::-1]
         if parent is None:
-            raise UsageError(f"{here.path} does not say what it was made from: name the teachers with --teachers")
+            raise UsageError(f"{here.path} does not say what it was made from: name the teachers "
+                             "with --teachers")
         here = _ancestor(here, parent)
 
 
 def _ancestor(child: Checkpoint, parent: Reference) -> Checkpoint:
     named = child.path.parent / parent.path
-    beside = sorted(child.path.parent.parent.glob("*/*.pth.tar")) + sorted(child.path.parent.glob("*.pth.tar"))
+    beside = (sorted(child.path.parent.parent.glob("*/*.pth.tar"))
+              + sorted(child.path.parent.glob("*.pth.tar")))
     for path in [named, *beside]:
         try:
             found = checkpoints.load(path)
@@ -93,5 +102,5 @@ def _ancestor(child: Checkpoint, parent: Reference) -> Checkpoint:
             continue
         if found.is_named_by(parent):
             return found
-    raise UsageError(f"{child.path} was made from {named}, which is not there (or was changed since): name the "
-                     f"teachers with --teachers")
+    raise UsageError(f"{child.path} was made from {named}, which is not there (or was changed "
+                     "since): name the teachers with --teachers")

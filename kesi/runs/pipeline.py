@@ -58,7 +58,8 @@ class Settings:
 def run(settings: Settings) -> Path:
     """Run every stage that is not finished yet, for every seed; returns the run's folder.
 
-    Raises UsageError where the folder holds a run with other settings, KesiError where another process has it.
+    Raises UsageError where the folder holds a run with other settings, KesiError where another
+    process has it.
     """
     if settings.baseline is not None and not settings.shared:  # before anything is moved or written
         for seed in settings.seeds:
@@ -76,7 +77,8 @@ def run(settings: Settings) -> Path:
 
 
 def _one_seed(settings: Settings, train: "_InFolder") -> None:
-    """Section 3 of the paper, as kesi.method.algorithm tells it, with the ensembles measured between."""
+    """Section 3 of the paper, as kesi.method.algorithm tells it,
+    with the ensembles measured between."""
     recipe, context = settings.recipe, train.context
     baseline = train.baseline()
     evidence = Evidence(settings.dataset, context.seed, device=settings.options.device)
@@ -93,7 +95,8 @@ def _one_seed(settings: Settings, train: "_InFolder") -> None:
 
 @dataclass(frozen=True)
 class _InFolder:
-    """The algorithm's ``train``, a stage in a folder each: finished ones are loaded, interrupted ones continue."""
+    """The algorithm's ``train``, a stage in a folder each:
+    finished ones are loaded, interrupted ones continue."""
 
     settings: Settings
     context: Context
@@ -108,14 +111,15 @@ class _InFolder:
         settings, folder = self.settings, self.folder / BASELINE
         with self.clock.stage(self.context, BASELINE) as here:
             if settings.baseline is None:
-                return steps.train_baseline(here, settings.recipe.arch, settings.recipe.baseline, folder,
-                                            settings.pretrained)
+                return steps.train_baseline(here, settings.recipe.arch, settings.recipe.baseline,
+                                            folder, settings.pretrained)
             source = Path(settings.baseline.replace("{seed}", str(here.seed)))
             if settings.shared:
                 with held_by_one(source.parent):  # the other run may be at it
                     steps.train_baseline(replace(here, fresh=False), settings.recipe.arch,
                                          settings.recipe.baseline, source, settings.pretrained)
-            return steps.adopt_baseline(here, checkpoints.find(source), settings.recipe.arch, folder)
+            return steps.adopt_baseline(here, checkpoints.find(source), settings.recipe.arch,
+                                        folder)
 
     def __call__(self, name: str, start: Snapshot, training: Training,
                  objective: Objective = CrossEntropy()) -> Checkpoint:
@@ -147,8 +151,8 @@ def _open(settings: Settings) -> None:
         refuse_changes(folder, before.data, data)
         warn_of_another_device(before.device, device_name(settings.options.device))
         last = new.pop(KESI)
-        recipe["trainings"] = {**new, **{name: old[name] for name in old if name not in (*new, KESI)},
-                               KESI: last}
+        recipe["trainings"] = {**new, **{name: old[name] for name in old
+                                         if name not in (*new, KESI)}, KESI: last}
         seeds |= set(before.seeds)
     write_json(folder / RUN, encode(RunRecord(
         arch=recipe["arch"], dataset=settings.dataset.name, method=recipe["method"], recipe=recipe,
@@ -157,13 +161,16 @@ def _open(settings: Settings) -> None:
 
 
 class _Clock:
-    """Says before every stage how far the run is, and, from the second one on, how long it will take."""
+    """Says before every stage how far the run is, and, from the second one on,
+    how long it will take."""
 
     def __init__(self, settings: Settings):
-        self._sizes = plan.sizes(settings.recipe, settings.dataset.num_classes, settings.dataset.image_size)
+        self._sizes = plan.sizes(settings.recipe, settings.dataset.num_classes,
+                                 settings.dataset.image_size)
         planned = plan.stages(settings.recipe, self._sizes)
         images = len(settings.dataset.train)
-        self._work = {one.name: one.work(images, self._sizes if one.name == KESI else ()) for one in planned}
+        self._work = {one.name: one.work(images, self._sizes if one.name == KESI else ())
+                      for one in planned}
         if settings.baseline is not None and not settings.shared:
             self._work[BASELINE] = 0.0
         self._total = len(self._work) * len(settings.seeds)

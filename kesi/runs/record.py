@@ -32,7 +32,8 @@ def _width(value: object) -> bool:
 
 @dataclass(kw_only=True)
 class RunRecord(Origin):
-    """run.json: what is run in a folder. ``recipe`` as Recipe.describe() gave it, ``data`` as Dataset.describe().
+    """run.json: what is run in a folder. ``recipe`` as Recipe.describe() gave it,
+    ``data`` as Dataset.describe().
 
     ``baseline``: the path of a trained network instead of step 1, ``pretrained``: weights that step
     1 starts from.
@@ -182,7 +183,8 @@ def read_result(path: Path) -> Result | Ensemble:
 
 
 def read_epochs(path: Path) -> list[Epoch]:
-    """The rows of a metrics.jsonl, one an epoch, but for one that is being written. Raises KesiError if damaged."""
+    """The rows of a metrics.jsonl, one an epoch, but for one that is being written.
+    Raises KesiError if damaged."""
     rows = []
     lines = read_text(path).splitlines(keepends=True)
     for place, line in enumerate(lines, start=1):
@@ -208,5 +210,5 @@ def network_of(snapshot: Snapshot, method: str | None, image_size: int) -> dict:
     return {"arch": model.arch, "num_classes": model.num_classes, "cfg": list(model.cfg),
             "params": params, "nonzero_params": params - snapshot.pruned_weights,
             "sparsity": masks.sparsity() if masks else None, "macs": macs(model, image_size),
-            "empty_layers": sizes.empty_layers(masks), "layers": layers_of(model, masks, method) or [],
-            "network_digest": snapshot.digest}
+            "empty_layers": sizes.empty_layers(masks),
+            "layers": layers_of(model, masks, method) or [], "network_digest": snapshot.digest}

@@ -1,4 +1,5 @@
-"""What the pipeline leaves on disk, read back: a Run is a run folder with every finished result in it."""
+"""What the pipeline leaves on disk, read back:
+a Run is a run folder with every finished result in it."""
 
 import os
 import shlex
@@ -17,7 +18,8 @@ from kesi.system.errors import KesiError, UsageError
 
 @dataclass
 class Run:
-    """One run folder: what run.json says, and the result of every finished stage by seed and stage name.
+    """One run folder: what run.json says, and the result of every finished stage by seed
+    and stage name.
 
     ``label``: what tables call its criterion; ``data_name``: what titles call its images.
     """
@@ -43,13 +45,15 @@ class Run:
         return [value for value in found if value is not None]
 
     def growing(self, retraining: str, members: int) -> list[float]:
-        """Accuracy (%) of the ensemble of the first ``members`` networks, for each seed that has it."""
+        """Accuracy (%) of the ensemble of the first ``members`` networks,
+        for each seed that has it."""
         series = self.values(ensemble_name(retraining, self.record.retrainings), "growing_accuracy")
         return [accuracies[members - 1] for accuracies in series if len(accuracies) >= members]
 
 
 def describe_run(folder: Path) -> Run:
-    """What run.json says, without any result. Raises UsageError where there is none, KesiError if damaged."""
+    """What run.json says, without any result.
+    Raises UsageError where there is none, KesiError if damaged."""
     if not (folder / RUN).is_file():
         raise UsageError(f"{folder} is not a run folder: it has no run.json")
     record = read_run(folder / RUN)
@@ -67,7 +71,8 @@ def load_run(folder: Path) -> Run:
 
 
 def load_runs(folders: Sequence[Path], data_name: str | None = None) -> list[Run]:
-    """Read the runs of one table, filter pruning first. Raises UsageError where they do not fit together.
+    """Read the runs of one table, filter pruning first.
+    Raises UsageError where they do not fit together.
 
     ``data_name``: what titles call the data set, such as what an "imagefolder" holds.
     """
@@ -106,7 +111,8 @@ def _folder_name(record: RunRecord) -> str:
 
 
 def common_folder(folders: Sequence[Path]) -> Path:
-    """The folder that holds all ``folders`` (of a single one, itself); relative where it lies below here."""
+    """The folder that holds all ``folders`` (of a single one, itself);
+    relative where it lies below here."""
     if len(folders) == 1:
         return folders[0]
     common = Path(os.path.commonpath([folder.resolve() for folder in folders]))

@@ -25,8 +25,8 @@ STATE, PREVIOUS, DAMAGED = "state.pth.tar", "state.previous.pth.tar", "state.dam
 def newest(folder: Path, arch: str) -> Checkpoint | None:
     """The last whole state in a folder; None where there is none, and the stage begins anew.
 
-    A damaged one is warned of and set aside, so that it never takes the place of the one before it. Raises
-    UsageError where the state is of another network.
+    A damaged one is warned of and set aside, so that it never takes the place of the one before it.
+    Raises UsageError where the state is of another network.
     """
     for name, instead in ((STATE, f"trying {PREVIOUS}"), (PREVIOUS, "the stage starts over")):
         path = folder / name
@@ -50,7 +50,8 @@ def newest(folder: Path, arch: str) -> Checkpoint | None:
 def continuable(state: Checkpoint) -> bool:
     """Whether fit() can take this up; a file may have a right checksum and still be nonsense."""
     training, model = state.training or {}, state.network
-    history, optimizer, schedule = (training.get(name) for name in ("history", "optimizer", "schedule"))
+    history, optimizer, schedule = (training.get(name)
+                                    for name in ("history", "optimizer", "schedule"))
     shapes = [parameter.shape for parameter in model.parameters()]
     if not (isinstance(history, list) and history and all(isinstance(row, dict) for row in history)
             and training.get("epoch") == len(history) and isinstance(schedule, dict)
@@ -74,12 +75,14 @@ def remove(folder: Path) -> None:
 
 
 class Saver:
-    """Saves the state of a stage every so many epochs, and that of the last whole epoch when it ends early.
+    """Saves the state of a stage every so many epochs,
+    and that of the last whole epoch when it ends early.
 
-    An interrupt does not wait for the epoch in progress: one of ImageNet takes minutes, and a cluster kills
-    30 s after it asked. That epoch is lost, and those before it are not: where not every epoch is saved, the
-    state of the last one is copied to the host's memory (weights and optimiser, two or three times the
-    network's size; much less work than a write), and an interrupt or an error writes it.
+    An interrupt does not wait for the epoch in progress: one of ImageNet takes minutes, and a
+    cluster kills 30 s after it asked. That epoch is lost, and those before it are not: where not
+    every epoch is saved, the state of the last one is copied to the host's memory (weights and
+    optimiser, two or three times the network's size; much less work than a write), and an interrupt
+    or an error writes it.
     """
 
     def __init__(self, folder: Path, info: Info, every: int):
@@ -87,9 +90,11 @@ class Saver:
         self._unsaved: dict | None = None
 
     def after_epoch(self, snapshot: Snapshot, progress: Progress) -> None:
-        """Save or keep the state of this moment; not after the last epoch, which the checkpoint follows.
+        """Save or keep the state of this moment;
+        not after the last epoch, which the checkpoint follows.
 
-        Raises KesiError where the state cannot be written or a weight is not finite; the state before stays.
+        Raises KesiError where the state cannot be written or a weight is not finite; the state
+        before stays.
         """
         if progress.epoch == progress.epochs:
             return
@@ -97,11 +102,13 @@ class Saver:
         if progress.epoch % self._every:
             self._unsaved = on_host(content)
             return
-        self._unsaved = content  # not a copy: nothing trains until it is written, or the write is interrupted
+        # not a copy: nothing trains until it is written, or the write is interrupted
+        self._unsaved = content
         self._write()
 
     def rescue(self) -> int | None:
-        """Write what after_epoch() kept and did not save; returns its epoch, None where there is nothing.
+        """Write what after_epoch() kept and did not save;
+        returns its epoch, None where there is nothing.
 
         Raises KesiError where that is not possible.
         """

@@ -1,4 +1,5 @@
-"""One training in a folder of its own: begun, or continued from its last saved epoch, and its result.
+"""One training in a folder of its own: begun, or continued from its last saved epoch,
+and its result.
 
     <folder>/checkpoint.pth.tar   the network          <folder>/metrics.jsonl   one line an epoch
     <folder>/result.json          what came out        <folder>/state.pth.tar   only while it runs
@@ -39,7 +40,8 @@ from kesi.system.seeds import derive
 
 
 class Watch(Protocol):
-    """Somebody who wants to know how a run goes on; called in the first of several processes only."""
+    """Somebody who wants to know how a run goes on; called in the first of several processes only.
+    """
 
     def after_epoch(self, folder: Path) -> None:
         """An epoch of the stage in ``folder`` has ended, and stands in its metrics."""
@@ -56,7 +58,8 @@ class _OtherNetwork(KesiError):
 class Context:
     """What the stages of one run share: images, seed, machine, and whether to start over.
 
-    ``where``, for messages: "seed 0, 3/8". ``resume``: the state of another folder, to continue from.
+    ``where``, for messages: "seed 0, 3/8". ``resume``: the state of another folder, to continue
+    from.
     """
 
     dataset: Dataset
@@ -76,14 +79,16 @@ class Context:
         """What decides the outcome of a stage; it continues only with the same."""
         precision = execution.resolved(self.options.device, self.options.precision)
         return {"seed": self.seed, "training": described(training), "data": self.dataset.describe(),
-                "objective": describe(objective), "parent": None if parent is None else parent.digest,
+                "objective": describe(objective),
+                "parent": None if parent is None else parent.digest,
                 "pretrained": pretrained, "precision": precision, "sync_bn": self.options.sync_bn}
 
 
 def train(context: Context, folder: Path, name: str, training: Training,
           start: Snapshot | Callable[[], Snapshot], objective: Objective = CrossEntropy(),
           pretrained: str | None = None) -> Checkpoint:
-    """Run one training into ``folder``, from wherever it stands; returns the network that comes out.
+    """Run one training into ``folder``, from wherever it stands;
+    returns the network that comes out.
 
     ``start``: the checkpoint that is trained, which is the parent of what comes out; or a function
     that draws a network. Raises UsageError where the folder holds a run with other settings,
@@ -112,7 +117,8 @@ def train(context: Context, folder: Path, name: str, training: Training,
                            earlier=_earlier(saved, info))
             if not context.where:  # a pipeline has said so of the whole run
                 warn_of_another_device(saved.info.device, info.device)
-            context.say(f"{name} continues after epoch {saved.training['epoch']} of {training.epochs}")
+            context.say(
+                f"{name} continues after epoch {saved.training['epoch']} of {training.epochs}")
         elif info.kind not in (BASELINE, KESI):
             before = evaluate(snapshot.network, context.dataset, context.dataset.test,
                               context.options.device)[1]
@@ -143,8 +149,8 @@ def _state(context: Context, folder: Path, arch: str) -> Checkpoint | None:
     if context.resume is None or context.resume.resolve() == own.resolve():
         return resume.newest(folder, arch)
     if own.is_file():
-        raise UsageError(f"{folder} has a state of its own, and continues from it without --resume: "
-                         f"use another --save, or --fresh without --resume")
+        raise UsageError(f"{folder} has a state of its own, and continues from it without "
+                         "--resume: use another --save, or --fresh without --resume")
     saved = checkpoints.load(context.resume, arch)
     if not resume.continuable(saved):
         raise KesiError(f"{context.resume} is not the state of an unfinished stage")
@@ -152,7 +158,8 @@ def _state(context: Context, folder: Path, arch: str) -> Checkpoint | None:
 
 
 def _earlier(saved: Checkpoint, now: Info) -> list[Earlier]:
-    """Where the epochs before an interruption come from, as far as that is not where this process is."""
+    """Where the epochs before an interruption come from,
+    as far as that is not where this process is."""
     names = [one.name for one in dataclasses.fields(Origin)]
     before, here = ({name: getattr(info, name) for name in names} for info in (saved.info, now))
     known = list(saved.info.earlier)
@@ -164,8 +171,8 @@ def _earlier(saved: Checkpoint, now: Info) -> list[Earlier]:
 def warn_of_another_device(before: str | None, now: str) -> None:
     """Say that what was begun on one machine, or with so many threads, goes on with another."""
     if before is not None and before != now:
-        warnings.warn(f"begun on {before}, and goes on with {now}: the result is not bit for bit that "
-                      f"of one or the other", stacklevel=2)
+        warnings.warn(f"begun on {before}, and goes on with {now}: the result is not bit for bit "
+                      "that of one or the other", stacklevel=2)
 
 
 def _fit(context: Context, folder: Path, training: Training, snapshot: Snapshot, info: Info,
@@ -186,8 +193,8 @@ def _fit(context: Context, folder: Path, training: Training, snapshot: Snapshot,
     started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     try:
         history = fit(snapshot.network, context.dataset, training, seed=seed, objective=objective,
-                      masks=snapshot.masks, options=context.options, resume=state, on_epoch=on_epoch,
-                      label=f"{context.where} {info.stage}".strip())
+                      masks=snapshot.masks, options=context.options, resume=state,
+                      on_epoch=on_epoch, label=f"{context.where} {info.stage}".strip())
         snapshot.network.cpu()
         info = finished_info(info, history)
         result = replace(result_of(snapshot, info, history, context.dataset), started=started)
@@ -209,15 +216,17 @@ def _tell(context: Context, result: Result, path: Path) -> None:
     if result.at_chance:
         advice = "prune less" if result.round else "train longer, or at another --lr"
         warnings.warn(f"{result.stage} has learned nothing: its test accuracy of "
-                      f"{result.test_accuracy:.2f} % is that of one answer to every image; {advice}, "
-                      f"or look at {METRICS}", stacklevel=2)
-    held_out = "" if result.val_accuracy is None else f"validation accuracy {result.val_accuracy:.2f} %, "
+                      f"{result.test_accuracy:.2f} % is that of one answer to every image; "
+                      f"{advice}, or look at {METRICS}", stacklevel=2)
+    held_out = ("" if result.val_accuracy is None
+                else f"validation accuracy {result.val_accuracy:.2f} %, ")
     context.say(f"{result.stage}: {held_out}test accuracy {result.test_accuracy:.2f} % with "
                 f"{result.nonzero_params:,} parameters, {result.seconds:.0f} s -> {path}")
 
 
 def _refuse_others(folder: Path, snapshot: Snapshot, info: Info, result: Result) -> None:
-    """Keep a network aside that is not the one which was lost here, while others are made from that one.
+    """Keep a network aside that is not the one which was lost here,
+    while others are made from that one.
 
     Raises KesiError then: the run cannot go on with both.
     """
@@ -230,10 +239,10 @@ def _refuse_others(folder: Path, snapshot: Snapshot, info: Info, result: Result)
     checkpoints.save(folder / OTHER, snapshot, info)
     distributed.barrier()
     then, now = (f"{one.device}, commit {str(one.commit)[:12]}" for one in (before, result))
-    raise _OtherNetwork(f"{info.stage} came out as another network than the one that was lost, from which "
-                        f"{child} was made (then: {then}; now: {now}). Run it as it was made then, also "
-                        f"with those --threads, or start over with --fresh; this network is kept in "
-                        f"{folder / OTHER}")
+    raise _OtherNetwork(
+        f"{info.stage} came out as another network than the one that was lost, from which "
+        f"{child} was made (then: {then}; now: {now}). Run it as it was made then, also with those "
+        f"--threads, or start over with --fresh; this network is kept in {folder / OTHER}")
 
 
 def _rescue(context: Context, saver: resume.Saver, stage: str, error: BaseException) -> None:

@@ -1,6 +1,8 @@
-"""The five steps, one function each: a stage reads checkpoints and leaves one in a folder of its own.
+"""The five steps, one function each: a stage reads checkpoints and leaves one in a folder
+of its own.
 
-A finished stage is not run again, and an interrupted one continues from its last saved epoch (kesi.runs.stage).
+A finished stage is not run again, and an interrupted one continues from its last saved epoch
+(kesi.runs.stage).
 """
 
 import warnings
@@ -46,7 +48,8 @@ def train_baseline(context: Context, arch: str, training: Training, folder: Path
 
 
 def adopt_baseline(context: Context, source: Path, arch: str, folder: Path) -> Checkpoint:
-    """Instead of step 1: take the trained network of a checkpoint as the baseline; returns the copy.
+    """Instead of step 1: take the trained network of a checkpoint as the baseline;
+    returns the copy.
 
     The copy carries the same weights, and says where they come from and by what training. Raises
     UsageError where it was pruned, or does not fit the architecture or the images.
@@ -60,14 +63,17 @@ def adopt_baseline(context: Context, source: Path, arch: str, folder: Path) -> C
         if done is None:
             _adopt(context, parent, folder)
         elif done.network_digest != parent.digest:
-            raise UsageError(f"{folder} holds another baseline than {source}: use another --save, or --fresh")
+            raise UsageError(
+                f"{folder} holds another baseline than {source}: use another --save, or --fresh")
     return checkpoints.load(folder / CHECKPOINT)
 
 
 def _adopt(context: Context, parent: Checkpoint, folder: Path) -> None:
-    loss, accuracy = evaluate(parent.network, context.dataset, context.dataset.test, context.options.device)
+    loss, accuracy = evaluate(parent.network, context.dataset, context.dataset.test,
+                              context.options.device)
     _refuse_nonsense(loss, str(parent.path))
-    info = replace(parent.info, stage=BASELINE, kind=BASELINE, round=0, seed=context.seed, settings={},
+    info = replace(parent.info, stage=BASELINE, kind=BASELINE, round=0, seed=context.seed,
+                   settings={},
                    data=context.dataset.describe(), pruned_accuracy=None, teachers=[], earlier=[],
                    parent=reference(parent, folder), **provenance(context.options.device))
     row = Epoch(0, 0.0, 0.0, 0.0, loss, accuracy)  # nothing was trained here
@@ -82,16 +88,16 @@ def _adopt(context: Context, parent: Checkpoint, folder: Path) -> None:
 def _refuse_nonsense(loss: float, what: str) -> None:
     """Raises KesiError where networks answer with numbers that are none."""
     if not abs(loss) < DIVERGED:
-        raise KesiError(f"the test loss of {what} is {loss}: this network gives no finite answers, train it anew at a "
-                        f"lower learning rate")
+        raise KesiError(f"the test loss of {what} is {loss}: this network gives no finite answers, "
+                        "train it anew at a lower learning rate")
 
 
 def prune(parent: Checkpoint, recipe: Recipe, amount: float | Sequence[float], folder: Path,
           number: int, evidence: Evidence = Evidence()) -> Checkpoint:
     """Step 2: prune a checkpoint into ``folder``, unless that was done; see keep().
 
-    ``amount``: filter rates (one, or one a width), or the cumulative sparsity. ``number``: the round.
-    Raises UsageError for an amount that does not fit.
+    ``amount``: filter rates (one, or one a width), or the cumulative sparsity. ``number``: the
+    round. Raises UsageError for an amount that does not fit.
     """
     try:
         return keep(algorithm.prune(parent, recipe, amount, number, evidence), folder)
@@ -105,7 +111,8 @@ def keep(pruned: Pruned, folder: Path) -> Checkpoint:
     Raises UsageError where ``folder`` has one of the same parent that was pruned in another way.
     """
     path, parent = Path(folder) / PRUNED, pruned.parent
-    said = {name: describe(getattr(pruned, name)) for name in ("method", "criterion", "round", "amount")}
+    said = {name: describe(getattr(pruned, name))
+            for name in ("method", "criterion", "round", "amount")}
     if path.is_file():
         try:
             found = checkpoints.load(path)
@@ -117,9 +124,11 @@ def keep(pruned: Pruned, folder: Path) -> Checkpoint:
         except KesiError as error:
             warnings.warn(f"{error}: pruned again", stacklevel=2)
     if empty := sizes.empty_layers(pruned.masks):
-        warnings.warn(f"round {pruned.round} prunes every weight of {', '.join(empty)}", stacklevel=2)
+        warnings.warn(f"round {pruned.round} prunes every weight of {', '.join(empty)}",
+                      stacklevel=2)
     what = {name: said[name] for name in ("method", "criterion", "amount")}
-    info = Info(stage=pruned.name, kind="pruned", seed=parent.info.seed, settings=parent.info.settings,
+    info = Info(stage=pruned.name,
+                kind="pruned", seed=parent.info.seed, settings=parent.info.settings,
                 data=parent.info.data, parent=reference(parent, path.parent), **said,
                 recipe_hash=recipe_hash(what), **provenance("cpu"))
     with held(path.parent):
@@ -128,23 +137,25 @@ def keep(pruned: Pruned, folder: Path) -> Checkpoint:
 
 
 def _refuse_other_pruning(path: Path, before: Info, now: dict) -> None:
-    """Raises UsageError where a pruned network, of which ``before`` is the info, was not pruned like this."""
+    """Raises UsageError where a pruned network, of which ``before`` is the info,
+    was not pruned like this."""
     for what, new in now.items():
         old = getattr(before, what)
         if old != new:
-            raise UsageError(f"{path} was pruned with another {what} ({str(old)[:40]}, now {str(new)[:40]}): "
-                             f"use another --save, or remove it")
+            raise UsageError(f"{path} was pruned with another {what} ({str(old)[:40]}, now "
+                             f"{str(new)[:40]}): use another --save, or remove it")
 
 
 def retrain(context: Context, training: Training, pruned: Checkpoint, folder: Path,
             name: str | None = None) -> Checkpoint:
     """Step 3: retrain a pruned network; returns the snapshot, which is named after its retraining.
 
-    Raises KesiError where so much was pruned that it answers every image alike, whatever it is taught.
+    Raises KesiError where so much was pruned that it answers every image alike, whatever it is
+    taught.
     """
     if (empty := sizes.empty_layers(pruned.masks)) and sizes.deaf(pruned.network):
-        raise KesiError(f"{pruned.path} cannot learn: it answers every image alike, since no weight is left in "
-                        f"{', '.join(empty)}; prune less")
+        raise KesiError(f"{pruned.path} cannot learn: it answers every image alike, since no "
+                        f"weight is left in {', '.join(empty)}; prune less")
     name = name or StageName(kind_of(training), pruned.round or 1).text
     return train(context, folder, name, training, pruned)
 
@@ -162,10 +173,12 @@ def distill(context: Context, training: Training, objective: Distillation, stude
 
 def measure_ensemble(context: Context, members: Sequence[Checkpoint], folder: Path | None,
                      name: str = ENSEMBLE) -> Ensemble:
-    """Evaluate the ensemble of checkpoints on the test images, each network once; returns its result.
+    """Evaluate the ensemble of checkpoints on the test images, each network once;
+    returns its result.
 
-    Written to ``folder``/result.json, if there is one: accuracy of each member and of the first one, two, ...
-    together, and how much they disagree. Raises UsageError where that is the result of other members.
+    Written to ``folder``/result.json, if there is one: accuracy of each member and of the first
+    one, two, ... together, and how much they disagree. Raises UsageError where that is the result
+    of other members.
     """
     if folder is None:
         return _measure(context, members, name)
@@ -186,7 +199,8 @@ def names_of(members: Sequence[Checkpoint]) -> list[str]:
 
 
 def _measured(done: Path, members: Sequence[Checkpoint]) -> Ensemble | None:
-    """What is known of an ensemble of just these members; of members of these names that were made anew, nothing."""
+    """What is known of an ensemble of just these members;
+    of members of these names that were made anew, nothing."""
     if not done.is_file():
         return None
     try:
@@ -210,7 +224,8 @@ def _measure(context: Context, members: Sequence[Checkpoint], name: str) -> Ense
     _refuse_nonsense(found.loss, ", ".join(names))
     return Ensemble(stage=name, kind=name, seed=context.seed, members=names,
                     members_digests=[member.digest for member in members], accuracy=found.accuracy,
-                    growing_accuracy=found.growing_accuracy, test_accuracy=found.growing_accuracy[-1],
+                    growing_accuracy=found.growing_accuracy,
+                    test_accuracy=found.growing_accuracy[-1],
                     test_loss=found.loss, disagreement=found.disagreement,
                     params=sum(parameters(member.network) for member in members),
                     **provenance(context.options.device))

@@ -9,7 +9,8 @@ from typing import Any
 
 
 def describe(thing: Any) -> Any:
-    """Strings, numbers, lists and dictionaries that tell ``thing`` from everything else of its kind.
+    """Strings, numbers, lists and dictionaries that tell ``thing`` from everything else
+    of its kind.
 
     A dataclass gives its name, its fields and a digest of its code; a function its name and a
     digest of its code; what has a method ``describe()`` is asked. Plain values give themselves.
@@ -31,7 +32,8 @@ def describe(thing: Any) -> Any:
 
 
 def code_digest(thing: Any) -> str:
-    """12 digits of SHA-256 over what a function or a class does: its code without comments and docstrings.
+    """12 digits of SHA-256 over what a function or a class does:
+    its code without comments and docstrings.
 
     A class counts with those that it derives from. Of something without source text (made in an
     interpreter) the byte code counts.
@@ -39,7 +41,8 @@ def code_digest(thing: Any) -> str:
     if isinstance(thing, type):
         parts = [_code(one) for one in thing.__mro__
                  if one.__module__ not in ("builtins", "typing", "abc")]
-        return parts[0] if len(parts) == 1 else hashlib.sha256("".join(parts).encode()).hexdigest()[:12]
+        return (parts[0] if len(parts) == 1
+                else hashlib.sha256("".join(parts).encode()).hexdigest()[:12])
     return _code(thing)
 
 

@@ -1,4 +1,5 @@
-"""Several processes that train one network: torchrun starts them, each takes its share of every batch.
+"""Several processes that train one network: torchrun starts them,
+each takes its share of every batch.
 
     torchrun --nproc-per-node 4 cifar/pipeline.py --arch resnet110 --dataset cifar10
 
@@ -22,21 +23,23 @@ PATIENCE = timedelta(minutes=30)
 
 
 def _said() -> tuple[int, int]:
-    """(rank, number of processes) that torchrun says in the environment; (0, 1) where it started none.
+    """(rank, number of processes) that torchrun says in the environment;
+    (0, 1) where it started none.
 
     Raises UsageError where that is half of what a process needs to find the others.
     """
     try:
         rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     except ValueError as error:
-        raise UsageError(f"RANK and WORLD_SIZE in the environment are no numbers ({error})") from error
+        raise UsageError(
+            f"RANK and WORLD_SIZE in the environment are no numbers ({error})") from error
     if world < 2:
         return 0, 1
     absent = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
     if absent or not 0 <= rank < world:
         what = f"{', '.join(absent)} is not set" if absent else f"RANK is {rank}"
-        raise UsageError(f"WORLD_SIZE in the environment says that this is one of {world} processes, but {what}: start "
-                         f"it with torchrun, or unset WORLD_SIZE")
+        raise UsageError(f"WORLD_SIZE in the environment says that this is one of {world} "
+                         f"processes, but {what}: start it with torchrun, or unset WORLD_SIZE")
     return rank, world
 
 
@@ -63,7 +66,8 @@ def start(device: str) -> str:
                                 device_id=torch.device(device) if cuda else None)
     except (RuntimeError, ValueError, OSError) as error:
         place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-        raise KesiError(f"the processes do not find one another at {place}: {first_line(error)}") from error
+        raise KesiError(
+            f"the processes do not find one another at {place}: {first_line(error)}") from error
     return device
 
 
@@ -89,7 +93,8 @@ def is_main() -> bool:
 
 
 def barrier() -> None:
-    """Wait until all processes are here: what rank 0 wrote before is there for all of them afterwards."""
+    """Wait until all processes are here: what rank 0 wrote before is there for all
+    of them afterwards."""
     if dist.is_initialized():
         dist.barrier()
 
@@ -100,7 +105,8 @@ def main_first() -> Iterator[None]:
     if not is_main():
         barrier()
     yield
-    if is_main():  # not after an error: it ends this process, and torchrun then ends those that wait
+    # not after an error: it ends this process, and torchrun then ends those that wait
+    if is_main():
         barrier()
 
 
@@ -119,7 +125,8 @@ def share_buffers(model: nn.Module) -> None:
 
 
 def gather_rows(rows: torch.Tensor, count: int) -> torch.Tensor:
-    """Put (n, C) parts together, of which rank r holds rows r, r + world, ... of ``count``: (count, C)."""
+    """Put (n, C) parts together, of which rank r holds rows r, r + world, ...
+    of ``count``: (count, C)."""
     if not dist.is_initialized():
         return rows
     longest = -(-count // world())
@@ -133,8 +140,8 @@ def gather_rows(rows: torch.Tensor, count: int) -> torch.Tensor:
 class _SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
     """Batch norm over the batch of all processes, on a CPU (torch's own runs on GPUs only).
 
-    Mean and biased variance of all N x H x W values of a channel normalise; the unbiased variance goes into
-    the running statistics, as in torch.nn.BatchNorm2d.
+    Mean and biased variance of all N x H x W values of a channel normalise; the unbiased variance
+    goes into the running statistics, as in torch.nn.BatchNorm2d.
     """
 
     def _check_input_dim(self, input: torch.Tensor) -> None:
@@ -162,8 +169,10 @@ class _SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
 
 @contextlib.contextmanager
 def synchronised_norms(model: nn.Module, wanted: bool) -> Iterator[None]:
-    """While open, the batch norms of ``model`` see the whole batch of all processes, if that is wanted."""
-    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    """While open, the batch norms of ``model`` see the whole batch of all processes,
+    if that is wanted."""
+    norms = [module for module in model.modules()
+             if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     kinds = [type(module) for module in norms]
     if wanted and world() > 1:
         for module in norms:

@@ -1,4 +1,5 @@
-"""Writing so that nothing is ever half-written: a temporary file, fsync, rename, fsync of the folder."""
+"""Writing so that nothing is ever half-written: a temporary file, fsync, rename,
+fsync of the folder."""
 
 import contextlib
 import csv
@@ -14,11 +15,13 @@ from typing import Any, BinaryIO
 from kesi.system import distributed
 from kesi.system.errors import KesiError
 
-TEMPORARY = re.compile(r"\..+\.(\d+)\.[0-9a-f]{8}\.tmp")  # what write_atomic() calls a file that it has not finished
+# what write_atomic() calls a file that it has not finished
+TEMPORARY = re.compile(r"\..+\.(\d+)\.[0-9a-f]{8}\.tmp")
 
 LOCK = ".lock"
 
-held_folders: dict[Path, bytes | None] = {}  # by this process, and what it wrote to their locks; see kesi.system.locks
+# by this process, and what it wrote to their locks; see kesi.system.locks
+held_folders: dict[Path, bytes | None] = {}
 
 
 @contextlib.contextmanager
@@ -26,12 +29,13 @@ def _explained(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise KesiError(f"cannot write {path}: {error.strerror or error}; what was there before is unchanged"
-                        ) from error
+        raise KesiError(f"cannot write {path}: {error.strerror or error}; what was there before "
+                        "is unchanged") from error
 
 
 def refuse_lost(path: Path) -> None:
-    """Raises KesiError where a folder around ``path`` that this process holds is not the one it took any more."""
+    """Raises KesiError where a folder around ``path`` that this process holds is not the one it
+    took any more."""
     here = Path(path).resolve()
     for folder, signed in list(held_folders.items()):  # threads take some, too
         if signed is None or not here.is_relative_to(folder):
@@ -39,13 +43,14 @@ def refuse_lost(path: Path) -> None:
         try:
             said = (folder / LOCK).read_bytes()
         except FileNotFoundError:
-            raise KesiError(f"{folder} was moved or removed while it was in use: nothing more is written; move it "
-                            f"back, and the same command continues") from None
+            raise KesiError(f"{folder} was moved or removed while it was in use: nothing more is "
+                            "written; move it back, and the same command continues") from None
         except OSError:
             continue
         if said != signed:
-            raise KesiError(f"{folder} was taken by another process meanwhile, which locks did not keep out (does "
-                            f"another machine work on it?): nothing more is written here; {said[:300]!r}")
+            raise KesiError(
+                f"{folder} was taken by another process meanwhile, which locks did not keep out "
+                f"(does another machine work on it?): nothing more is written here; {said[:300]!r}")
 
 
 def make_folder(folder: Path) -> Path:
@@ -97,7 +102,8 @@ def write_whole(path: Path, write: Callable[[BinaryIO], None], durable: bool = T
 
 
 def remove_leftovers(folder: Path) -> list[Path]:
-    """Remove what a killed process left half-written in a folder (not in those below); returns their names.
+    """Remove what a killed process left half-written in a folder (not in those below);
+    returns their names.
 
     For the one process that may write there: see kesi.system.locks. What cannot be removed stays.
     """
@@ -122,7 +128,8 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_json_lines(path: Path, values: list[dict], durable: bool = False) -> None:
-    """write_atomic() of one JSON object a line; not forced to the disk where it is rewritten every epoch."""
+    """write_atomic() of one JSON object a line;
+    not forced to the disk where it is rewritten every epoch."""
     write_text(path, "".join(_json(path, value) + "\n" for value in values), durable)
 
 
@@ -152,7 +159,8 @@ def read_json(path: Path) -> Any:
 
 
 def csv_text(lines: Sequence[dict]) -> str:
-    """CSV with a header, in which no text is a formula to a spreadsheet: an apostrophe stands before it."""
+    """CSV with a header, in which no text is a formula to a spreadsheet:
+    an apostrophe stands before it."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
     writer.writeheader()

@@ -1,13 +1,14 @@
 """One process at a time in a folder: a run folder, or that of a stage run by hand.
 
-    <folder>/.lock    held by flock while in use; it says who holds it: process, host, command, since when
+    <folder>/.lock    held by flock while in use; it says who holds it: process, host, command,
+                      since when
 
-Whoever holds a stage inside a run folder (one with a run.json) shares the run's lock, so that no pipeline begins there
-meanwhile; and while a pipeline holds the run, nobody else gets at its stages.
+Whoever holds a stage inside a run folder (one with a run.json) shares the run's lock, so that no
+pipeline begins there meanwhile; and while a pipeline holds the run, nobody else gets at its stages.
 
-The lock is the kernel's and ends with the process that holds it, however that ends: what the file of a dead
-process says is no obstacle. Where the system has no flock (Windows), or the file system refuses it, nothing
-keeps two processes apart; held() warns of that and goes on.
+The lock is the kernel's and ends with the process that holds it, however that ends: what the file
+of a dead process says is no obstacle. Where the system has no flock (Windows), or the file system
+refuses it, nothing keeps two processes apart; held() warns of that and goes on.
 
 Locks do not reach every machine that shares a folder (NFS without its lock daemon). Two things
 tell: a lock that is free and was signed by another machine is warned of, and whoever finds the name
@@ -40,10 +41,11 @@ NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 @contextlib.contextmanager
 def held(folder: Path) -> Iterator[Path]:
-    """Hold a folder, which is made if need be, and remove what a killed process left half-written in it.
+    """Hold a folder, which is made if need be,
+    and remove what a killed process left half-written in it.
 
-    Raises KesiError that names the holder where another process (or this one) has it, and where the folder
-    cannot be made or written.
+    Raises KesiError that names the holder where another process (or this one) has it, and where the
+    folder cannot be made or written.
     """
     if not distributed.is_main():  # the first of several processes holds it for all
         yield Path(folder)
@@ -106,7 +108,8 @@ def _lock(folder: Path, shared: bool = False, wait: bool = False) -> Iterator[bo
         if not shared:
             held_folders.pop(here, None)
         if descriptor is not None:
-            with contextlib.suppress(OSError):  # unlinked before it is released: the next one makes its own
+            # unlinked before it is released: the next one makes its own
+            with contextlib.suppress(OSError):
                 if shared:  # by the last that shares it
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if _elsewhere(folder) is None and _is_at(descriptor, folder / LOCK):
@@ -118,7 +121,8 @@ def holder(folder: Path) -> str:
     """Who holds a folder, in words, as its lock file says."""
     try:
         said = json.loads((Path(folder) / LOCK).read_text(encoding="utf-8"))
-        return f"process {said['pid']} on {said['host']} since {said['since']} ({requoted(said['command'])})"
+        return (f"process {said['pid']} on {said['host']} since {said['since']} "
+                f"({requoted(said['command'])})")
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return "another process"  # which has just made the file, or is about to remove it
 
@@ -149,7 +153,8 @@ def _flock(descriptor: int, folder: Path, shared: bool, wait: bool) -> bool:
     """Whether there are locks here at all. Raises KesiError where another process holds this one,
     unless it is to be waited for."""
     if fcntl is None:
-        warnings.warn(f"this system has no flock: nothing keeps a second process out of {folder}", stacklevel=2)
+        warnings.warn(f"this system has no flock: nothing keeps a second process out of {folder}",
+                      stacklevel=2)
         return False
     kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     try:
@@ -163,7 +168,8 @@ def _flock(descriptor: int, folder: Path, shared: bool, wait: bool) -> bool:
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise KesiError(f"cannot lock {folder}: {error.strerror or error}") from error
-        warnings.warn(f"the file system has no locks: nothing keeps a second process out of {folder}", stacklevel=2)
+        warnings.warn("the file system has no locks: nothing keeps a second process out "
+                      f"of {folder}", stacklevel=2)
         return False
     return True
 
@@ -186,8 +192,9 @@ def _elsewhere(folder: Path) -> str | None:
 
 def _warn_of_another_machine(folder: Path) -> None:
     if _elsewhere(folder) is not None:
-        warnings.warn(f"{folder} was not let go of by {holder(folder)}: if that is still at work there, end one of the "
-                      f"two, since locks do not reach every machine", stacklevel=2)
+        warnings.warn(f"{folder} was not let go of by {holder(folder)}: if that is still "
+                      "at work there, end one of the two, since locks do not reach every machine",
+                      stacklevel=2)
 
 
 def _sign(descriptor: int) -> bytes | None:

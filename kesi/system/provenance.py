@@ -20,12 +20,13 @@ ROOT = Path(__file__).resolve().parents[2]  # the checkout, or where the package
 
 @functools.cache
 def commit() -> tuple[str | None, bool | None]:
-    """(commit, whether tracked files differ from it) of the checkout this code runs from; else (None, None)."""
+    """(commit, whether tracked files differ from it) of the checkout this code runs from;
+    else (None, None)."""
     if not (ROOT / ".git").exists():  # an installed copy, perhaps inside somebody else's checkout
         return None, None
     try:
-        head, changes = (subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True,
-                                        check=True, timeout=20).stdout.strip()
+        head, changes = (subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True,
+                                        text=True, check=True, timeout=20).stdout.strip()
                          for words in (("rev-parse", "HEAD"),
                                        ("status", "--porcelain", "--untracked-files=no")))
     except (OSError, subprocess.SubprocessError):
@@ -84,7 +85,8 @@ def command() -> str:
 
 
 def requoted(said: str) -> str:
-    """The command in somebody else's file, word by word, so that a shell runs that one command and no other."""
+    """The command in somebody else's file, word by word, so that a shell runs that one command
+    and no other."""
     try:
         return shlex.join(shlex.split(said))
     except ValueError:  # quotes that do not end
@@ -92,7 +94,8 @@ def requoted(said: str) -> str:
 
 
 def recipe_hash(recipe: dict) -> str:
-    """A short name of a recipe: two results that have the same one were made with the same numbers."""
+    """A short name of a recipe: two results that have the same one were made with the same numbers.
+    """
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
 
 

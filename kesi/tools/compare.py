@@ -65,17 +65,21 @@ class Comparison:
     def text(self) -> str:
         """For a terminal."""
         wide = max(10, *(len(entry.name) for entry in self.entries))
-        lines = [f"{'':<{wide}} {'params':>11} {'non-zero':>11} {'file':>10} {'MACs':>9} {'batch 1':>9} "
-                 f"{'batch 128':>9} {'accuracy':>8}",
-                 f"{'':<{wide}} {'':>11} {'':>11} {'(kB)':>10} {'(M)':>9} {'(ms)':>9} {'(ms)':>9} {'(%)':>8}"]
-        lines += [f"{one.name:<{wide}} {one.params:>11,} {one.nonzero_params:>11,} {one.bytes / 1e3:>10,.1f} "
+        lines = [f"{'':<{wide}} {'params':>11} {'non-zero':>11} {'file':>10} {'MACs':>9} "
+                 f"{'batch 1':>9} {'batch 128':>9} {'accuracy':>8}", f"{'':<{wide}} {'':>11} "
+                 f"{'':>11} {'(kB)':>10} {'(M)':>9} {'(ms)':>9} {'(ms)':>9} {'(%)':>8}"]
+        lines += [f"{one.name:<{wide}} {one.params:>11,} {one.nonzero_params:>11,} "
+                  f"{one.bytes / 1e3:>10,.1f} "
                   f"{one.macs / 1e6:>9.2f} {_ms(one.latency_1):>9} {_ms(one.latency_128):>9} "
-                  f"{'-' if one.accuracy is None else f'{one.accuracy:.2f}':>8}" for one in self.entries]
+                  f"{'-' if one.accuracy is None else f'{one.accuracy:.2f}':>8}"
+                  for one in self.entries]
         if self.same is not None:
-            lines += ["", f"the same prediction (% of {self.images}):",
-                      f"{'':<{wide + 4}}" + "".join(f"{f'[{place}]':>8}" for place in range(1, len(self.same) + 1))]
-            lines += [f"{f'[{place}]':<4}{one.name:<{wide}}" + "".join(f"{share:>8.2f}" for share in row)
-                      for place, (one, row) in enumerate(zip(self.entries, self.same, strict=True), start=1)]
+            lines += ["", f"the same prediction (% of {self.images}):", f"{'':<{wide + 4}}"
+                      + "".join(f"{f'[{place}]':>8}" for place in range(1, len(self.same) + 1))]
+            lines += [f"{f'[{place}]':<4}{one.name:<{wide}}"
+                      + "".join(f"{share:>8.2f}" for share in row)
+                      for place, (one, row) in enumerate(zip(self.entries, self.same, strict=True),
+                                                         start=1)]
         return "\n".join(lines)
 
     def csv(self) -> str:
@@ -85,13 +89,14 @@ class Comparison:
         rows = [asdict(entry) for entry in self.entries]
         if self.same is not None:
             names = [f"same_as_{entry.name}" for entry in self.entries]
-            rows = [row | dict(zip(names, shares, strict=True)) for row, shares in zip(rows, self.same, strict=True)]
+            rows = [row | dict(zip(names, shares, strict=True))
+                    for row, shares in zip(rows, self.same, strict=True)]
         return csv_text(rows)
 
 
-def compare(paths: Sequence[Path], arch: str | None = None, dataset: str | None = None, root: str | Path = "data",
-            image_size: int | None = None, *, accuracy: bool = True, clock: bool = True, download: bool = False,
-            device: str = "cpu") -> Comparison:
+def compare(paths: Sequence[Path], arch: str | None = None, dataset: str | None = None,
+            root: str | Path = "data", image_size: int | None = None, *, accuracy: bool = True,
+            clock: bool = True, download: bool = False, device: str = "cpu") -> Comparison:
     """Measure checkpoints (files or folders of stages) against each other.
 
     ``dataset``: the images for all of them (default: what each says, which has to be the same).
@@ -105,7 +110,8 @@ def compare(paths: Sequence[Path], arch: str | None = None, dataset: str | None 
         accuracies, same, images = _predictions(loaded, inputs, root, download, device)
     times = _latencies(loaded, inputs, device) if clock else [(None, None)] * len(loaded)
     entries = []
-    for checkpoint, one, name, clocked, right in zip(loaded, inputs, names(loaded), times, accuracies, strict=True):
+    for checkpoint, one, name, clocked, right in zip(loaded, inputs, names(loaded), times,
+                                                     accuracies, strict=True):
         params = parameters(checkpoint.network)
         zeros = checkpoint.masks.pruned() if checkpoint.masks else 0
         entries.append(Entry(name, params, params - zeros, checkpoint.path.stat().st_size,
@@ -121,19 +127,20 @@ def names(loaded: Sequence[Checkpoint]) -> list[str]:
     folders = {path.parent for path in paths}
     common = os.path.commonpath(folders) if len(folders) > 1 else paths[0].parent.parent
     short = [Path(os.path.relpath(path, common)) for path in paths]
-    found = [str(path.parent) if path.name == "checkpoint.pth.tar" and path.parent.name else str(path)
-             for path in short]
+    found = [str(path.parent) if path.name == "checkpoint.pth.tar" and path.parent.name
+             else str(path) for path in short]
     return [f"{name} ({found[:place].count(name) + 1})" if found.count(name) > 1 else name
             for place, name in enumerate(found)]
 
 
-def _predictions(loaded: Sequence[Checkpoint], inputs: Sequence[Inputs], root: str | Path, download: bool,
-                 device: str) -> tuple[list[float], list[list[float]], str]:
+def _predictions(loaded: Sequence[Checkpoint], inputs: Sequence[Inputs], root: str | Path,
+                 download: bool, device: str) -> tuple[list[float], list[list[float]], str]:
     """(accuracies, agreement matrix, what images): in percent, on the whole test split."""
     named = {one.dataset for one in inputs}
     if len(named) > 1:
-        raise UsageError(f"the checkpoints know different data sets ({', '.join(map(str, named))}): name one with "
-                         f"--dataset, or leave accuracies out with --no-accuracy")
+        raise UsageError("the checkpoints know "
+                         f"different data sets ({', '.join(map(str, named))}): name one with "
+                         "--dataset, or leave accuracies out with --no-accuracy")
     logits, labels, known = [], None, {}
     for checkpoint, one in zip(loaded, inputs, strict=True):
         if one not in known:  # equal inputs share the images in memory
@@ -148,7 +155,8 @@ def _predictions(loaded: Sequence[Checkpoint], inputs: Sequence[Inputs], root: s
             f"{len(labels):,} test images of {inputs[0].dataset}")
 
 
-def _latencies(loaded: Sequence[Checkpoint], inputs: Sequence[Inputs], device: str) -> list[tuple[float, ...]]:
+def _latencies(loaded: Sequence[Checkpoint], inputs: Sequence[Inputs],
+               device: str) -> list[tuple[float, ...]]:
     """Seconds of one pass at every batch size, by checkpoint."""
     columns = []
     for batch in latency.BATCHES:

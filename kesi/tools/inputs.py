@@ -25,8 +25,8 @@ def _colours(value: object) -> bool:
 
 
 # what a checkpoint has to say of its images
-SAID = {"image_size": fields.whole(1, LARGEST), "classes": fields.several(fields.text), "name": fields.text,
-        "augmentation": fields.optional(fields.dictionary), "mean": _colours,
+SAID = {"image_size": fields.whole(1, LARGEST), "classes": fields.several(fields.text),
+        "name": fields.text, "augmentation": fields.optional(fields.dictionary), "mean": _colours,
         "std": lambda value: _colours(value) and min(value) > 0}
 
 
@@ -50,7 +50,8 @@ class Inputs:
     @property
     def augmentation(self) -> Augmentation:
         """The augmentation of training, whose test() is what the network sees at test time."""
-        return RandomResizedCrop(self.image_size) if self.family == "tinyimagenet" else PadCrop(self.image_size, 0)
+        return (RandomResizedCrop(self.image_size) if self.family == "tinyimagenet"
+                else PadCrop(self.image_size, 0))
 
     @property
     def stored_size(self) -> int:
@@ -72,7 +73,8 @@ class Inputs:
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """(mean, std). Raises UsageError where they are not known."""
         if self.mean is None or self.std is None:
-            raise UsageError("the checkpoint does not say how its images were scaled: give --dataset")
+            raise UsageError(
+                "the checkpoint does not say how its images were scaled: give --dataset")
         return self.mean, self.std
 
 
@@ -101,10 +103,11 @@ def inputs_of(checkpoint: Checkpoint, dataset: str | None = None, image_size: in
         raise UsageError(f"--image-size {image_size}: it takes 1 to {LARGEST} pixels")
     found = replace(found, image_size=image_size or found.image_size)
     if len(found.classes) != model.num_classes:
-        raise UsageError(f"{checkpoint.path} knows {model.num_classes} classes, but {found.dataset} has "
-                         f"{len(found.classes)}")
+        raise UsageError(f"{checkpoint.path} knows {model.num_classes} classes, but "
+                         f"{found.dataset} has {len(found.classes)}")
     if found.image_size < model.min_image_size:
-        raise UsageError(f"{model.arch} needs images of {model.min_image_size} px or more, not {found.image_size}")
+        raise UsageError(f"{model.arch} needs images of {model.min_image_size} px or more, not "
+                         f"{found.image_size}")
     return found
 
 
@@ -114,9 +117,10 @@ def _as_said(checkpoint: Checkpoint, said: dict) -> Inputs:
     """
     for name, right in SAID.items():
         if not right(said.get(name)):
-            raise KesiError(f"{checkpoint.path} is damaged: the {name} of its images is {str(said.get(name))[:60]}")
-    return Inputs(said["image_size"], tuple(said["mean"]), tuple(said["std"]), tuple(said["classes"]), said["name"],
-                  family_of(said))
+            raise KesiError(f"{checkpoint.path} is damaged: the {name} of its images is "
+                            f"{str(said.get(name))[:60]}")
+    return Inputs(said["image_size"], tuple(said["mean"]), tuple(said["std"]),
+                  tuple(said["classes"]), said["name"], family_of(said))
 
 
 def _of_dataset(name: str, family: str, root: str | Path) -> Inputs:
@@ -135,18 +139,21 @@ def _of_dataset(name: str, family: str, root: str | Path) -> Inputs:
     return Inputs(images.image_size, images.mean, images.std, images.classes, name, family)
 
 
-def dataset_of(checkpoint: Checkpoint, inputs: Inputs, root: str | Path, download: bool = False) -> Dataset:
+def dataset_of(checkpoint: Checkpoint, inputs: Inputs, root: str | Path,
+               download: bool = False) -> Dataset:
     """The data set that the inputs name, scaled as the network expects it.
 
     Raises UsageError without a name or for another number of classes, KesiError where it is not
     there.
     """
     if inputs.dataset is None:
-        raise UsageError(f"{checkpoint.path} does not say which images it was trained on: give --dataset")
-    dataset = load(inputs.dataset, root, image_size=inputs.image_size, download=download, family=inputs.family)
+        raise UsageError(
+            f"{checkpoint.path} does not say which images it was trained on: give --dataset")
+    dataset = load(inputs.dataset, root, image_size=inputs.image_size, download=download,
+                   family=inputs.family)
     if dataset.num_classes != checkpoint.network.num_classes:
-        raise UsageError(f"{checkpoint.path} knows {checkpoint.network.num_classes} classes, but {dataset.name} has "
-                         f"{dataset.num_classes}")
+        raise UsageError(f"{checkpoint.path} knows {checkpoint.network.num_classes} classes, but "
+                         f"{dataset.name} has {dataset.num_classes}")
     mean, std = inputs.statistics()
     return replace(dataset, mean=mean, std=std)
 

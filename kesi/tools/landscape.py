@@ -1,16 +1,16 @@
 """Loss and accuracy between checkpoints, and around one.
 
-Along the straight line from each network to the next one, which have to be of one shape: weight-pruned networks
-and their baseline are, filter-pruned ones of different rounds are not. And with --plane in two random directions
-around a network, each filter of a direction scaled to the norm of the network's own (Li et al. 2018, "Visualizing
-the Loss Landscape of Neural Nets", section 4); biases and batch norms stay, and so do the zeros of a weight-pruned
-network.
+Along the straight line from each network to the next one, which have to be of one shape:
+weight-pruned networks and their baseline are, filter-pruned ones of different rounds are not. And
+with --plane in two random directions around a network, each filter of a direction scaled to the
+norm of the network's own (Li et al. 2018, "Visualizing the Loss Landscape of Neural Nets", section
+4); biases and batch norms stay, and so do the zeros of a weight-pruned network.
 
-The running statistics of batch norm are interpolated as the weights are. They then belong to no network exactly:
-the activations of averaged weights are not the average of activations, and a barrier may be nothing but that.
---recompute-bn estimates them anew at every point from training images, as Garipov et al. 2018 ("Loss Surfaces,
-Mode Connectivity, and Fast Ensembling of DNNs") and Izmailov et al. 2018 ("Averaging Weights Leads to Wider Optima
-and Better Generalization") do.
+The running statistics of batch norm are interpolated as the weights are. They then belong to no
+network exactly: the activations of averaged weights are not the average of activations, and a
+barrier may be nothing but that. --recompute-bn estimates them anew at every point from training
+images, as Garipov et al. 2018 ("Loss Surfaces, Mode Connectivity, and Fast Ensembling of DNNs") and
+Izmailov et al. 2018 ("Averaging Weights Leads to Wider Optima and Better Generalization") do.
 """
 
 import copy
@@ -41,7 +41,8 @@ class LinePoint:
 
 @dataclass(frozen=True)
 class PlanePoint:
-    """The network at x times the first and y times the second direction: cross-entropy, accuracy in percent."""
+    """The network at x times the first and y times the second direction:
+    cross-entropy, accuracy in percent."""
 
     x: float
     y: float
@@ -51,59 +52,69 @@ class PlanePoint:
 
 def line(a: nn.Module, b: nn.Module, dataset: Dataset, split: Split, points: int = 11, *,
          recompute_bn: bool = False, device: str = "cpu") -> list[LinePoint]:
-    """Loss and accuracy on ``split`` at ``points`` equal steps from ``a`` to ``b``, both ends included.
+    """Loss and accuracy on ``split`` at ``points`` equal steps from ``a`` to ``b``,
+    both ends included.
 
-    The networks stay as they are. ``recompute_bn``: estimate batch norm's statistics at every point, the ends
-    too, from training images of ``dataset``. Raises UsageError for networks of different shapes, or fewer than
-    two points.
+    The networks stay as they are. ``recompute_bn``: estimate batch norm's statistics at every
+    point, the ends too, from training images of ``dataset``. Raises UsageError for networks of
+    different shapes, or fewer than two points.
     """
     if points < 2:
         raise UsageError(f"a line has at least 2 points, not {points}")
-    first, last = ({name: value.detach().cpu() for name, value in model.state_dict().items()} for model in (a, b))
+    first, last = ({name: value.detach().cpu() for name, value in model.state_dict().items()}
+                   for model in (a, b))
     same_shape(first, last)
     model, found = copy.deepcopy(a), []
     for step in range(points):
         position = step / (points - 1)
-        model.load_state_dict({name: torch.lerp(value, last[name], position) if value.is_floating_point() else value
+        model.load_state_dict({name: torch.lerp(value, last[name], position)
+                               if value.is_floating_point() else value
                                for name, value in first.items()})
         found.append(LinePoint(position, *_measure(model, dataset, split, recompute_bn, device)))
     return found
 
 
-def plane(model: nn.Module, dataset: Dataset, split: Split, radius: float = 1.0, grid: int = 9, *, seed: int = 0,
-          recompute_bn: bool = False, device: str = "cpu") -> list[PlanePoint]:
-    """Loss and accuracy on ``split`` on a grid x grid square around a network, row by row from (-r, -r).
+def plane(model: nn.Module, dataset: Dataset, split: Split, radius: float = 1.0, grid: int = 9, *,
+          seed: int = 0, recompute_bn: bool = False, device: str = "cpu") -> list[PlanePoint]:
+    """Loss and accuracy on ``split`` on a grid x grid square around a network,
+    row by row from (-r, -r).
 
-    1 is a step as long as the network's own filters. ``seed`` draws the directions, see directions(). Raises
-    UsageError for a radius that is not above 0, or a grid below 2.
+    1 is a step as long as the network's own filters. ``seed`` draws the directions, see
+    directions(). Raises UsageError for a radius that is not above 0, or a grid below 2.
     """
     if not radius > 0 or grid < 2:
-        raise UsageError(f"a plane has a radius above 0 and a grid of at least 2, not {radius} and {grid}")
+        raise UsageError(
+            f"a plane has a radius above 0 and a grid of at least 2, not {radius} and {grid}")
     centre = {name: value.detach().cpu() for name, value in model.state_dict().items()}
     across, up = directions(model, seed)
     model, found = copy.deepcopy(model), []
     steps = [radius * (2 * step / (grid - 1) - 1) for step in range(grid)]
     for y in steps:
         for x in steps:
-            model.load_state_dict({name: value + x * across[name] + y * up[name] if name in across else value
-                                   for name, value in centre.items()})
+            model.load_state_dict({name: value + x * across[name] + y * up[name] if name in across
+                                   else value for name, value in centre.items()})
             found.append(PlanePoint(x, y, *_measure(model, dataset, split, recompute_bn, device)))
     return found
 
 
-def directions(model: nn.Module, seed: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Two random directions in the weights of all convolutions and linear layers, by parameter name.
+def directions(model: nn.Module,
+               seed: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Two random directions in the weights of all convolutions and linear layers,
+    by parameter name.
 
-    Normal draws, each filter (each row of a linear layer) scaled to the norm of the network's. Where a filter's
-    weight is zero the direction is, so that a pruned network stays one.
+    Normal draws, each filter (each row of a linear layer) scaled to the norm of the network's.
+    Where a filter's weight is zero the direction is, so that a pruned network stays one.
     """
     generator = torch.Generator().manual_seed(seed)
-    weights = {name: value.detach().cpu() for name, value in model.named_parameters() if value.dim() > 1}
+    weights = {name: value.detach().cpu() for name, value in model.named_parameters()
+               if value.dim() > 1}
     found: list[dict[str, torch.Tensor]] = []
     for _ in range(2):
-        drawn = {name: torch.randn(value.shape, generator=generator) * (value != 0) for name, value in weights.items()}
-        found.append({name: one * (_filter_norms(weights[name]) / _filter_norms(one).clamp_min(1e-12))
-                      for name, one in drawn.items()})
+        drawn = {name: torch.randn(value.shape, generator=generator) * (value != 0)
+                 for name, value in weights.items()}
+        found.append(
+            {name: one * (_filter_norms(weights[name]) / _filter_norms(one).clamp_min(1e-12))
+             for name, one in drawn.items()})
     return found[0], found[1]
 
 
@@ -112,11 +123,13 @@ def _filter_norms(weight: torch.Tensor) -> torch.Tensor:
 
 
 def recompute_statistics(model: nn.Module, dataset: Dataset, device: str = "cpu") -> None:
-    """Set batch norm's running statistics to those over BN_IMAGES training images, augmented as in training.
+    """Set batch norm's running statistics to those over BN_IMAGES training images,
+    augmented as in training.
 
     Always the same images; each batch counts alike.
     """
-    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    norms = [module for module in model.modules()
+             if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     images = first_images(dataset.train, BN_IMAGES)
     chosen = replace(dataset, train=images)
     before = [(norm.momentum, norm.training) for norm in norms]
@@ -126,14 +139,16 @@ def recompute_statistics(model: nn.Module, dataset: Dataset, device: str = "cpu"
         norm.momentum = None  # torch's word for the plain mean over batches
         norm.train()
     with torch.no_grad(), full_precision():
-        for batch, _ in TrainBatches(chosen, min(BN_BATCH, len(images)), seed=0, device=device).epoch(1):
+        for batch, _ in TrainBatches(chosen, min(BN_BATCH, len(images)), seed=0,
+                                     device=device).epoch(1):
             model(batch)
     for norm, (momentum, training) in zip(norms, before, strict=True):
         norm.momentum = momentum
         norm.train(training)
 
 
-def _measure(model: nn.Module, dataset: Dataset, split: Split, recompute_bn: bool, device: str) -> tuple[float, float]:
+def _measure(model: nn.Module, dataset: Dataset, split: Split, recompute_bn: bool,
+             device: str) -> tuple[float, float]:
     if recompute_bn:
         recompute_statistics(model, dataset, device)
     return evaluate(model, dataset, split, device)
@@ -144,6 +159,8 @@ def same_shape(first: dict[str, torch.Tensor], last: dict[str, torch.Tensor]) ->
         shapes = [tuple(state[name].shape) if name in state else None for state in (first, last)]
         if shapes[0] != shapes[1]:
             if None in shapes:
-                raise UsageError(f"there is no line between networks of different architectures (only one has {name})")
-            raise UsageError(f"there is no line between networks of different shapes ({name} is {shapes[0]} and "
-                             f"{shapes[1]}): filter pruning makes networks smaller, weight pruning does not")
+                raise UsageError("there is no line between networks of different architectures "
+                                 f"(only one has {name})")
+            raise UsageError(
+                f"there is no line between networks of different shapes ({name} is {shapes[0]} and "
+                f"{shapes[1]}): filter pruning makes networks smaller, weight pruning does not")

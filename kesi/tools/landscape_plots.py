@@ -12,20 +12,23 @@ from matplotlib.ticker import MaxNLocator
 if TYPE_CHECKING:
     from kesi.tools.landscape import PlanePoint
 
-COLOURS = {"loss": "#D55E00", "accuracy": "#0072B2"}  # Okabe and Ito's, told apart with any colour vision
+# Okabe and Ito's, told apart with any colour vision
+COLOURS = {"loss": "#D55E00", "accuracy": "#0072B2"}
 
 LABELS = {"loss": "cross-entropy", "accuracy": "accuracy (%)"}
 
 
 def line_figure(rows: Sequence[dict], names: Sequence[str], images: str) -> Figure:
-    """Loss above accuracy along the line; ``rows`` have from, position, loss and accuracy, segment by segment."""
+    """Loss above accuracy along the line; ``rows`` have from, position, loss and accuracy,
+    segment by segment."""
     figure = Figure(figsize=(max(6.4, 2.2 * len(names)), 5.6), dpi=130, layout="constrained")
     axes = figure.subplots(2, 1, sharex=True)
     segments = len(names) - 1
     each = len(rows) // segments
     places = [number // each + row["position"] for number, row in enumerate(rows)]
     for axis, what in zip(axes, LABELS, strict=True):
-        axis.plot(places, [row[what] for row in rows], "o-", color=COLOURS[what], markersize=4, linewidth=1.6)
+        axis.plot(places, [row[what] for row in rows], "o-", color=COLOURS[what], markersize=4,
+                  linewidth=1.6)
         axis.set_ylabel(LABELS[what])
         _tidy(axis)
         for place in range(len(names)):
@@ -41,7 +44,8 @@ def plane_figure(points: Sequence["PlanePoint"], name: str, images: str) -> Figu
     side = round(len(points) ** 0.5)
     xs, ys = [point.x for point in points[:side]], [point.y for point in points[::side]]
     for axis, (what, label) in zip(figure.subplots(1, 2), LABELS.items(), strict=True):
-        values = [[getattr(point, what) for point in points[row * side:(row + 1) * side]] for row in range(side)]
+        values = [[getattr(point, what) for point in points[row * side:(row + 1) * side]]
+                  for row in range(side)]
         if what == "loss":  # it grows by orders of magnitude
             values = [[math.log10(max(value, 1e-6)) for value in row] for row in values]
             label = "log10 of the cross-entropy"
@@ -50,8 +54,10 @@ def plane_figure(points: Sequence["PlanePoint"], name: str, images: str) -> Figu
         levels = MaxNLocator(15, min_n_ticks=2).tick_values(low - flat / 2, high + flat / 2)
         if what == "accuracy":  # round steps would go on beyond what there is
             levels = sorted({min(max(level, 0.0), 100.0) for level in levels})
-        filled = axis.contourf(xs, ys, values, levels=levels, cmap="cividis_r" if what == "loss" else "cividis")
-        axis.contour(xs, ys, values, levels=levels, colors="black", linewidths=0.3, linestyles="solid")
+        filled = axis.contourf(xs, ys, values, levels=levels,
+                               cmap="cividis_r" if what == "loss" else "cividis")
+        axis.contour(xs, ys, values, levels=levels, colors="black", linewidths=0.3,
+                     linestyles="solid")
         for direction in (axis.xaxis, axis.yaxis):
             direction.set_major_locator(MaxNLocator(5))
         axis.plot(0, 0, "+", color="#D55E00", markersize=12, markeredgewidth=2)

@@ -1,4 +1,5 @@
-"""How long networks take, side by side: their calls alternate, so that a busy machine is busy for all alike."""
+"""How long networks take, side by side: their calls alternate,
+so that a busy machine is busy for all alike."""
 
 import statistics
 from collections.abc import Callable, Sequence
@@ -15,7 +16,8 @@ FEWEST, MOST = 3, 200
 
 
 def alternated(calls: Sequence[Callable[[], object]]) -> list[float]:
-    """The median time of each call in seconds; they are made in turn, after one round that does not count."""
+    """The median time of each call in seconds;
+    they are made in turn, after one round that does not count."""
     for call in calls:
         call()
     times: list[list[float]] = [[] for _ in calls]
@@ -43,5 +45,7 @@ def eager(model: nn.Module, images: torch.Tensor, device: str = "cpu") -> Callab
 
 
 def noise(batch: int, image_size: int) -> torch.Tensor:
-    """Images for a clock, which does not mind what they show: float32 (batch, 3, image_size, image_size)."""
-    return torch.rand((batch, 3, image_size, image_size), generator=torch.Generator().manual_seed(0))
+    """Images for a clock, which does not mind what they show:
+    float32 (batch, 3, image_size, image_size)."""
+    return torch.rand((batch, 3, image_size, image_size),
+                      generator=torch.Generator().manual_seed(0))

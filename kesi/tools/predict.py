@@ -41,7 +41,8 @@ def image_files(paths: Iterable[str | Path]) -> list[Path]:
     found: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            inside = sorted(file for file in path.rglob("*") if is_image(file.name) and file.is_file())
+            inside = sorted(file for file in path.rglob("*") if is_image(file.name)
+                            and file.is_file())
             if not inside:
                 raise UsageError(f"no images in the folder {path}")
             found += inside
@@ -52,8 +53,9 @@ def image_files(paths: Iterable[str | Path]) -> list[Path]:
     return found
 
 
-def predict_images(checkpoint: Checkpoint, paths: Iterable[str | Path], inputs: Inputs | None = None,
-                   device: str = "cpu", unreadable: list[KesiError] | None = None) -> list[Prediction]:
+def predict_images(checkpoint: Checkpoint,
+                   paths: Iterable[str | Path], inputs: Inputs | None = None, device: str = "cpu",
+                   unreadable: list[KesiError] | None = None) -> list[Prediction]:
     """What the network of a checkpoint says of image files, and of the images in folders, in order.
 
     ``inputs`` (default: what the checkpoint says) tells how images are scaled, and the names of the
@@ -81,7 +83,8 @@ def predict_images(checkpoint: Checkpoint, paths: Iterable[str | Path], inputs: 
         pixels = torch.from_numpy(np.stack(decoded)).to(device)
         with torch.inference_mode(), full_precision():
             logits = model(inputs.augmentation.test(pixels, None, normalise))
-        predictions += map(_prediction, part, logits.double().softmax(1).cpu(), [inputs] * len(part))
+        predictions += map(_prediction, part, logits.double().softmax(1).cpu(),
+                           [inputs] * len(part))
     return predictions
 
 

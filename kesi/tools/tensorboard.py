@@ -109,5 +109,6 @@ def _writer():
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ModuleNotFoundError as error:
-        raise UsageError(f'{error.name} is not installed: pip install -e ".[tensorboard]"') from error
+        raise UsageError(
+            f'{error.name} is not installed: pip install -e ".[tensorboard]"') from error
     return SummaryWriter

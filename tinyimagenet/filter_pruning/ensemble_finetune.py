@@ -2,8 +2,8 @@
 
     python tinyimagenet/filter_pruning/ensemble_finetune.py --refine runs/mine/onecycle-5 --save runs/mine/kesi
 
-Teachers: --teachers on the command line, or checkpoint_paths below, or else the baseline and all snapshots that
---refine descends from.
+Teachers: --teachers on the command line, or checkpoint_paths below, or else the baseline and all
+snapshots that --refine descends from.
 """
 
 from kesi.cli import entry, steps
@@ -12,4 +12,5 @@ from kesi.cli import entry, steps
 checkpoint_paths: list[str] = []
 
 if __name__ == "__main__":
-    entry.run(lambda: steps.ensemble_finetune(__doc__, "tinyimagenet", checkpoint_paths), resumes=True)
+    entry.run(lambda: steps.ensemble_finetune(__doc__, "tinyimagenet", checkpoint_paths),
+              resumes=True)

@@ -1,7 +1,8 @@
 """How much of each width goes, so that a target share of MACs or parameters is left.
 
 Every allocation is an order of single steps, each of which takes one width down to the next
-multiple; as many steps are taken as the target needs. So it is reached within one step of one width.
+multiple; as many steps are taken as the target needs. So it is reached within one step of one
+width.
 """
 
 import math
@@ -29,7 +30,8 @@ Order = Callable[[int, int, int], float]
 
 @dataclass(frozen=True)
 class Target:
-    """What is to be left of the unpruned network: ``share`` of its ``measure``, "macs" or "params"."""
+    """What is to be left of the unpruned network: ``share`` of its ``measure``, "macs" or "params".
+    """
 
     measure: str
     share: float
@@ -40,8 +42,8 @@ class Target:
             raise UsageError(f"unknown measure {self.measure!r}; choose one of: "
                              f"{', '.join(MEASURES)}")
         if not 0 < self.share <= 1:
-            raise UsageError(f"the share of {self.measure} to be left must be above 0 and at most 1, "
-                             f"not {self.share}")
+            raise UsageError(f"the share of {self.measure} to be left must be above 0 and at most "
+                             f"1, not {self.share}")
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,8 @@ def uniform(unpruned: Sequence[int]) -> Order:
 
 
 def scaled(unpruned: Sequence[int], rates: Sequence[float]) -> Order:
-    """Given rates, such as the paper's, applied for as many rounds as needed, parts of one included.
+    """Given rates, such as the paper's, applied for as many rounds as needed,
+    parts of one included.
 
     After x rounds n * (1 - rate)^x filters are left of n; widths of rate 0 stay as they are.
     """
@@ -73,7 +76,8 @@ def scaled(unpruned: Sequence[int], rates: Sequence[float]) -> Order:
 
 def ranked(network: torch.nn.Module, criterion: Criterion = l1,
            evidence: Evidence = NO_EVIDENCE) -> Order:
-    """By one ranking over all layers of this network: the lowest scores go first, wherever they are.
+    """By one ranking over all layers of this network:
+    the lowest scores go first, wherever they are.
 
     A layer's scores are divided by their Euclidean norm (Molchanov et al. 2017, "Pruning
     Convolutional Neural Networks for Resource Efficient Inference", section 2.2), without which
@@ -87,7 +91,8 @@ def ranked(network: torch.nn.Module, criterion: Criterion = l1,
     by_width: dict[int, list[torch.Tensor]] = {}
     for layer in layers:
         one = scores[layer.conv].double().cpu()
-        by_width.setdefault(layer.width, []).append((one / one.norm().clamp_min(1e-30)).sort().values)
+        by_width.setdefault(layer.width,
+                            []).append((one / one.norm().clamp_min(1e-30)).sort().values)
     sums = {width: torch.stack(each).mean(0) for width, each in by_width.items()}
 
     def order(place: int, before: int, after: int) -> float:

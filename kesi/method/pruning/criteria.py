@@ -1,9 +1,9 @@
 """What matters least: scores of filters and of single weights, of which the smallest go.
 
-A criterion is a function ``(network, layers, evidence) -> {layer: scores}``: ``layers`` are names of
-convolutions, ``evidence`` the training images for those that look at them. A filter criterion gives
-one score a filter, (out_channels,); a weight criterion one a weight, in the weight's shape. To add
-one, write the function and its entry in FILTER_CRITERIA or WEIGHT_CRITERIA.
+A criterion is a function ``(network, layers, evidence) -> {layer: scores}``: ``layers`` are names
+of convolutions, ``evidence`` the training images for those that look at them. A filter criterion
+gives one score a filter, (out_channels,); a weight criterion one a weight, in the weight's shape.
+To add one, write the function and its entry in FILTER_CRITERIA or WEIGHT_CRITERIA.
 """
 
 from collections.abc import Callable, Sequence
@@ -37,8 +37,8 @@ class Evidence:
     def images(self) -> Dataset:
         """Raises UsageError where there are no images to look at."""
         if self.dataset is None:
-            raise UsageError("this criterion looks at training images, and there are none: name them "
-                             "with --dataset")
+            raise UsageError("this criterion looks at training images, and there are none: name "
+                             "them with --dataset")
         return self.dataset() if callable(self.dataset) else self.dataset
 
 
@@ -48,29 +48,35 @@ def l1(network: nn.Module, layers: Sequence[str], evidence: Evidence) -> dict[st
 
 
 def l2(network: nn.Module, layers: Sequence[str], evidence: Evidence) -> dict[str, Tensor]:
-    """The Euclidean norm of a filter's weights (He et al. 2018, "Soft Filter Pruning", section 3.2)."""
+    """The Euclidean norm of a filter's weights (He et al.
+    2018, "Soft Filter Pruning", section 3.2)."""
     return {layer: _sums(weight(network, layer).square()).sqrt() for layer in layers}
 
 
 def batch_norm(network: nn.Module, layers: Sequence[str], evidence: Evidence) -> dict[str, Tensor]:
-    """The absolute scale that batch norm gives a filter's output (Liu et al. 2017, "Network Slimming").
+    """The absolute scale that batch norm gives a filter's output (Liu et al.
+    2017, "Network Slimming").
 
     Raises UsageError where no batch norm reads a convolution.
     """
     norms = dict(network.conv_bn_pairs()) if hasattr(network, "conv_bn_pairs") else {}
-    norms |= {one.conv: one.bn for one in network.prunable()} if hasattr(network, "prunable") else {}
+    norms |= ({one.conv: one.bn for one in network.prunable()} if hasattr(network, "prunable")
+              else {})
     for layer in layers:
         if layer not in norms:
-            raise UsageError(f"no batch norm is known to scale the filters of {layer}: use another criterion")
+            raise UsageError(
+                f"no batch norm is known to scale the filters of {layer}: use another criterion")
     return {layer: network.get_submodule(norms[layer]).weight.detach().abs() for layer in layers}
 
 
 def fpgm(network: nn.Module, layers: Sequence[str], evidence: Evidence) -> dict[str, Tensor]:
-    """The sum of a filter's distances to all filters of its layer: those near the geometric median go first.
+    """The sum of a filter's distances to all filters of its layer:
+    those near the geometric median go first.
 
     He et al. 2019, "Filter Pruning via Geometric Median", equation 7.
     """
-    flat = {layer: weight(network, layer).flatten(1) for layer in layers}  # (filters, inputs * kh * kw)
+    # (filters, inputs * kh * kw)
+    flat = {layer: weight(network, layer).flatten(1) for layer in layers}
     return {layer: torch.cdist(filters, filters).sum(dim=1) for layer, filters in flat.items()}
 
 
@@ -96,7 +102,8 @@ def magnitude(network: nn.Module, layers: Sequence[str], evidence: Evidence) -> 
     return {layer: weight(network, layer).abs() for layer in layers}
 
 
-def random_weights(network: nn.Module, layers: Sequence[str], evidence: Evidence) -> dict[str, Tensor]:
+def random_weights(network: nn.Module, layers: Sequence[str],
+                   evidence: Evidence) -> dict[str, Tensor]:
     """Random numbers, one a weight."""
     return {layer: torch.rand(weight(network, layer).shape, generator=_draw(evidence, layer))
             for layer in layers}
@@ -119,7 +126,8 @@ def criterion_of(method: str, name: str) -> Criterion:
 
 
 def weight(network: nn.Module, layer: str) -> Tensor:
-    """The weights of a convolution, (out_channels, in_channels / groups, kh, kw), without gradients."""
+    """The weights of a convolution, (out_channels, in_channels / groups, kh, kw),
+    without gradients."""
     return network.get_submodule(layer).weight.detach()
 
 

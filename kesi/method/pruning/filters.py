@@ -1,8 +1,9 @@
-"""Filter pruning (PFEC: Li et al. 2017, "Pruning Filters for Efficient ConvNets"; the paper's section 3).
+"""Filter pruning (PFEC: Li et al. 2017, "Pruning Filters for Efficient ConvNets";
+the paper's section 3).
 
-The filters with the smallest L1 norm go, with their batch-norm entries and with the input channels that read
-them. What is left is a physically smaller network that computes what the large one computes with those
-filters zeroed.
+The filters with the smallest L1 norm go, with their batch-norm entries and with the input channels
+that read them. What is left is a physically smaller network that computes what the large one
+computes with those filters zeroed.
 """
 
 import warnings
@@ -23,13 +24,15 @@ def widths_of(cfg: Sequence) -> list[int]:
 def pruned_widths(cfg: Sequence, rates: float | Sequence[float]) -> list:
     """The cfg after one round: a rate r keeps int(n * (1 - r)) of n filters, and one at the least.
 
-    ``rates`` is one rate for all, or one for each width of ``cfg`` (pools not counted). Raises ValueError for
-    a rate outside [0, 1) or a wrong number of rates; warns where a rate would leave no filter.
+    ``rates`` is one rate for all, or one for each width of ``cfg`` (pools not counted). Raises
+    ValueError for a rate outside [0, 1) or a wrong number of rates; warns where a rate would leave
+    no filter.
     """
     widths = widths_of(cfg)
     rates = [rates] * len(widths) if isinstance(rates, (int, float)) else list(rates)
     if len(rates) != len(widths):
-        raise ValueError(f"this network has {len(widths)} widths to prune, but {len(rates)} rates were given")
+        raise ValueError(
+            f"this network has {len(widths)} widths to prune, but {len(rates)} rates were given")
     for rate in rates:
         if not (isinstance(rate, (int, float)) and 0 <= rate < 1):
             raise ValueError(f"a pruning rate is at least 0 and below 1, not {rate!r}")
@@ -37,8 +40,8 @@ def pruned_widths(cfg: Sequence, rates: float | Sequence[float]) -> list:
     for place, (width, rate) in enumerate(zip(widths, rates, strict=True)):
         keep = int(width * (1 - rate))
         if keep < 1:
-            warnings.warn(f"rate {rate} would leave none of the {width} filters of layer {place}: kept one",
-                          stacklevel=2)
+            warnings.warn(f"rate {rate} would leave none of the {width} filters of layer "
+                          f"{place}: kept one", stacklevel=2)
             keep = 1
         kept.append(keep)
     remaining = iter(kept)
@@ -47,7 +50,8 @@ def pruned_widths(cfg: Sequence, rates: float | Sequence[float]) -> list:
 
 def kept_filters(model: Network, rates: float | Sequence[float], criterion: Criterion = l1,
                  evidence: Evidence = Evidence()) -> dict[str, torch.Tensor]:
-    """Which filters stay: for each prunable convolution, by name, the indices of its kept filters in order.
+    """Which filters stay: for each prunable convolution, by name,
+    the indices of its kept filters in order.
 
     The scores are those of the whole filters before anything of this round is removed
     ("independent" pruning in Li et al., section 3.2); of equal scores the earlier filter stays.

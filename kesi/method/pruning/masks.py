@@ -7,12 +7,13 @@ from torch import nn
 class Masks:
     """Which weights of a network are pruned; apply() holds them at zero.
 
-    Masks are by parameter name, boolean, True for a weight that lives. They never follow from the weights
-    themselves: a live weight that passes through zero stays alive.
+    Masks are by parameter name, boolean, True for a weight that lives. They never follow from the
+    weights themselves: a live weight that passes through zero stays alive.
     """
 
     def __init__(self, model: nn.Module, masks: dict[str, torch.Tensor]):
-        """Bind ``masks`` to the parameters of ``model``. Raises ValueError where name or shape do not fit."""
+        """Bind ``masks`` to the parameters of ``model``.
+        Raises ValueError where name or shape do not fit."""
         parameters = dict(model.named_parameters())
         for name, mask in masks.items():
             if name not in parameters:
@@ -35,7 +36,8 @@ class Masks:
 
     @torch.no_grad()
     def apply(self) -> None:
-        """Set every pruned weight to zero: one fused multiplication, to be called after every step."""
+        """Set every pruned weight to zero: one fused multiplication, to be called after every step.
+        """
         torch._foreach_mul_(self._weights, self._masks)
 
     def state_dict(self) -> dict[str, torch.Tensor]:

@@ -1,6 +1,7 @@
 """Weight pruning (MWP, magnitude weight pruning: Han et al. 2015; the paper's section 3).
 
-One threshold over all convolutions: the smallest share of their weights becomes zero and stays zero.
+One threshold over all convolutions: the smallest share of their weights becomes zero and stays
+zero.
 """
 
 import torch
@@ -23,7 +24,8 @@ def conv_weights(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def pruned_count(total: int, sparsity: float) -> int:
-    """How many of ``total`` weights a cumulative share ``sparsity`` prunes. Raises ValueError outside [0, 1)."""
+    """How many of ``total`` weights a cumulative share ``sparsity`` prunes.
+    Raises ValueError outside [0, 1)."""
     if not (isinstance(sparsity, (int, float)) and 0 <= sparsity < 1):
         raise ValueError(f"a sparsity is at least 0 and below 1, not {sparsity!r}")
     return round(sparsity * total)
@@ -32,7 +34,8 @@ def pruned_count(total: int, sparsity: float) -> int:
 @torch.no_grad()
 def prune_weights(model: nn.Module, sparsity: float, masks: Masks | None = None,
                   criterion: Criterion = magnitude, evidence: Evidence = Evidence()) -> Masks:
-    """Zero the share ``sparsity`` of all convolution weights that scores lowest, in place; returns the masks.
+    """Zero the share ``sparsity`` of all convolution weights that scores lowest, in place;
+    returns the masks.
 
     ``sparsity`` is cumulative: it counts what ``masks`` (of the round before) already hold, and
     those weights stay pruned. Raises ValueError for a share outside [0, 1) or below what is already
@@ -62,7 +65,8 @@ def prune_weights(model: nn.Module, sparsity: float, masks: Masks | None = None,
 
 
 def masks_from_zeros(model: nn.Module) -> Masks | None:
-    """Masks of a network that has zeros but no masks, as the released code saves it; None without zeros."""
+    """Masks of a network that has zeros but no masks, as the released code saves it;
+    None without zeros."""
     weights = conv_weights(model)
     if not any(bool((weight == 0).any()) for weight in weights.values()):
         return None
