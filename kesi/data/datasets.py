@@ -145,11 +145,12 @@ class Dataset:
             "name": self.name,
             "classes": list(self.classes),
             "images": {key: len(split) for key, split in splits.items()},
-            "digests": {key: split.digest for key, split in splits.items()},
             "image_size": _plain(self.image_size),
             "mean": list(self.mean),
             "std": list(self.std),
             "augmentation": {key: _plain(value) for key, value in augmentation.items()},
+            # last: what differs before says more
+            "digests": {key: split.digest for key, split in splits.items()},
         }
 
 
