@@ -126,7 +126,7 @@ def test_other_classes_of_the_same_number_are_noticed(tmp_path):
              tmp_path / "run")
     works("cifar/train.py", *words, "--data", one)
     fails("cifar/train.py", *words, "--data", other, code=2,
-          says="holds a run with other classes (['ant', 'bee'], now ['ant', 'fly'])")
+          says="holds a run with other data classes (['ant', 'bee'], now ['ant', 'fly'])")
     fails("cifar/train.py", "--evaluate", tmp_path / "run", "--dataset", "imagefolder", "--data",
           other, code=2, says="knows other classes than imagefolder: 'bee' where 'fly' is")
 
