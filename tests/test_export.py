@@ -95,7 +95,7 @@ def test_sparse_safetensors_is_as_small_as_its_weights(weight_run, digits, tmp_p
     assert "not the network faster on dense hardware; latency, batch 1:" in text
     original = checkpoints.load(weight_run / "seed0/kesi")
     network = formats.load_safetensors(out)
-    for name, value in original.model.state_dict().items():
+    for name, value in original.network.state_dict().items():
         assert torch.equal(network.state_dict()[name], value), name
     total = sum(parameter.numel() for parameter in network.parameters())
     dense = tmp_path / "dense.safetensors"
