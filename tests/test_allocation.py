@@ -17,7 +17,6 @@ from kesi.method.pruning.allocation import (
 )
 from kesi.method.pruning.criteria import l2
 from kesi.method.pruning.filters import pruned_widths, widths_of
-from kesi.method.recipes import filter_rates
 from kesi.method.sizes import macs, parameters
 from kesi.system.errors import UsageError
 
@@ -30,7 +29,7 @@ def order_of(kind, arch):
     if kind == "ranked":
         torch.manual_seed(0)
         return ranked(models.create(arch, 10), l2)
-    return uniform(widths) if kind == "uniform" else scaled(widths, filter_rates(arch))
+    return uniform(widths) if kind == "uniform" else scaled(widths, models.ARCHITECTURES[arch].rates)
 
 
 def size(arch, cfg, measure):
@@ -78,7 +77,7 @@ def test_uniform_takes_the_same_share_of_every_width():
 
 def test_scaled_leaves_alone_what_the_paper_leaves_alone():
     found = allocate("resnet20", 10, 32, Target("macs", 0.7), order_of("scaled", "resnet20"))
-    for rate, width, most in zip(filter_rates("resnet20"), found.cfg,
+    for rate, width, most in zip(models.ARCHITECTURES["resnet20"].rates, found.cfg,
                                  models.ARCHITECTURES["resnet20"].cfg, strict=True):
         assert (width == most) == (rate == 0)
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import models
-from kesi.method.objectives import cross_entropy
+from kesi.method.objectives import CrossEntropy
 from kesi.system import execution, norms
 
 SHAPES = [(14, 32, 16), (9, 32, 16), (29, 16, 8), (58, 8, 8), (3, 5, 8), (1, 4, 16)]
@@ -110,12 +110,12 @@ def test_a_training_step_of_a_pruned_network_uses_them_and_computes_the_same(mon
     images = torch.randn(16, 3, 16, 16).to(memory_format=torch.channels_last)
     labels = torch.randint(0, 10, (16,))
     torchs = copy.deepcopy(model)
-    loss, _ = execution.make_step(model, cross_entropy, "cpu", precision, "auto", 10)(images,
-                                                                                      labels, 1.0)
+    step = execution.make_step(model, CrossEntropy(), "cpu", precision, "auto", 10)
+    loss, _ = step(images, labels, 1.0)
     assert len(calls) == 6
     monkeypatch.setattr(norms, "slow_norms", lambda model: [])
-    right, _ = execution.make_step(torchs, cross_entropy, "cpu", precision, "auto", 10)(images,
-                                                                                        labels, 1.0)
+    step = execution.make_step(torchs, CrossEntropy(), "cpu", precision, "auto", 10)
+    right, _ = step(images, labels, 1.0)
     assert len(calls) == 6
     assert abs(float(loss - right)) < near
     ours, theirs = (torch.cat([weight.grad.flatten() for weight in one.parameters()])
