@@ -48,13 +48,12 @@ def test_target_is_reached_within_one_step_of_one_width(arch, kind, measure, sha
     assert getattr(found, measure) == size(arch, found.cfg, measure) / whole <= share
     assert pruned_widths(unpruned, found.rates) == list(found.cfg)
     assert all(width % multiple == 0 for width in widths_of(found.cfg))
-    larger = []  # one step less somewhere is more than the target
+    larger = []  # one step less, anywhere
     for place, (width, most) in enumerate(zip(found.cfg, unpruned, strict=True)):
         if width not in ("M", most):
-            cfg = list(found.cfg)
-            cfg[place] = min(most, width + multiple)
-            larger.append(size(arch, cfg, measure))
-    assert max(larger) > share * whole
+            larger.append([*found.cfg])
+            larger[-1][place] = min(most, width + multiple)
+    assert any(size(arch, cfg, measure) > share * whole for cfg in larger)
 
 
 @pytest.mark.parametrize("kind", ORDERS)

@@ -8,6 +8,7 @@ width.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 
@@ -113,25 +114,27 @@ def allocate(arch: str, num_classes: int, image_size: int, target: Target, order
         raise UsageError(f"widths are rounded to a multiple of at least 1, not of {round_to}")
     start = list(models.ARCHITECTURES[arch].cfg if cfg is None else cfg)
     steps = _steps(widths_of(start), order, round_to)
-    whole = _sizes(arch, num_classes, list(models.ARCHITECTURES[arch].cfg), image_size)
+    unpruned = models.ARCHITECTURES[arch].cfg
 
-    def shares(count: int) -> dict[str, float]:
-        found = _sizes(arch, num_classes, _after(start, steps[:count]), image_size)
-        return {name: found[name] / whole[name] for name in MEASURES}
+    @cache
+    def size(cfg: tuple, measure: str) -> int:
+        with torch.device("meta"):
+            network = models.create(arch, num_classes, cfg)
+        return macs(network, image_size) if measure == "macs" else parameters(network)
 
-    least = shares(len(steps))[target.measure]
+    def share(count: int, measure: str) -> float:
+        made = tuple(_after(start, steps[:count]))
+        return size(made, measure) / size(tuple(unpruned), measure)
+
+    least = share(len(steps), target.measure)
     if least > target.share:
         raise UsageError(f"{arch} cannot be pruned to {target.share:.4g} of its {target.measure}: "
                          f"{math.ceil(least * 1e4) / 1e4:.4g} is the least that this allocation "
                          f"can leave")
-    low, high = 0, len(steps)  # high steps are enough
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if shares(middle)[target.measure] <= target.share else (
-            middle + 1, high)
-    made = _after(start, steps[:high])
+    count = _fewest(lambda count: share(count, target.measure) - target.share, len(steps))
+    made = _after(start, steps[:count])
     rates = tuple(_rate(*pair) for pair in zip(widths_of(start), widths_of(made), strict=True))
-    return Allocation(rates, tuple(made), **shares(high))
+    return Allocation(rates, tuple(made), share(count, "macs"), share(count, "params"))
 
 
 def allocate_rounds(arch: str, num_classes: int, image_size: int, target: Target, order: Order,
@@ -176,6 +179,29 @@ def _steps(widths: Sequence[int], order: Order, round_to: int) -> list[tuple[int
             if late < math.inf]
 
 
+def _fewest(excess: Callable[[int], float], most: int) -> int:
+    """The fewest steps of 0 to ``most`` that leave no excess above 0, where it falls all the way.
+
+    Guessed on the line between the nearest counts known to be too few and enough; one that stays
+    twice in a row is taken for half as far off (the Illinois method). Each look at a network costs
+    a forward pass, and halving would take twice as many.
+    """
+    low, high, above, below = 0, most, excess(0), excess(most)
+    if above <= 0:
+        return 0
+    before = 0.0
+    while high - low > 1:
+        guess = low + round((high - low) * above / (above - below))
+        guess = min(max(guess, low + 1), high - 1)
+        now = excess(guess)
+        if now > 0:
+            low, above, below = guess, now, below / 2 if before > 0 else below
+        else:
+            high, below, above = guess, now, above / 2 if before < 0 else above
+        before = now
+    return high
+
+
 def _after(cfg: Sequence, steps: Sequence[tuple[int, int]]) -> list:
     widths = widths_of(cfg)
     for place, after in steps:
@@ -187,9 +213,3 @@ def _after(cfg: Sequence, steps: Sequence[tuple[int, int]]) -> list:
 def _rate(before: int, after: int) -> float:
     """A rate r for which int(before * (1 - r)) is ``after``, safe from rounding."""
     return 0.0 if before == after else 1 - (after + 0.5) / before
-
-
-def _sizes(arch: str, num_classes: int, cfg: list, image_size: int) -> dict[str, int]:
-    with torch.device("meta"):
-        network = models.create(arch, num_classes, cfg)
-    return {"macs": macs(network, image_size), "params": parameters(network)}
