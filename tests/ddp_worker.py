@@ -2,7 +2,7 @@
 whose outcome rank 0 leaves in a file."""
 
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import torch
 
@@ -42,7 +42,8 @@ def main(out, sync):
     logits = predict(trained, dataset, dataset.test)
     if distributed.is_main():
         torch.save({"gradients": torch.stack(gradients), "seen": torch.stack(seen), "norms": norms,
-                    "logits": logits, "weights": trained.state_dict(), "history": history}, out)
+                    "logits": logits, "weights": trained.state_dict(),
+                    "history": [asdict(row) for row in history]}, out)
     distributed.stop()
 
 
