@@ -89,6 +89,8 @@ def initialise(network: nn.Module, bn_weight: float = 1.0, linear_std: float | N
     layers: torch's own draw, or normal with ``linear_std``; their bias is set to 0 where
     ``linear_std`` is given or ``linear_bias`` asks for it.
     """
+    if all(weight.is_meta for weight in network.parameters()):
+        return  # shapes alone, nothing to draw
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels

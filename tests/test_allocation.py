@@ -1,5 +1,7 @@
 """Allocations: the target is reached within one step, with the multiples asked for."""
 
+from functools import cache
+
 import pytest
 import torch
 
@@ -32,9 +34,10 @@ def order_of(kind, arch):
     return uniform(widths) if kind == "uniform" else scaled(widths, models.ARCHITECTURES[arch].rates)
 
 
+@cache
 def size(arch, cfg, measure):
     with torch.device("meta"):
-        network = models.create(arch, 10, list(cfg))
+        network = models.create(arch, 10, cfg)
     return macs(network, 32) if measure == "macs" else parameters(network)
 
 
@@ -43,7 +46,7 @@ def size(arch, cfg, measure):
 @pytest.mark.parametrize(("measure", "share", "multiple"), [("macs", 0.7, 1), ("params", 0.6, 8)])
 def test_target_is_reached_within_one_step_of_one_width(arch, kind, measure, share, multiple):
     found = allocate(arch, 10, 32, Target(measure, share), order_of(kind, arch), round_to=multiple)
-    unpruned = list(models.ARCHITECTURES[arch].cfg)
+    unpruned = models.ARCHITECTURES[arch].cfg
     whole = size(arch, unpruned, measure)
     assert getattr(found, measure) == size(arch, found.cfg, measure) / whole <= share
     assert pruned_widths(unpruned, found.rates) == list(found.cfg)
@@ -53,7 +56,7 @@ def test_target_is_reached_within_one_step_of_one_width(arch, kind, measure, sha
         if width not in ("M", most):
             larger.append([*found.cfg])
             larger[-1][place] = min(most, width + multiple)
-    assert any(size(arch, cfg, measure) > share * whole for cfg in larger)
+    assert any(size(arch, tuple(cfg), measure) > share * whole for cfg in larger)
 
 
 @pytest.mark.parametrize("kind", ORDERS)
