@@ -11,8 +11,8 @@ from collections.abc import Callable
 import torch
 
 from benchmarks.rates import median_seconds
-from benchmarks.sides import Job, Side, networks
-from kesi.method.distillation import SnapshotEnsemble
+from benchmarks.sides import Job, Side, ensemble_of, networks
+from kesi.method.objectives import mean_probabilities
 from kesi.system import execution
 
 BATCHES = (32, 64, 128, 256, 512)
@@ -81,11 +81,11 @@ def against_teachers(arch: str, device: str, batch: int, turns: int, seconds: fl
 
 def _forward(member: torch.nn.Module, images: torch.Tensor, precision: str) -> Callable[[], object]:
     """A teacher's forward pass, as it runs within the step: on a GPU from a CUDA graph."""
-    ensemble = SnapshotEnsemble([member], device=str(images.device))
+    ensemble = ensemble_of([member], str(images.device))
 
     def call() -> None:
         with execution.autocast(str(images.device), precision, cache=not images.is_cuda):
-            ensemble.probabilities(images, 5.0)
+            mean_probabilities(ensemble.logits(images), 5.0)
 
     if not images.is_cuda:
         return call

@@ -33,11 +33,12 @@ from benchmarks.input import MEAN, STD
 from kesi.data import Dataset, Split, TrainBatches
 from kesi.data.augment import PadCrop, RandomResizedCrop
 from kesi.method.distillation import Distillation, SnapshotEnsemble
-from kesi.method.objectives import cross_entropy
+from kesi.method.objectives import CrossEntropy, KullbackLeibler
 from kesi.method.pruning import Masks, prune_weights
 from kesi.method.pruning.filters import pruned_widths
-from kesi.method.recipes import Recipe, recipe
+from kesi.method.recipes import OWN, Recipe, recipe
 from kesi.method.schedules import Training, optimizer_for, schedule_for
+from kesi.method.snapshot import Snapshot
 from kesi.system import execution
 from kesi.system.errors import KesiError, UsageError
 
@@ -83,9 +84,10 @@ class Ours:
         if masks is not None:
             masks.follow()
         self.precision = execution.set_up(job.device, job.precision, deterministic=False)
-        objective = cross_entropy
+        objective = CrossEntropy()
         if teachers:
-            objective = Distillation(SnapshotEnsemble(teachers, device=job.device), temperature)
+            objective = Distillation(ensemble_of(teachers, job.device),
+                                     KullbackLeibler(temperature))
         epoch = -(-job.images // job.batch)
         self.step = execution.make_step(self.model, objective, job.device, self.precision,
                                         job.compile, stage.epochs * epoch)
@@ -162,6 +164,12 @@ def set_threads(threads: int | None) -> None:
     torch.set_num_threads(threads)
 
 
+def ensemble_of(networks: Sequence[nn.Module], device: str) -> SnapshotEnsemble:
+    """Networks as an ensemble of teachers."""
+    return SnapshotEnsemble([Snapshot(f"teacher {place}", network)
+                             for place, network in enumerate(networks)], device)
+
+
 class Side:
     """A job at work: steps with their input, the check of what it computes, and what it costs."""
 
@@ -169,7 +177,7 @@ class Side:
         self.job, self.device = job, torch.device(job.device)
         set_threads(job.threads)
         plan = recipe_of(job.arch, "weight" if job.masked else "filter")
-        stage = replace(plan.distill if job.stage == "distill" else plan.retrain,
+        stage = replace(plan.distillation if job.stage == "distill" else plan.retrainings[OWN],
                         batch_size=job.batch)
         rounds = networks(job.arch, job.size)
         model = copy.deepcopy(rounds[-1 if job.stage == "distill" else 0])
@@ -178,9 +186,9 @@ class Side:
         if job.side == "classic":
             epoch = -(-job.images // job.batch)
             self.runner = Classic(model, replace(stage, epochs=WITHOUT_END), epoch, self.device,
-                                  plan.temperature, teachers, job.masked)
+                                  plan.loss.temperature, teachers, job.masked)
         else:
-            self.runner = Ours(job, model, stage, teachers, plan.temperature, masks)
+            self.runner = Ours(job, model, stage, teachers, plan.loss.temperature, masks)
         self._training = self._train()
 
     def _train(self) -> Iterator[int]:

@@ -14,10 +14,10 @@ from benchmarks.classic import Classic, distillation_losses, hold_zeros
 from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu import choice, items
 from benchmarks.scaling import tables
-from benchmarks.sides import Job, Ours, Side, networks, recipe_of
+from benchmarks.sides import Job, Ours, Side, ensemble_of, networks, recipe_of
 from benchmarks.throughput import check, quartiles
 from doors import ROOT, fails, works
-from kesi.method.distillation import SnapshotEnsemble, distillation_loss
+from kesi.method.objectives import KullbackLeibler
 from kesi.method.pruning import prune_weights
 from kesi.method.recipes import ONE_CYCLE
 from kesi.system.errors import KesiError
@@ -58,7 +58,9 @@ def test_profile_shows_the_top_operations(words):
     out = works("benchmarks.profile", "--arch", "resnet20", "--batch-size", 4, "--steps", 1,
                 "--top", 5, "--device", "cpu", *words)
     lines = out.splitlines()
-    assert "convolution" in out and lines[-2].split()[1] == "others" and len(lines) == 2 + 5 + 2
+    # a processor without bf16 has convolutions of another name for it
+    assert "convolution" in out or "conv2d" in out
+    assert lines[-2].split()[1] == "others" and len(lines) == 2 + 5 + 2
     shares = [float(line.split()[-1].rstrip("%")) for line in lines[2:-1]]
     assert sum(shares) == pytest.approx(100, abs=0.5)
 
@@ -68,7 +70,7 @@ def test_one_kl_for_each_teacher_has_the_gradient_of_our_one_kl():
     images = torch.randn(5, 3, 8, 8)
     logits = student(images).detach().requires_grad_()
     classic = distillation_losses(logits, images, [teacher.eval() for teacher in teachers], 5.0)
-    ours = distillation_loss(logits, SnapshotEnsemble(teachers).probabilities(images, 5.0), 5.0)
+    ours = KullbackLeibler(5.0)(logits, ensemble_of(teachers, "cpu").logits(images), None)
     one, other = (torch.autograd.grad(loss, logits)[0] for loss in (classic, ours))
     torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
     assert classic.item() > ours.item()
@@ -130,8 +132,8 @@ def test_sides_that_compute_something_else_are_not_timed():
 def test_ours_is_what_fit_runs():
     plan = recipe_of("resnet20")
     model = networks("resnet20", 16)[0]
-    ours = Ours(Job("ours", "retrain", "resnet20", 4, 8, 16), model, plan.retrain, [],
-                plan.temperature, None)
+    ours = Ours(Job("ours", "retrain", "resnet20", 4, 8, 16), model, plan.retrainings["onecycle"], [],
+                plan.loss.temperature, None)
     assert next(model.parameters()).is_contiguous(memory_format=torch.channels_last)
     assert ours.optimizer.defaults["fused"] and ours.precision == "fp32"
 

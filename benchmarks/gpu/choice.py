@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.sides import recipe_of
+from kesi.method.recipes import OWN
 from kesi.system.errors import KesiError
 from kesi.system.files import read_json
 
@@ -28,8 +29,8 @@ def choose(rows: Sequence[dict], arch: str) -> dict:
     plan = recipe_of(arch)
     epochs = {
         "baseline": plan.baseline.epochs,
-        "onecycle": len(plan.rounds) * plan.retrain.epochs,
-        "kesi": plan.distill.epochs,
+        "onecycle": len(plan.rounds) * plan.retrainings[OWN].epochs,
+        "kesi": plan.distillation.epochs,
     }
     found = {(row["precision"], row["compile"], row["stage"]): row for row in rows}
     options = []
