@@ -31,7 +31,9 @@ def order_of(kind, arch):
     if kind == "ranked":
         torch.manual_seed(0)
         return ranked(models.create(arch, 10), l2)
-    return uniform(widths) if kind == "uniform" else scaled(widths, models.ARCHITECTURES[arch].rates)
+    if kind == "scaled":
+        return scaled(widths, models.ARCHITECTURES[arch].rates)
+    return uniform(widths)
 
 
 @cache
