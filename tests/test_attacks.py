@@ -293,7 +293,7 @@ def test_a_clock_that_jumps_changes_nothing(tmp_path, monkeypatch):
         now = time.time
         pipeline.run(_settings(run, lambda jump=jump, now=now: monkeypatch.setattr(
             time, "time", lambda: now() + jump)))
-        outcomes.append(checkpoints.load(run / "seed0" / "kesi").network_digest)
+        outcomes.append(checkpoints.load(run / "seed0" / "kesi").digest)
         monkeypatch.undo()
         for path in run.rglob("*"):
             os.utime(path, (4e9, 4e9))  # in the year 2096

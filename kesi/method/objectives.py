@@ -123,7 +123,7 @@ class Taught:
     def __post_init__(self):
         """Raises UsageError for a temperature that is not above 0, or a share outside [0, 1]."""
         if not 0 < self.temperature < DIVERGED:
-            raise UsageError(f"--temperature must be above 0 and below {DIVERGED:g}, not "
+            raise UsageError(f"--temperature must be above 0 and below 1e18, not "
                              f"{self.temperature}")
         if not 0 <= self.alpha <= 1:
             raise UsageError(f"the labels' share must lie in [0, 1], not {self.alpha}")
