@@ -275,7 +275,7 @@ def test_a_worker_that_does_not_see_the_storage_says_so(tmp_path):
 def test_ray_continues_the_pipeline_of_a_lost_worker(tmp_path):
     """Two workers; one is killed, the other told to end, both in the middle of a stage."""
     pytest.importorskip("ray", reason="Ray is not installed")
-    words = ["--epochs-scale", "0.05", "--rounds", "1", "--device", "cpu", "--threads", "1"]
+    words = ["--epochs-scale", "0.2", "--rounds", "1", "--device", "cpu", "--threads", "1"]
     command = [sys.executable, "-m", "reproduce", "--table", "digits", "--seeds", "0", *words,
                "--save", "runs"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH":
@@ -289,7 +289,7 @@ def test_ray_continues_the_pipeline_of_a_lost_worker(tmp_path):
             for method, number in (("filter", signal.SIGKILL), ("weight", signal.SIGTERM)):
                 folder = tmp_path / "runs" / f"digits-resnet20-{method}-seed0"
                 if (method not in lost
-                        and (folder / "seed0" / "baseline" / "state.pth.tar").is_file()):
+                        and (folder / "seed0" / "onecycle-1" / "state.pth.tar").is_file()):
                     lost[method] = json.loads((folder / LOCK).read_text())["pid"]
                     os.kill(lost[method], number)
             time.sleep(0.02)
@@ -301,7 +301,7 @@ def test_ray_continues_the_pipeline_of_a_lost_worker(tmp_path):
     assert len(lost) == 2 and "2 pipelines: 2 done" in said, said
     for method in ("filter", "weight"):
         log = (tmp_path / "runs" / "logs" / f"digits-resnet20-{method}-seed0.log").read_text()
-        assert "baseline continues after epoch" in log
+        assert "onecycle-1 continues after epoch" in log
         assert ("interrupted; the same command continues" in log) == (method == "weight")
     for method in ("filter", "weight"):
         run = f"digits-resnet20-{method}-seed0"
