@@ -13,7 +13,8 @@ import torch
 
 import models
 from benchmarks.sides import CLASSES, recipe_of, size_of, synchronize
-from kesi.method.objectives import cross_entropy
+from kesi.method.objectives import CrossEntropy
+from kesi.method.recipes import OWN
 from kesi.method.schedules import optimizer_for
 from kesi.method.sizes import macs
 from kesi.system import execution
@@ -68,8 +69,8 @@ def shares(archs: Sequence[str], device: str, seconds: float) -> list[dict]:
         torch.manual_seed(0)
         model = models.create(arch, CLASSES).to(device=where,
                                                 memory_format=torch.channels_last).train()
-        step = execution.make_step(model, cross_entropy, device, precision, "auto", 1)
-        optimizer = optimizer_for(model, recipe_of(arch).retrain)
+        step = execution.make_step(model, CrossEntropy(), device, precision, "auto", 1)
+        optimizer = optimizer_for(model, recipe_of(arch).trainings[OWN])
         images = torch.randn((batch, 3, size, size)).to(device=where,
                                                         memory_format=torch.channels_last)
         labels = torch.randint(0, CLASSES, (batch,)).to(where)

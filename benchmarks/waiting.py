@@ -19,7 +19,7 @@ import torch
 import models
 from benchmarks.sides import ROOT, set_threads
 from kesi.cli import entry
-from kesi.method.objectives import cross_entropy
+from kesi.method.objectives import CrossEntropy
 from kesi.system import execution
 
 WAYS = {
@@ -39,7 +39,7 @@ def measure(threads: int, precision: str, seconds: float) -> tuple[float, float]
     model = models.create("resnet20", 10).to(memory_format=torch.channels_last)
     images = torch.randn(64, 3, 16, 16).to(memory_format=torch.channels_last)
     labels = torch.randint(0, 10, (64,))
-    step = execution.make_step(model, cross_entropy, "cpu", precision, "off", 1)
+    step = execution.make_step(model, CrossEntropy(), "cpu", precision, "off", 1)
     for _ in range(3):
         step(images, labels)
     start, processor, count = time.perf_counter(), time.process_time(), 0

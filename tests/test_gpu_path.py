@@ -16,8 +16,9 @@ from kesi import checkpoints
 from kesi.data import load
 from kesi.data.batches import eval_batch_size, eval_batches
 from kesi.method.distillation import Distillation, SnapshotEnsemble
-from kesi.method.objectives import cross_entropy
+from kesi.method.objectives import CrossEntropy, KullbackLeibler
 from kesi.method.recipes import ONE_CYCLE
+from kesi.method.snapshot import Snapshot
 from kesi.method.training import Options, evaluate, fit, predict
 from kesi.system import capture, distributed, execution, norms
 from kesi.system.capture import CapturedForward, CapturedStep, Recorder
@@ -94,7 +95,7 @@ def test_what_fails_to_compile_in_the_backward_pass_costs_a_line_and_no_bit(monk
     found = []
     for one, how in ((eager, "off"), (model, "on")):
         torch.manual_seed(1)
-        step = make_step(one, cross_entropy, "cpu", "fp32", how, 1)
+        step = make_step(one, CrossEntropy(), "cpu", "fp32", how, 1)
         found.append([float(step(*batch())[0]) for _ in range(3)])
     assert found[0] == found[1]
     assert torch.equal(weights(eager), weights(model))
@@ -115,7 +116,7 @@ def test_an_error_after_the_first_step_is_no_failed_compilation(monkeypatch):
         return call
 
     monkeypatch.setattr(torch, "compile", compile_)
-    step = make_step(network(), cross_entropy, "cpu", "fp32", "on", 1)
+    step = make_step(network(), CrossEntropy(), "cpu", "fp32", "on", 1)
     step(*batch())
     with pytest.raises(ZeroDivisionError):
         step(*batch())
@@ -125,7 +126,7 @@ def test_dropout_draws_the_same_numbers_compiled_and_not(capsys):
     torch.manual_seed(0)
     model, losses = Dropping(), []
     for how in ("off", "on"):
-        step = make_step(copy.deepcopy(model), cross_entropy, "cpu", "fp32", how, 1)
+        step = make_step(copy.deepcopy(model), CrossEntropy(), "cpu", "fp32", how, 1)
         torch.manual_seed(1)
         losses.append([float(step(*batch())[0]) for _ in range(2)])
     if "compiling failed" in capsys.readouterr().err:
@@ -144,12 +145,12 @@ def test_cudnn_searches_for_the_first_shape_only(monkeypatch):
             )
         ),
     )
-    step = make_step(network(), cross_entropy, "cuda", "fp32", "off", 1)
+    step = make_step(network(), CrossEntropy(), "cuda", "fp32", "off", 1)
     for size in (8, 3, 8):
         step(*batch(size))
     assert seen == [(8, True), (3, False), (8, True)] and not torch.backends.cudnn.benchmark
     torch.use_deterministic_algorithms(True)
-    make_step(network(), cross_entropy, "cuda", "fp32", "off", 1)(*batch(8))
+    make_step(network(), CrossEntropy(), "cuda", "fp32", "off", 1)(*batch(8))
     assert seen[-1] == (8, False)
 
 
@@ -157,9 +158,9 @@ def test_deterministic_compiles_nothing_and_fills_no_memory(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda function, **_: pytest.fail("compiled"))
     set_up("cpu", "auto", True)
     assert not torch.utils.deterministic.fill_uninitialized_memory
-    make_step(network(), cross_entropy, "cuda", "fp32", "auto", 10**6)
+    make_step(network(), CrossEntropy(), "cuda", "fp32", "auto", 10**6)
     with pytest.raises(UsageError, match="--deterministic"):
-        make_step(network(), cross_entropy, "cpu", "fp32", "on", 1)
+        make_step(network(), CrossEntropy(), "cpu", "fp32", "on", 1)
 
 
 def test_deterministic_and_compiled_is_one_line(tmp_path):
@@ -186,9 +187,9 @@ def test_deterministic_and_compiled_is_one_line(tmp_path):
 def test_capture_without_compiling_is_a_choice(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda function, **_: pytest.fail("compiled"))
     assert isinstance(
-        make_step(network(), cross_entropy, "cuda", "fp32", "capture", 10**6), CapturedStep
+        make_step(network(), CrossEntropy(), "cuda", "fp32", "capture", 10**6), CapturedStep
     )
-    make_step(network(), cross_entropy, "cpu", "fp32", "capture", 10**6)(*batch())
+    make_step(network(), CrossEntropy(), "cpu", "fp32", "capture", 10**6)(*batch())
 
 
 @pytest.fixture
@@ -211,11 +212,11 @@ def test_after_a_failed_capture_no_other_is_tried_and_nothing_of_it_stays(no_cud
     torch.manual_seed(0)
     eager = Dropping()
     captured = copy.deepcopy(eager)
-    plain = make_step(eager, cross_entropy, "cpu", "fp32", "off", 1)
+    plain = make_step(eager, CrossEntropy(), "cpu", "fp32", "off", 1)
     torch.manual_seed(1)
     expected = [float(plain(*batch())[0]) for _ in range(2)]
     torch.manual_seed(1)
-    step = CapturedStep(captured, make_step(captured, cross_entropy, "cpu", "fp32", "off", 1))
+    step = CapturedStep(captured, make_step(captured, CrossEntropy(), "cpu", "fp32", "off", 1))
     assert [float(step(*batch())[0]) for _ in range(2)] == expected
     assert torch.equal(weights(eager), weights(captured)) and step.replay is None
     CapturedStep(captured, step)(*batch())
@@ -238,7 +239,7 @@ def test_batches_are_counted_in_one_operation_and_as_often_as_before():
             return self.fc(self.own(self.twice(self.twice(x))).mean((2, 3)))
 
     model = Twice()
-    step = make_step(model, cross_entropy, "cpu", "fp32", "off", 1)
+    step = make_step(model, CrossEntropy(), "cpu", "fp32", "off", 1)
     for _ in range(2):
         step(*batch())
     assert [int(norm.num_batches_tracked) for norm in (model.twice, model.never, model.own)] == [
@@ -248,7 +249,7 @@ def test_batches_are_counted_in_one_operation_and_as_often_as_before():
     ]
     model = network()
     step, before = (
-        make_step(model, cross_entropy, "cpu", "fp32", "off", 1),
+        make_step(model, CrossEntropy(), "cpu", "fp32", "off", 1),
         int(model.bn1.num_batches_tracked),
     )
     with profile(activities=[ProfilerActivity.CPU]) as found:
@@ -294,10 +295,11 @@ def test_a_gpu_evaluates_in_tf32_while_it_trains_and_reports_in_fp32(precision, 
 
 
 def test_teachers_are_held_in_bf16_and_say_the_same_bit_for_bit():
-    ensemble, (images, labels) = SnapshotEnsemble([network(1), network(2)]), batch()
+    ensemble = SnapshotEnsemble([Snapshot(str(seed), network(seed)) for seed in (1, 2)])
+    images, labels = batch()
     with execution.autocast("cpu", "bf16"):
-        cast = ensemble.probabilities(images, 5.0)
-    objective = Distillation(ensemble, 5.0)
+        cast = ensemble.logits(images)
+    objective = Distillation(ensemble, KullbackLeibler(5.0))
     step = make_step(network(), objective, "cpu", "bf16", "off", 1)
     held = objective._teachers
     kinds = {weight.dtype for member in held.members for weight in member.parameters()}
@@ -310,12 +312,12 @@ def test_teachers_are_held_in_bf16_and_say_the_same_bit_for_bit():
     copies = []
     for one in (ensemble, held):
         with execution.autocast("cpu", "bf16"), profile(activities=[ProfilerActivity.CPU]) as found:
-            assert torch.equal(one.probabilities(images, 5.0), cast)
+            assert torch.equal(one.logits(images), cast)
         copies.append(sum(event.name == "aten::_to_copy" for event in found.events()))
     assert cast.dtype == torch.float32
     assert copies[0] - copies[1] == sum(len(list(member.parameters())) for member in held.members)
     step(images, labels)
-    make_step(network(), other := Distillation(ensemble, 5.0), "cpu", "fp32", "off", 1)
+    make_step(network(), other := Distillation(ensemble, KullbackLeibler(5.0)), "cpu", "fp32", "off", 1)
     assert other._teachers is ensemble
 
 
@@ -358,8 +360,8 @@ def test_precision_is_recorded_as_what_it_became(tmp_path, precision):
         tmp_path,
     )
     became = {"auto": "fp32"}.get(precision, precision)
-    assert json.loads((tmp_path / "result.json").read_text())["precision"] == became
-    assert checkpoints.load(tmp_path / "checkpoint.pth.tar").info["precision"] == became
+    assert json.loads((tmp_path / "result.json").read_text())["settings"]["precision"] == became
+    assert checkpoints.load(tmp_path / "checkpoint.pth.tar").info.settings["precision"] == became
 
 
 # What follows needs a GPU.
@@ -372,7 +374,7 @@ def test_compiled_and_captured_on_a_gpu_it_is_the_eager_step(precision, capsys):
     model, losses = Dropping().cuda(), []
     set_up("cuda", precision, False)
     for how in ("off", "capture", "on"):
-        step = make_step(copy.deepcopy(model), cross_entropy, "cuda", precision, how, 1)
+        step = make_step(copy.deepcopy(model), CrossEntropy(), "cuda", precision, how, 1)
         torch.manual_seed(1)
         losses.append([float(step(*batch(size, "cuda"))[0]) for size in (8, 8, 3, 8)])
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
@@ -396,7 +398,7 @@ def test_an_evaluation_that_is_captured_sees_the_weights_of_now():
 @needs_gpu
 def test_captures_share_a_stream():
     for _ in range(2):
-        step = make_step(network().cuda(), cross_entropy, "cuda", "fp32", "capture", 1)
+        step = make_step(network().cuda(), CrossEntropy(), "cuda", "fp32", "capture", 1)
         step(*batch(device="cuda"))
         streams = capture.Recorder.stream
         assert step.replay is not None
