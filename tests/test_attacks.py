@@ -19,7 +19,7 @@ from doors import ROOT, fails, script, works
 from kesi import checkpoints
 from kesi.data import load
 from kesi.method import recipes
-from kesi.method.objectives import cross_entropy
+from kesi.method.objectives import CrossEntropy
 from kesi.method.schedules import Training
 from kesi.method.snapshot import digest_of
 from kesi.method.training import fit
@@ -152,7 +152,7 @@ def test_a_finite_loss_beyond_all_measure_is_divergence():
     with pytest.raises(KesiError,
                        match="training diverges: the loss is 2.*e\\+20 in epoch 1, step 1"):
         fit(model, digits, stage, seed=0,
-            objective=lambda *given: cross_entropy(*given) * 1e20)
+            objective=lambda *given: CrossEntropy()(*given) * 1e20)
 
 
 @pytest.mark.parametrize(("environment", "says"), [

@@ -9,11 +9,12 @@ import warnings
 
 import pytest
 
+from kesi.checkpoints.records import encode
 from kesi.method.recipes import recipe
 from kesi.report.page import page
 from kesi.report.report import report as write_report
 from kesi.report.verify import verify
-from kesi.runs.record import read_epochs, recipe_of
+from kesi.runs.record import RunRecord, read_epochs, read_run
 from kesi.system.errors import KesiError
 from kesi.tools.tensorboard import write_events
 
@@ -107,18 +108,23 @@ def test_plots_of_any_value(weight_run, tmp_path):
         shutil.copy(weight_run / name, run / name)
 
 
-def test_a_recipe_comes_back_as_it_was_written():
+def test_a_recipe_comes_back_as_it_was_written(tmp_path):
     for arch, dataset, method in (("resnet56", "cifar10", "filter"),
                                   ("vgg16", "cifar100", "weight")):
         wanted = recipe(arch, dataset, method)
-        assert recipe_of(json.loads(json.dumps(wanted.to_dict()))).to_dict() == wanted.to_dict()
+        said = RunRecord(arch=arch, dataset=dataset, method=method, recipe=wanted.describe())
+        (tmp_path / "run.json").write_text(json.dumps(encode(said)))
+        found = read_run(tmp_path / "run.json")
+        assert found == said and found.rounds == len(wanted.rounds)
+        assert {kind: found.training(kind) for kind in wanted.trainings} == wanted.trainings
 
 
 def test_epochs_are_read_up_to_the_one_that_is_being_written(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"epoch": 1, "lr": 0.1}\n{"epoch": 2, "lr"')
-    assert [row["epoch"] for row in read_epochs(path)] == [1]
-    for text in ('{"epoch": 1}\n{"epoch": 2, "lr"\n', '{"epoch": "1"}\n', "[]\n",
+    whole = '{"epoch": 1, "train_loss": 2.3, "train_accuracy": 10.0, "lr": 0.1}\n'
+    path.write_text(whole + '{"epoch": 2, "lr"')
+    assert [row.epoch for row in read_epochs(path)] == [1]
+    for text in (whole + '{"epoch": 2, "lr"\n', '{"epoch": "1"}\n', "[]\n",
                  '{"epoch": 1, "lr": NaN}\n', "{}\n"):
         path.write_text(text)
         with pytest.raises(KesiError, match="metrics.jsonl is damaged"):

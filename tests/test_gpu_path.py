@@ -317,7 +317,8 @@ def test_teachers_are_held_in_bf16_and_say_the_same_bit_for_bit():
     assert cast.dtype == torch.float32
     assert copies[0] - copies[1] == sum(len(list(member.parameters())) for member in held.members)
     step(images, labels)
-    make_step(network(), other := Distillation(ensemble, KullbackLeibler(5.0)), "cpu", "fp32", "off", 1)
+    other = Distillation(ensemble, KullbackLeibler(5.0))
+    make_step(network(), other, "cpu", "fp32", "off", 1)
     assert other._teachers is ensemble
 
 

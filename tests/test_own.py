@@ -26,7 +26,7 @@ from kesi.own.compress import Compressed
 from kesi.own.graphs import analyse
 from kesi.own.registry import SPARSITIES
 from kesi.report.page import next_steps, page
-from kesi.runs.folder import read_fields
+from kesi.runs.record import read_result, read_run
 from kesi.runs.results import load_run
 from kesi.system.errors import KesiError, UsageError
 from kesi.tools import export
@@ -309,7 +309,7 @@ def test_the_concatenating_network_goes_through_the_whole_method(method, tmp_pat
                 path.unlink()
         assert_same(compress(Concatenating()).network.state_dict(), result.network.state_dict())
 
-    assert read_fields(tmp_path / "run" / "run.json")["arch"] == "concatenating"
+    assert read_run(tmp_path / "run" / "run.json").arch == "concatenating"
     text = page([tmp_path / "run"], tmp_path / "page.html").read_text()
     assert "depthwise" in text or "left" in text
 
@@ -347,11 +347,11 @@ def test_torchvisions_networks(build, tmp_path, registry):
     result = kesi.compress(seeded(build), *digits(32, 48),
                            name="theirs", rounds=1, epochs=(1, 1, 1), batch_size=24,
                            flip=False, folder=tmp_path / "run", options=CPU)
-    before, after = (read_fields(tmp_path / "run" / "seed0" / stage / "result.json")
+    before, after = (read_result(tmp_path / "run" / "seed0" / stage / "result.json")
                      for stage in ("baseline", "kesi"))
-    assert after["params"] < 0.8 * before["params"] and after["macs"] < 0.8 * before["macs"]
-    assert after["cfg"] == [int(width * 0.8) for width in before["cfg"]]
-    assert sum(value.numel() for value in result.network.parameters()) == after["params"]
+    assert after.params < 0.8 * before.params and after.macs < 0.8 * before.macs
+    assert after.cfg == [int(width * 0.8) for width in before.cfg]
+    assert sum(value.numel() for value in result.network.parameters()) == after.params
 
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
@@ -555,7 +555,7 @@ def test_networks_that_will_not_do(model, said, tmp_path, registry):
     ({"rates": 1.0}, "below 1"), ({"sparsities": [0.5]}, "method=\"weight\""),
     ({"method": "weight", "rates": 0.2}, "method=\"filter\""), ({"rounds": 0}, "at least 1"),
     ({"method": "weight", "sparsities": [0.5, 0.3]}, "never fall"),
-    ({"epochs": (1, 2)}, "three numbers"), ({"epochs": (0, 1, 1)}, "epochs must be at least 1"),
+    ({"epochs": (1, 2)}, "three numbers"), ({"epochs": (0, 1, 1)}, "numbers of at least 1"),
     ({"method": "weight", "rounds": 9}, "5 sparsities"), ({"epochs": "abc"}, "three numbers"),
     ({"epochs": 3}, "three numbers"), ({"epochs": (1.5, 1, 1)}, "three numbers"),
     ({"seeds": ()}, "seeds are whole"), ({"seeds": 0}, "seeds are whole"),

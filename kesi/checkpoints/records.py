@@ -91,9 +91,10 @@ class Info(Made):
 
 
 def encode(record: Any) -> dict:
-    """A record as plain values, without what it does not say."""
+    """A record as plain values, without what it does not say and need not."""
+    needed = {one.name for one in dataclasses.fields(record) if _needed(one)}
     return {name: value for name, value in dataclasses.asdict(record).items()
-            if value is not None and value != [] and value != {}}
+            if name in needed or value is not None and value != [] and value != {}}
 
 
 def decode(kind: type[T], value: object, path: Path | str, trouble: str = "is damaged",
@@ -108,8 +109,7 @@ def decode(kind: type[T], value: object, path: Path | str, trouble: str = "is da
         raise KesiError(f"{path} {trouble}: it holds no fields")
     found = {}
     for one in dataclasses.fields(kind):
-        required = one.default is one.default_factory is dataclasses.MISSING
-        if one.name not in value and not required:
+        if one.name not in value and not _needed(one):
             continue
         try:
             where = (path, trouble, f"{prefix}{one.name}.")
@@ -118,6 +118,10 @@ def decode(kind: type[T], value: object, path: Path | str, trouble: str = "is da
             raise KesiError(f"{path} {trouble}: its {prefix}{one.name} is "
                             f"{shown(value.get(one.name))}") from None
     return kind(**found)
+
+
+def _needed(one: dataclasses.Field) -> bool:
+    return one.default is one.default_factory is dataclasses.MISSING
 
 
 class _Wrong(Exception):

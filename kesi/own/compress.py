@@ -147,9 +147,10 @@ def _check_arguments(model, method, rounds, epochs, batch_size, lr, seeds) -> No
     if not _whole_numbers(seeds) or not len(seeds) or min(seeds) < 0:
         raise UsageError(
             f"seeds are whole numbers of at least 0, such as (0, 1, 2), not {seeds!r:.60}")
-    if epochs is not None and not (_whole_numbers(epochs) and len(epochs) == 3):
-        raise UsageError("epochs are three numbers, of baseline, retraining and distillation, not "
-                         f"{epochs!r:.60}")
+    if epochs is not None and not (_whole_numbers(epochs) and len(epochs) == 3
+                                   and min(epochs) >= 1):
+        raise UsageError("epochs are three numbers of at least 1, of baseline, retraining and "
+                         f"distillation, not {epochs!r:.60}")
     for name, value in (("rounds", rounds), ("batch_size", batch_size)):
         if value is not None and not (_whole_numbers([value]) and value > 0):
             raise UsageError(f"{name} must be at least 1, not {value!r:.60}")
