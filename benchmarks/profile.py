@@ -29,7 +29,7 @@ from benchmarks.sides import (
 )
 from kesi.cli import entry
 from kesi.method.pruning import prune_weights
-from kesi.method.recipes import METHODS, OWN, ROUNDS
+from kesi.method.recipes import METHODS, ROUNDS
 from kesi.system import execution
 from kesi.system.errors import UsageError
 
@@ -41,15 +41,14 @@ def step_of(job: Job, stage: str, round_: int, method: str) -> Callable[[], obje
     """One step of a stage: the network of that round,
     six teachers or fewer for "kesi", masks for "weight"."""
     plan = recipe_of(job.arch, method)
-    settings = {"baseline": plan.baseline, "onecycle": plan.retrainings[OWN], "kesi": plan.distillation}[stage]
     rounds = networks(job.arch, job.size)
     if method == "weight":
         rounds = [rounds[0]] * len(rounds)
     model = rounds[round_]
     teachers = rounds[:round_ + 1] if stage == "kesi" else []
     masks = prune_weights(model, plan.rounds[round_ - 1]) if method == "weight" and round_ else None
-    ours = Ours(job, model, replace(settings, batch_size=job.batch), teachers, plan.loss.temperature,
-                masks)
+    ours = Ours(job, model, replace(plan.trainings[stage], batch_size=job.batch), teachers,
+                plan.loss, masks)
     batches = our_batches(job)
 
     def endless():
@@ -127,8 +126,7 @@ def main() -> None:
     set_threads(args.threads)
     device = execution.device_for(args.device)
     plan = recipe_of(args.arch, args.method)
-    batch = args.batch_size or {"baseline": plan.baseline, "onecycle": plan.retrainings[OWN],
-                                "kesi": plan.distillation}[args.stage].batch_size
+    batch = args.batch_size or plan.trainings[args.stage].batch_size
     if batch < 2:
         raise UsageError(f"--batch-size must be at least 2, not {batch}")
     job = Job("ours", args.stage, args.arch, batch, 2 * batch, size_of(args.arch), device,

@@ -70,7 +70,7 @@ def shares(archs: Sequence[str], device: str, seconds: float) -> list[dict]:
         model = models.create(arch, CLASSES).to(device=where,
                                                 memory_format=torch.channels_last).train()
         step = execution.make_step(model, CrossEntropy(), device, precision, "auto", 1)
-        optimizer = optimizer_for(model, recipe_of(arch).retrainings[OWN])
+        optimizer = optimizer_for(model, recipe_of(arch).trainings[OWN])
         images = torch.randn((batch, 3, size, size)).to(device=where,
                                                         memory_format=torch.channels_last)
         labels = torch.randint(0, CLASSES, (batch,)).to(where)

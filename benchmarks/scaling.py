@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 
 from benchmarks.rates import median_seconds
-from benchmarks.sides import Job, Side, ensemble_of, networks
+from benchmarks.sides import Job, Side, ensemble, networks
 from kesi.method.objectives import mean_probabilities
 from kesi.system import execution
 
@@ -81,11 +81,11 @@ def against_teachers(arch: str, device: str, batch: int, turns: int, seconds: fl
 
 def _forward(member: torch.nn.Module, images: torch.Tensor, precision: str) -> Callable[[], object]:
     """A teacher's forward pass, as it runs within the step: on a GPU from a CUDA graph."""
-    ensemble = ensemble_of([member], str(images.device))
+    teacher = ensemble([member], str(images.device))
 
     def call() -> None:
         with execution.autocast(str(images.device), precision, cache=not images.is_cuda):
-            mean_probabilities(ensemble.logits(images), 5.0)
+            mean_probabilities(teacher.logits(images), 5.0)
 
     if not images.is_cuda:
         return call
@@ -98,7 +98,7 @@ def _forward(member: torch.nn.Module, images: torch.Tensor, precision: str) -> C
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         call()
-    return lambda _keep=ensemble: graph.replay()  # the graph reads its weights
+    return lambda _keep=teacher: graph.replay()  # the graph reads its weights
 
 
 def tables(results: dict) -> str:

@@ -33,12 +33,12 @@ from benchmarks.input import MEAN, STD
 from kesi.data import Dataset, Split, TrainBatches
 from kesi.data.augment import PadCrop, RandomResizedCrop
 from kesi.method.distillation import Distillation, SnapshotEnsemble
-from kesi.method.objectives import CrossEntropy, KullbackLeibler
+from kesi.method.objectives import CrossEntropy, Loss, Objective
 from kesi.method.pruning import Masks, prune_weights
 from kesi.method.pruning.filters import pruned_widths
 from kesi.method.recipes import OWN, Recipe, recipe
 from kesi.method.schedules import Training, optimizer_for, schedule_for
-from kesi.method.snapshot import Snapshot
+from kesi.method.snapshot import KESI, Snapshot
 from kesi.system import execution
 from kesi.system.errors import KesiError, UsageError
 
@@ -78,16 +78,13 @@ class Ours:
     its parts, in its order, for as many steps as are asked for."""
 
     def __init__(self, job: Job, model: nn.Module, stage: Training, teachers: Sequence[nn.Module],
-                 temperature: float, masks: Masks | None):
+                 loss: Loss, masks: Masks | None):
         self.model = model.to(device=job.device, memory_format=torch.channels_last).train()
         self.masks = masks
         if masks is not None:
             masks.follow()
         self.precision = execution.set_up(job.device, job.precision, deterministic=False)
-        objective = CrossEntropy()
-        if teachers:
-            objective = Distillation(ensemble_of(teachers, job.device),
-                                     KullbackLeibler(temperature))
+        objective = objective_of(teachers, loss, job.device)
         epoch = -(-job.images // job.batch)
         self.step = execution.make_step(self.model, objective, job.device, self.precision,
                                         job.compile, stage.epochs * epoch)
@@ -102,6 +99,17 @@ class Ours:
             self.masks.apply()
         self.schedule.step()
         return loss
+
+
+def ensemble(networks: Sequence[nn.Module], device: str) -> SnapshotEnsemble:
+    """Networks as teachers, called by their place: nothing here goes by the names."""
+    return SnapshotEnsemble([Snapshot(str(place), network)
+                             for place, network in enumerate(networks)], device)
+
+
+def objective_of(teachers: Sequence[nn.Module], loss: Loss, device: str) -> Objective:
+    """What a stage minimises: the cross-entropy, or the loss against the teachers, if any."""
+    return Distillation(ensemble(teachers, device), loss) if teachers else CrossEntropy()
 
 
 def size_of(arch: str) -> int:
@@ -164,12 +172,6 @@ def set_threads(threads: int | None) -> None:
     torch.set_num_threads(threads)
 
 
-def ensemble_of(networks: Sequence[nn.Module], device: str) -> SnapshotEnsemble:
-    """Networks as an ensemble of teachers."""
-    return SnapshotEnsemble([Snapshot(f"teacher {place}", network)
-                             for place, network in enumerate(networks)], device)
-
-
 class Side:
     """A job at work: steps with their input, the check of what it computes, and what it costs."""
 
@@ -177,7 +179,7 @@ class Side:
         self.job, self.device = job, torch.device(job.device)
         set_threads(job.threads)
         plan = recipe_of(job.arch, "weight" if job.masked else "filter")
-        stage = replace(plan.distillation if job.stage == "distill" else plan.retrainings[OWN],
+        stage = replace(plan.trainings[KESI if job.stage == "distill" else OWN],
                         batch_size=job.batch)
         rounds = networks(job.arch, job.size)
         model = copy.deepcopy(rounds[-1 if job.stage == "distill" else 0])
@@ -188,7 +190,7 @@ class Side:
             self.runner = Classic(model, replace(stage, epochs=WITHOUT_END), epoch, self.device,
                                   plan.loss.temperature, teachers, job.masked)
         else:
-            self.runner = Ours(job, model, stage, teachers, plan.loss.temperature, masks)
+            self.runner = Ours(job, model, stage, teachers, plan.loss, masks)
         self._training = self._train()
 
     def _train(self) -> Iterator[int]:

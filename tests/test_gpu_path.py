@@ -16,7 +16,7 @@ from kesi import checkpoints
 from kesi.data import load
 from kesi.data.batches import eval_batch_size, eval_batches
 from kesi.method.distillation import Distillation, SnapshotEnsemble
-from kesi.method.objectives import CrossEntropy
+from kesi.method.objectives import CrossEntropy, KullbackLeibler
 from kesi.method.recipes import ONE_CYCLE
 from kesi.method.snapshot import Snapshot
 from kesi.method.training import Options, evaluate, fit, predict
@@ -295,11 +295,11 @@ def test_a_gpu_evaluates_in_tf32_while_it_trains_and_reports_in_fp32(precision, 
 
 
 def test_teachers_are_held_in_bf16_and_say_the_same_bit_for_bit():
-    ensemble, (images, labels) = SnapshotEnsemble(
-        [Snapshot("one", network(1)), Snapshot("two", network(2))]), batch()
+    ensemble = SnapshotEnsemble([Snapshot(str(seed), network(seed)) for seed in (1, 2)])
+    images, labels = batch()
     with execution.autocast("cpu", "bf16"):
         cast = ensemble.logits(images)
-    objective = Distillation(ensemble)
+    objective = Distillation(ensemble, KullbackLeibler(5.0))
     step = make_step(network(), objective, "cpu", "bf16", "off", 1)
     held = objective._teachers
     kinds = {weight.dtype for member in held.members for weight in member.parameters()}
@@ -317,7 +317,8 @@ def test_teachers_are_held_in_bf16_and_say_the_same_bit_for_bit():
     assert cast.dtype == torch.float32
     assert copies[0] - copies[1] == sum(len(list(member.parameters())) for member in held.members)
     step(images, labels)
-    make_step(network(), other := Distillation(ensemble), "cpu", "fp32", "off", 1)
+    other = Distillation(ensemble, KullbackLeibler(5.0))
+    make_step(network(), other, "cpu", "fp32", "off", 1)
     assert other._teachers is ensemble
 
 

@@ -5,10 +5,11 @@ from pathlib import Path
 
 from benchmarks.sides import recipe_of
 from kesi.method.recipes import OWN
+from kesi.method.snapshot import BASELINE, KESI
 from kesi.system.errors import KesiError
 from kesi.system.files import read_json
 
-JOBS = {"baseline": (0, 0), "onecycle": (1, 0), "kesi": (-1, 6)}  # round and teachers
+JOBS = {BASELINE: (0, 0), OWN: (1, 0), KESI: (-1, 6)}  # round and teachers
 # How far a loss may be from that of eager fp32, and the gradient, as a share of its length. The
 # networks are
 # untrained and the images noise, which is where a gradient says least.
@@ -28,9 +29,9 @@ def choose(rows: Sequence[dict], arch: str) -> dict:
     was measured in all stages."""
     plan = recipe_of(arch)
     epochs = {
-        "baseline": plan.baseline.epochs,
-        "onecycle": len(plan.rounds) * plan.retrainings[OWN].epochs,
-        "kesi": plan.distillation.epochs,
+        BASELINE: plan.baseline.epochs,
+        OWN: len(plan.rounds) * plan.trainings[OWN].epochs,
+        KESI: plan.distillation.epochs,
     }
     found = {(row["precision"], row["compile"], row["stage"]): row for row in rows}
     options = []

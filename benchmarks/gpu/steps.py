@@ -20,11 +20,19 @@ from torch.profiler import ProfilerActivity, profile
 import models
 from benchmarks.gpu.choice import JOBS
 from benchmarks.rates import median_seconds
-from benchmarks.sides import Job, Ours, ensemble_of, networks, our_batches, recipe_of, size_of, synchronize
+from benchmarks.sides import (
+    Job,
+    Ours,
+    ensemble,
+    networks,
+    objective_of,
+    our_batches,
+    recipe_of,
+    size_of,
+    synchronize,
+)
 from kesi.cli import entry
-from kesi.method.distillation import Distillation
-from kesi.method.objectives import CrossEntropy, KullbackLeibler, mean_probabilities
-from kesi.method.recipes import OWN
+from kesi.method.objectives import Loss, mean_probabilities
 from kesi.system import execution
 from kesi.system.capture import CapturedStep, Recorder
 from kesi.system.files import write_json
@@ -36,7 +44,6 @@ def measure(job: Job, stage: str, seconds: float) -> dict:
     """One row; ``job`` says precision and compilation."""
     round_, count = JOBS[stage]
     plan, device = recipe_of(job.arch), torch.device(job.device)
-    settings = {"baseline": plan.baseline, "onecycle": plan.retrainings[OWN], "kesi": plan.distillation}[stage]
     rounds = networks(job.arch, job.size)
     teachers = rounds[:count]
     generator = torch.Generator().manual_seed(2)
@@ -44,16 +51,16 @@ def measure(job: Job, stage: str, seconds: float) -> dict:
     images = images.to(device, memory_format=torch.channels_last)
     labels = torch.randint(0, 10, (job.batch,), generator=generator).to(device)
     loss, gradient = _exact(
-        copy.deepcopy(rounds[round_]), teachers, plan.loss.temperature, job, images, labels
+        copy.deepcopy(rounds[round_]), teachers, plan.loss, job, images, labels
     )
 
     start = time.perf_counter()
     ours = Ours(
         job,
         rounds[round_],
-        replace(settings, batch_size=job.batch),
+        replace(plan.trainings[stage], batch_size=job.batch),
         teachers,
-        plan.loss.temperature,
+        plan.loss,
         None,
     )
     found, _ = ours.step(images, labels)
@@ -99,17 +106,14 @@ def measure(job: Job, stage: str, seconds: float) -> dict:
 
 
 def _exact(
-    model, teachers: Sequence, temperature: float, job: Job, images, labels
+    model, teachers: Sequence, loss: Loss, job: Job, images, labels
 ) -> tuple[float, torch.Tensor]:
     """Loss and gradient of an eager step in fp32."""
     execution.set_up(job.device, "fp32", deterministic=False)
     model = model.to(images.device, memory_format=torch.channels_last).train()
-    objective = CrossEntropy()
-    if teachers:
-        objective = Distillation(ensemble_of(teachers, job.device),
-                                     KullbackLeibler(temperature))
-    loss, _ = execution.make_step(model, objective, job.device, "fp32", "off", 1)(images, labels)
-    return float(loss), _gradient(model)
+    objective = objective_of(teachers, loss, job.device)
+    found, _ = execution.make_step(model, objective, job.device, "fp32", "off", 1)(images, labels)
+    return float(found), _gradient(model)
 
 
 def _teachers(
@@ -117,14 +121,14 @@ def _teachers(
 ) -> float:
     """Seconds a batch in which the teachers answer so many batches at once, as a graph where that
     is possible."""
-    ensemble = ensemble_of(teachers, str(images.device))
+    together = ensemble(teachers, str(images.device))
     if ours.precision == "bf16":
-        ensemble = ensemble.held_in(torch.bfloat16)
+        together = together.held_in(torch.bfloat16)
     images = images.repeat(times, 1, 1, 1).contiguous(memory_format=torch.channels_last)
 
     def answer(images: torch.Tensor = images) -> torch.Tensor:
         with execution.autocast(images.device.type, ours.precision, cache=False):
-            return mean_probabilities(ensemble.logits(images), 5.0)
+            return mean_probabilities(together.logits(images), 5.0)
 
     graph = None
     if images.is_cuda and not Recorder.failed:
