@@ -1,7 +1,7 @@
 """All five steps: train, prune, retrain with one cycle, repeat,
 distil the snapshots into the last one.
 
-    python cifar/pipeline.py --arch resnet56 --dataset cifar10 --method filter --compare --seeds 0 1 2
+    python cifar/pipeline.py --arch resnet56 --dataset cifar10 --compare --seeds 0 1 2
 """
 
 from kesi.cli import entry, pipeline

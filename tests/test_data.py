@@ -141,7 +141,8 @@ def load(root, storage, download):
     labels = torch.arange(24) % 3
     return Images(split_of((pixels, labels)), split_of((pixels[:6], labels[:6])), ("a", "b", "c"))
 
-register_dataset("my-data", DatasetInfo(load, num_classes=3, train_images=24, test_images=6, side=20))
+register_dataset("my-data", DatasetInfo(load, num_classes=3, train_images=24, test_images=6,
+                                        side=20))
 """
 
 

@@ -247,8 +247,9 @@ d = load("digits")
 d = replace(d, train=Split(d.train.images[:96], d.train.labels[:96]),
             test=Split(d.test.images[:50], d.test.labels[:50]))
 stage = replace(RETRAININGS["onecycle"].training, epochs={EPOCHS}, batch_size=32)
-entry.run(lambda: retrain(Context(d, 0, Options(eval_every=0)), stage, checkpoints.load({str(pruned.path)!r}),
-                        __import__("pathlib").Path({str(tmp_path)!r})))
+entry.run(lambda: retrain(Context(d, 0, Options(eval_every=0)), stage,
+                          checkpoints.load({str(pruned.path)!r}),
+                          __import__("pathlib").Path({str(tmp_path)!r})))
 """)
     assert code == 1 and "continues after epoch 2" in out
     assert (err.startswith("error: cannot write") and err.count("\n") == 1
@@ -457,7 +458,7 @@ def test_what_a_damaged_stage_was_made_anew_from_by_another_command_keeps_its_ch
     works("kesi", "verify", run, "--no-accuracy")
 
 
-def test_a_stage_that_comes_out_otherwise_does_not_take_the_place_of_the_one_that_others_were_made_from(
+def test_a_stage_that_comes_out_otherwise_does_not_take_the_place_of_one_that_has_children(
         weight_run, tmp_path):
     run = shutil.copytree(weight_run, tmp_path / "run")
     damage(broken := run / "seed0" / "baseline" / "checkpoint.pth.tar")

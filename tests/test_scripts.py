@@ -52,7 +52,8 @@ def test_pipeline_leaves_every_stage_and_the_papers_table(runs, method):
         assert len(lines) == result["epochs"]
         assert not (folder / "seed3" / stage / "state.pth.tar").exists()
     name, short = f"{method} pruning", {"filter": "PFEC", "weight": "MWP"}[method]
-    for row in ("baseline", f"{name} ({short}), usual retraining", f"{name} + one-cycle", f"{name} + KESI"):
+    for row in ("baseline", f"{name} ({short}), usual retraining", f"{name} + one-cycle",
+                f"{name} + KESI"):
         assert row in out
     assert "ensemble" in out and str(folder / "report") in out
     assert ({"table.md", "table.csv", "accuracy.png", "rounds.png", "disagreement.png", "lr.png"}
@@ -145,7 +146,8 @@ def test_changed_settings_are_named_down_to_the_number(runs):
     (("--seeds", 1, "--image-size", 8), "another image_size (16, now 8)"),
     (("--model", "typo"), "no such checkpoint: typo"),
     (("--fresh", "--model", "typo"), "no such checkpoint: typo"),
-    (("--seeds", -1), "a seed is a whole number from 0"), (("--temperature", "inf"), "--temperature must be above 0")])
+    (("--seeds", -1), "a seed is a whole number from 0"),
+    (("--temperature", "inf"), "--temperature must be above 0")])
 def test_a_refused_command_leaves_the_run_as_it_was(runs, words, says):
     folder = runs[0] / "filter"
     before = {path: path.read_bytes() for path in folder.rglob("*.json")}
@@ -302,7 +304,8 @@ def test_other_settings_are_refused_and_fresh_moves_the_old_run_aside(runs, tmp_
     out = works("cifar/train.py", *arguments, "--seed", 1, "--fresh")
     assert "b.old-1" in out and (tmp_path / "b.old-1" / "checkpoint.pth.tar").read_bytes() == before
     fails("cifar/pipeline.py", *TINY, "--rounds", 2, "--seeds", 3, "--save", runs[0] / "filter",
-          "--temperature", 2, code=2, says="holds a run with another loss temperature (5.0, now 2.0)")
+          "--temperature", 2, code=2,
+          says="holds a run with another loss temperature (5.0, now 2.0)")
 
 
 def test_dry_run_touches_nothing_and_asks_nothing_of_the_data(tmp_path, monkeypatch):

@@ -68,7 +68,8 @@ def test_224_px_is_the_default_and_one_step_of_it_works(tmp_path):
 
 def test_recipes_are_the_papers_and_the_baseline_is_ours():
     found = recipe("resnet34", "tinyimagenet", "filter", "tinyimagenet")
-    assert [stage.epochs for stage in (*found.retrainings.values(), found.distillation)] == [25, 25, 25]
+    assert [stage.epochs for stage in (
+        *found.retrainings.values(), found.distillation)] == [25, 25, 25]
     assert ((found.baseline.epochs, found.baseline.batch_size, found.baseline.milestones)
             == (90, 256, (30, 60)))
     assert found.rounds[0] == (0.1,) * 7 + (0.2,) * 6 + (0.3,) * 3

@@ -1,7 +1,7 @@
 """All five steps: train, prune, retrain with one cycle, repeat,
 distil the snapshots into the last one.
 
-    python tinyimagenet/pipeline.py --arch resnet18 --dataset tinyimagenet --method filter --compare --seeds 0 1 2
+    python tinyimagenet/pipeline.py --arch resnet18 --compare --seeds 0 1 2
 """
 
 from kesi.cli import entry, pipeline

@@ -71,7 +71,7 @@ def _print_csv(predictions: Sequence[Prediction], top: int) -> None:
 def compare(argv: Sequence[str] | None = None) -> None:
     """Checkpoints side by side: size, MACs, latency, accuracy, and how often they say the same.
 
-        kesi compare runs/digits-resnet20-filter/seed0/baseline runs/digits-resnet20-filter/seed0/kesi
+        kesi compare runs/R/seed0/baseline runs/R/seed0/kesi
         kesi compare a.pth.tar b.pth.tar c.pth.tar --dataset cifar10 --csv comparison.csv
 
     Latency is the median of one forward pass in torch on this machine, the checkpoints in turn. It
@@ -143,7 +143,7 @@ def _plane(checkpoint: Checkpoint, args, device: str) -> None:
 def landscape(argv: Sequence[str] | None = None) -> None:
     """Loss and accuracy between checkpoints, and around one.
 
-        kesi landscape runs/R/seed0/baseline runs/R/seed0/onecycle-1 runs/R/seed0/onecycle-2 --out landscape
+        kesi landscape runs/R/seed0/baseline runs/R/seed0/onecycle-1 --out landscape
         kesi landscape --plane runs/R/seed0/kesi --radius 1 --grid 9 --out landscape
 
     Along the straight line from each network to the next one, which have to be of one shape:

@@ -1,6 +1,6 @@
 """Step 2: remove whole filters: the network gets smaller. Needs no images.
 
-    python tinyimagenet/filter_pruning/prune.py --model runs/mine/baseline --save runs/mine/onecycle-1
+    python tinyimagenet/filter_pruning/prune.py --model runs/mine/baseline
 """
 
 from kesi.cli import entry, steps

@@ -1,6 +1,6 @@
 """Step 5: distil the ensemble of all snapshots into the last one.
 
-    python tinyimagenet/weight_pruning/ensemble_finetune.py --refine runs/mine/onecycle-5 --save runs/mine/kesi
+    python tinyimagenet/weight_pruning/ensemble_finetune.py --refine runs/mine/onecycle-5
 
 Teachers: --teachers on the command line, or checkpoint_paths below, or else the baseline and all
 snapshots that --refine descends from.

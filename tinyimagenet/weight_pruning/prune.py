@@ -1,6 +1,6 @@
 """Step 2: set single weights to zero: the network gets sparse. Needs no images.
 
-    python tinyimagenet/weight_pruning/prune.py --model runs/mine/baseline --save runs/mine/onecycle-1
+    python tinyimagenet/weight_pruning/prune.py --model runs/mine/baseline
 """
 
 from kesi.cli import entry, steps
