@@ -121,7 +121,8 @@ def run(main: Callable[[], None], resumes: bool = False) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except KeyboardInterrupt:
-        _listen(lambda *_: None)  # it is ending; not SIG_IGN, which a child would inherit
+        # Python takes a handler of ours away before it is gone: a signal then would kill it
+        _listen(signal.SIG_IGN)
         without = ", without --fresh," if "--fresh" in sys.argv else ""
         _end("interrupted"
              + f"; the same command{without} continues from the last saved epoch" * resumes, 130)
