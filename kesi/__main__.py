@@ -13,6 +13,8 @@ COMMANDS = {  # name: (module, function, what it does)
             "report": ("kesi.cli.runs", "report",
                        "tables, plots and a page of finished or half-finished runs"), "verify":
             ("kesi.cli.runs", "verify", "check a finished run, and compute its accuracies anew"),
+            "publish": ("kesi.cli.publish", "publish",
+                        "finished runs as a folder for others: records, networks, table, page"),
             "tensorboard": ("kesi.cli.runs",
                             "tensorboard", "the curves of a run as TensorBoard event files"),
             "predict": ("kesi.cli.networks", "predict", "what a network says of image files"),

@@ -8,12 +8,14 @@ from pathlib import Path
 
 from kesi.cli import entry, flags
 from kesi.method.plan import sizes, table
+from kesi.report import published
 from kesi.report.page import page
 from kesi.report.report import report as write_report
 from kesi.report.verify import images_of
 from kesi.report.verify import verify as verify_run
 from kesi.system import execution
 from kesi.system.errors import KesiError
+from kesi.tools.formats import load_with_metadata
 from kesi.tools.tensorboard import write_events
 
 
@@ -80,6 +82,10 @@ def verify(argv: Sequence[str] | None = None) -> None:
 
         kesi verify runs/cifar10-resnet56-filter
         kesi verify runs/cifar10-resnet56-filter --no-accuracy
+        kesi verify results/digits
+
+    A folder of kesi publish holds the networks of a few stages only; of the others the records are
+    held against each other.
 
     Without --no-accuracy the images are needed, and every network classifies the test images once
     more. On the device and with the torch version of the run, accuracies have to be equal; on
@@ -95,14 +101,22 @@ def verify(argv: Sequence[str] | None = None) -> None:
                         help="only look at the files; needs no images")
     parser.add_argument("--device", default="cpu", help="default: %(default)s")
     args = parser.parse_args(argv)
-    dataset = None if args.no_accuracy else images_of(args.run, args.data)
-    found = verify_run(args.run, dataset, execution.device_for(args.device))
-    for line in found.failures:
+    device, left_out = execution.device_for(args.device), []
+    shared = (args.run / published.PUBLISHED).is_file()
+    run = published.runs_of(args.run)[0] if shared else args.run
+    dataset = None if args.no_accuracy else images_of(run, args.data)
+    if shared:
+        checks, failures, without = published.verify(args.run, load_with_metadata, dataset, device)
+        left_out.append(without)
+    else:
+        found = verify_run(run, dataset, device)
+        checks, failures = found.checks, found.failures
+    for line in failures:
         print(f"FAILED {line}")
-    if found.failures:
-        raise KesiError(f"{len(found.failures)} of {found.checks} checks of {args.run} failed")
-    left_out = " (accuracies were not recomputed)" if args.no_accuracy else ""
-    print(f"{args.run}: all {found.checks} checks hold{left_out}")
+    if failures:
+        raise KesiError(f"{len(failures)} of {checks} checks of {args.run} failed")
+    left_out += ["accuracies were not recomputed"] * args.no_accuracy
+    print(f"{args.run}: all {checks} checks hold" + f" ({'; '.join(left_out)})" * bool(left_out))
 
 
 

@@ -36,10 +36,12 @@ CURVE_POINTS = 200  # of a stage; more than the eye sees
 OURS = re.compile(r"kesi |python (cifar/|tinyimagenet/)")  # else a program of somebody's
 
 
-def page(runs: Sequence[Path], out: Path | None = None, data_name: str | None = None) -> Path:
+def page(runs: Sequence[Path], out: Path | None = None, data_name: str | None = None,
+         steps: bool = True) -> Path:
     """Write the page of one or several run folders to ``out`` and return it.
 
-    Default: report.html where kesi report puts its files. Raises what kesi.report.report() raises,
+    Default: report.html where kesi report puts its files. ``steps``: also which commands go on from
+    here. Raises what kesi.report.report() raises,
     and UsageError without matplotlib.
     """
     try:
@@ -67,7 +69,8 @@ def page(runs: Sequence[Path], out: Path | None = None, data_name: str | None = 
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent),
                                      autoescape=True, undefined=jinja2.StrictUndefined)
     text = environment.get_template("page.html").render(
-        sections=SECTIONS, style=Markup(Path(__file__).with_name("page.css").read_text()),
+        sections=SECTIONS if steps else SECTIONS[:-1],
+        style=Markup(Path(__file__).with_name("page.css").read_text()),
         table_=main_table(rows, summaries), origins=origins_table(rows),
         missing=[line for one in summaries for line in one.missing],
         rounds=map(rounds_table, summaries),

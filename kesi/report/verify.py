@@ -343,7 +343,7 @@ class Verifier:
             return
         for name in ("table.csv", "table.md"):
             if (folder / name).exists():
-                shown, wanted = map(_figures_only, (read_text(folder / name), now[name]))
+                shown, wanted = map(figures_only, (read_text(folder / name), now[name]))
                 self.check(f"report/{name}", shown == wanted,
                            "it does not show these results: make it anew with kesi report")
 
@@ -356,7 +356,7 @@ def _images(info: Info, dataset: Dataset | None) -> SimpleNamespace:
                            test=SimpleNamespace(labels=labels))
 
 
-def _figures_only(text: str) -> list[str]:
+def figures_only(text: str) -> list[str]:
     """The lines of a report without its title, which may be chosen, and its plots."""
     return [line for line in text.splitlines()
             if line and not line.startswith(("# ", "![", "## Plots"))]

@@ -22,8 +22,9 @@ SHOWN = 50  # names of classes; the others stand in config.json
 
 
 def card(checkpoint: Checkpoint, about: dict[str, Any], baseline: Checkpoint | None,
-         files: Sequence[Exported], table: Table, web: bool) -> str:
-    """The text of the card. ``about``: see about_of(); ``files`` and ``table``: what was measured.
+         files: Sequence[Exported] = (), table: Table | None = None, web: bool = False) -> str:
+    """The text of the card. ``about``: see about_of(); ``files`` and ``table``: what was measured,
+    where there is more than the weights.
 
     ``web``: there is a page for the browser.
     """
@@ -39,7 +40,7 @@ def card(checkpoint: Checkpoint, about: dict[str, Any], baseline: Checkpoint | N
     origin = (f"{counts['train']:,} training images of {_line(data['name'])}"
               if counts.get("train") else "images that its checkpoint does not name")
     lines = [
-        *_front_matter(checkpoint, about), "",
+        *_front_matter(checkpoint, about, bool(files)), "",
         f"# {arch} for {len(classes)} classes", "",
         f"A convolutional network that says what is in a picture: {named}{more}. It has {total:,} "
         f"parameters{sparse} and looks at {size} x {size} px.", "",
@@ -47,19 +48,10 @@ def card(checkpoint: Checkpoint, about: dict[str, Any], baseline: Checkpoint | N
         f"{_made(checkpoint)} Trained on {origin}.", "",
         *_provenance(checkpoint, baseline, about), "",
         "## Results", "", *_results(checkpoint, about), "",
-        f"Measured in onnxruntime on {device_name('cpu')}, the networks in turn. Times are of this "
-        "machine, and fewer MACs need not be less time.", "",
-        "```", *table.text(), "```", "",
-        *[f"{file.path.name} gives the checkpoint's class on {file.check.equal} of "
-          f"{file.check.images} {_line(file.check.source)}." for file in files], "",
+        *(_measured(files, table) if table else []),
         "## How to use it", "",
-        "```", "pip install onnxruntime numpy pillow", "python example.py photo.jpg", "```", "",
-        f"`model.onnx` takes `images`, float32 (batch, 3, {size}, {size}), RGB from 0 to 1, and "
-        f"gives `logits` (batch, {len(classes)}); normalisation is inside. Preparation of a "
-        f"picture: {about['preprocessing']}.", "",
-        *["`model-int8.onnx` takes and gives the same.", ""] * (len(files) > 1),
-        *["In a browser: `python -m http.server` in this folder, then http://localhost:8000; "
-          "pictures stay on the machine.", ""] * web,
+        *(_programs(files, size, len(classes), web) if files else []),
+        f"Preparation of a picture: {about['preprocessing']}.", "",
         "In torch: `network = kesi.from_pretrained(FOLDER)`, which takes images that are "
         f"normalised with mean {_numbers(about['mean'])} and standard deviation "
         f"{_numbers(about['std'])}.", "",
@@ -73,10 +65,27 @@ def card(checkpoint: Checkpoint, about: dict[str, Any], baseline: Checkpoint | N
     return "\n".join(lines)
 
 
-def _front_matter(checkpoint: Checkpoint, about: dict[str, Any]) -> list[str]:
+def _measured(files: Sequence[Exported], table: Table) -> list[str]:
+    return [f"Measured in onnxruntime on {device_name('cpu')}, the networks in turn. Times are of "
+            "this machine, and fewer MACs need not be less time.", "",
+            "```", *table.text(), "```", "",
+            *[f"{file.path.name} gives the checkpoint's class on {file.check.equal} of "
+              f"{file.check.images} {_line(file.check.source)}." for file in files], ""]
+
+
+def _programs(files: Sequence[Exported], size: int, classes: int, web: bool) -> list[str]:
+    return ["```", "pip install onnxruntime numpy pillow", "python example.py photo.jpg", "```", "",
+            f"`model.onnx` takes `images`, float32 (batch, 3, {size}, {size}), RGB from 0 to 1, "
+            f"and gives `logits` (batch, {classes}); normalisation is inside.", "",
+            *["`model-int8.onnx` takes and gives the same.", ""] * (len(files) > 1),
+            *["In a browser: `python -m http.server` in this folder, then http://localhost:8000; "
+              "pictures stay on the machine.", ""] * web]
+
+
+def _front_matter(checkpoint: Checkpoint, about: dict[str, Any], onnx: bool) -> list[str]:
     """YAML between two lines of dashes; JSON's strings and lists are YAML."""
     method = method_of(checkpoint)
-    tags = ["kesi", "onnx", "pruning"] + [f"{method}-pruning"] * (method is not None)
+    tags = ["kesi", *["onnx"] * onnx, "pruning"] + [f"{method}-pruning"] * (method is not None)
     tags += ["knowledge-distillation"] * (checkpoint.info.kind == "kesi")
     lines = ["---", "library_name: kesi", "pipeline_tag: image-classification",
              f"tags: {json.dumps(tags)}", "metrics: [accuracy]"]

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from kesi.checkpoints.checkpoint import Checkpoint
 from kesi.system.errors import KesiError, UsageError
@@ -61,12 +62,7 @@ def hand_over(checkpoint: Checkpoint, inputs: Inputs, out: Path, *,
         if int8:
             files.append(export_int8(checkpoint, inputs, files[0].path, folder / "model-int8.onnx",
                                      ranges, root=root))
-        export(checkpoint, inputs, folder / "model.safetensors", "safetensors", sparse=sparse,
-               root=root)
-        model, about = checkpoint.network, about_of(checkpoint, inputs, False)
-        write_json(folder / "config.json", {
-            "model_type": "kesi", "num_classes": model.num_classes, "cfg": list(model.cfg),
-            **about})
+        about = write_weights(checkpoint, inputs, folder, sparse=sparse, root=root)
         shutil.copy(HERE / "example.py", folder)
         if web is not None:
             shutil.copy(HERE / "index.html", folder)
@@ -78,6 +74,19 @@ def hand_over(checkpoint: Checkpoint, inputs: Inputs, out: Path, *,
         write_text(folder / "README.md", card(checkpoint, about, baseline, files, table,
                                               web is not None))
     return HandedOver(out, files, table)
+
+
+def write_weights(checkpoint: Checkpoint, inputs: Inputs, folder: Path, *, sparse: bool = False,
+                  root: str | Path = "data") -> dict[str, Any]:
+    """Write model.safetensors and config.json, which kesi.from_pretrained reads, and return what
+    they say of the network: see about_of().
+    """
+    export(checkpoint, inputs, folder / "model.safetensors", "safetensors", sparse=sparse,
+           root=root)
+    model, about = checkpoint.network, about_of(checkpoint, inputs, False)
+    write_json(folder / "config.json", {"model_type": "kesi", "num_classes": model.num_classes,
+                                        "cfg": list(model.cfg), **about})
+    return about
 
 
 @contextmanager

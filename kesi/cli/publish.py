@@ -1,0 +1,83 @@
+"""kesi publish: finished runs as a folder for other people to look at, load and check."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from kesi import checkpoints
+from kesi.cli import entry
+from kesi.report import published
+from kesi.report.page import page
+from kesi.report.report import report
+from kesi.runs.layout import CHECKPOINT
+from kesi.runs.results import Run, load_runs
+from kesi.system.errors import UsageError
+from kesi.system.files import make_folder, write_json, write_text
+from kesi.tools.handover.card import card
+from kesi.tools.handover.folder import whole_folder, write_weights
+from kesi.tools.inputs import inputs_of
+
+
+def publish(argv: Sequence[str] | None = None) -> None:
+    """Finished runs as a folder for others: all records, the networks that count, tables and page.
+
+        kesi publish runs/digits-resnet20-filter runs/digits-resnet20-weight --out results/digits
+        kesi verify results/digits
+
+    Of the first seed, baseline, last snapshot and the network of KESI are written as safetensors
+    with a model card each; kesi.from_pretrained reads them. Of every stage the record and the
+    epochs are kept, without where files lay on this machine. kesi verify checks such a folder and,
+    for whoever has the images, computes the accuracies of its networks anew.
+    """
+    parser = entry.parser(publish.__doc__, "kesi publish")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN",
+                        help="run folder, as cifar/pipeline.py writes it")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="a new folder")
+    parser.add_argument("--data", default="data", metavar="DIR",
+                        help="where the images are, on some of which every file is tried "
+                             "(default: %(default)s)")
+    parser.add_argument("--data-name", metavar="TEXT",
+                        help="what titles call the data set (default: its name)")
+    args = parser.parse_args(argv)
+    runs = load_runs(args.runs, args.data_name)
+    names = _names(runs)
+    with whole_folder(args.out) as folder:
+        networks: dict[str, list] = {}
+        for name, run in zip(names, runs, strict=True):
+            published.copy_records(run, folder / name)
+            for stage in published.shown_stages(run.record):
+                here = Path(name) / f"seed{min(run.seeds)}" / stage
+                if stage in run.seeds[min(run.seeds)]:
+                    networks[here.as_posix()] = _network(run, stage, folder / here, args.data)
+        write_json(folder / published.PUBLISHED,
+                   published.describe(dict(zip(names, runs, strict=True)), networks))
+        copies = [folder / name for name in names]
+        made = report(copies, folder, data_name=args.data_name)
+        page(copies, folder / "report.html", args.data_name, steps=False)
+    print(made.tables[0].text())
+    print(f"{len(networks)} networks and all records: {args.out}")
+
+
+def _names(runs: Sequence[Run]) -> list[str]:
+    """What the runs are called in the folder: by their method, or else by their own folders."""
+    for names in ([run.record.method for run in runs],
+                  [run.folder.resolve().name for run in runs]):
+        if len(set(names)) == len(names):
+            return names
+    raise UsageError("two of these run folders have one name: rename one of them")
+
+
+def _network(run: Run, stage: str, out: Path, data: str) -> list[list[float]]:
+    """Write the network of a stage of the first seed, and return what it answers to noise."""
+    beside = run.folder / f"seed{min(run.seeds)}"
+    checkpoint = checkpoints.load(beside / stage / CHECKPOINT)
+    inputs = inputs_of(checkpoint, root=data)
+    info = checkpoint.info  # the file is another one now, and says less of the machine
+    info = replace(info, command=published.without_places({"command": info.command})["command"],
+                   data=info.data | {"name": run.data_name or info.data["name"]})
+    told = replace(checkpoint, info=info)
+    about = write_weights(told, inputs, make_folder(out), root=data)
+    first = published.shown_stages(run.record)[0]
+    baseline = checkpoints.load(beside / first / CHECKPOINT) if stage != first else None
+    write_text(out / "README.md", card(told, about, baseline))
+    return published.answers(checkpoint.network, inputs.image_size)

@@ -1,0 +1,219 @@
+"""Finished runs as they are published: every record, the networks that people ask for, the report.
+
+    published.json              the runs, the networks, and what these answer to a fixed batch
+    table.md ... report.html    the report of all runs together
+    RUN/run.json                what was run; seedN/STAGE/result.json, metrics.jsonl of every stage
+    RUN/seedN/STAGE/            of a few stages the network too: model.safetensors, config.json and
+                                a model card, for kesi.from_pretrained
+
+Of where files lay on the machine that made them only the last names are kept.
+"""
+
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from kesi.data import Dataset
+from kesi.method.pruning.weights import masks_from_zeros
+from kesi.method.sizes import macs, parameters
+from kesi.method.snapshot import BASELINE, KESI, Snapshot, chain, ensemble_name
+from kesi.method.training import evaluate
+from kesi.models import Network
+from kesi.report.report import texts
+from kesi.report.verify import Verifier, figures_only
+from kesi.runs.layout import METRICS, RESULT, RUN
+from kesi.runs.record import Ensemble, Result, RunRecord, history_digest, read_epochs, read_result
+from kesi.runs.results import Run, load_runs
+from kesi.system.errors import KesiError, UsageError
+from kesi.system.files import make_folder, read_json, read_text, write_json, write_text
+
+PUBLISHED, WEIGHTS = "published.json", "model.safetensors"
+
+IMAGES = 2  # of the fixed batch
+
+CLOSE = 1e-4  # of the largest logit: float32 sums in another order
+
+Read = Callable[[Path], tuple[Network, dict]]
+
+
+def shown_stages(record: RunRecord) -> list[str]:
+    """The stages whose networks are published: baseline, last snapshot, and what KESI made of it.
+    """
+    return [BASELINE, chain(record.retrainings[0], record.rounds)[-1], KESI]
+
+
+def without_places(value: object) -> object:
+    """A JSON value in which absolute paths, also those within commands, are their last names."""
+    if isinstance(value, dict):
+        return {name: _command(one) if name == "command" else without_places(one)
+                for name, one in value.items()}
+    if isinstance(value, list):
+        return [without_places(one) for one in value]
+    return Path(value).name if isinstance(value, str) and value.startswith("/") else value
+
+
+def _command(said: str | None) -> str | None:
+    try:
+        words = shlex.split(said or "")
+    except ValueError:  # quotes that do not end: nothing that anybody could run
+        return None
+    return shlex.join([str(without_places(word)) for word in words]) or None
+
+
+def copy_records(run: Run, out: Path) -> None:
+    """Write run.json and the result and epochs of every finished stage of ``run`` below ``out``."""
+    write_json(make_folder(out) / RUN, without_places(read_json(run.folder / RUN)))
+    for seed, results in run.seeds.items():
+        for stage in results:
+            there, here = (folder / f"seed{seed}" / stage for folder in (run.folder, out))
+            write_json(make_folder(here) / RESULT, without_places(read_json(there / RESULT)))
+            if (there / METRICS).is_file():
+                write_text(here / METRICS, read_text(there / METRICS))
+
+
+def answers(network: Network, image_size: int) -> list[list[float]]:
+    """The logits of a network for IMAGES images of normally distributed noise, seed 0."""
+    channels = next(network.parameters()).shape[1]
+    noise = torch.randn(IMAGES, channels, image_size, image_size,
+                        generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        return network.eval()(noise).tolist()
+
+
+def runs_of(folder: Path) -> list[Path]:
+    """The run folders of what is published in ``folder``."""
+    said = _contents(folder)
+    if not said["runs"] or not all(isinstance(name, str) and Path(name).name == name
+                                   for name in said["runs"]):
+        raise KesiError(f"{folder / PUBLISHED} is damaged: it names no runs")
+    return [folder / name for name in said["runs"]]
+
+
+def _contents(folder: Path) -> dict:
+    said = read_json(folder / PUBLISHED)
+    kinds = {"runs": list, "networks": dict, "unfinished": list}
+    for name, kind in kinds.items():
+        if not isinstance(said, dict) or not isinstance(said.get(name), kind):
+            raise KesiError(f"{folder / PUBLISHED} is damaged: it does not say {name}")
+    return said
+
+
+def verify(folder: Path, read: Read, dataset: Dataset | None = None,
+           device: str = "cpu") -> tuple[int, list[str], str]:
+    """Check what is published: how many checks, lines of what does not hold, and what was left out.
+
+    ``read`` gives the network in a safetensors file. With the ``dataset`` of the runs, on
+    ``device``, their accuracies are computed anew. Raises KesiError for a damaged published.json or
+    other images.
+    """
+    said, found, records, left = _contents(folder), [], 0, 0
+    for path in runs_of(folder):
+        one = _Published(path, read, said, dataset, device)
+        one.all_seeds()
+        found.append(one)
+        records += one.trained
+        left += one.trained - one.networks
+    checks = sum(one.checks for one in found)
+    failures = [f"{one.run.name}/{line}" for one in found for line in one.failures]
+    if not failures:  # the report follows from the records
+        loaded = load_runs([one.run for one in found], said.get("data_name"))
+        for name, text in texts(loaded).items():
+            checks += 1
+            if figures_only(read_text(folder / name)) != figures_only(text):
+                failures.append(f"{name}: it does not show these records")
+    return checks, failures, f"{left} of {records} networks are not published: of these the records"
+
+
+class _Published(Verifier):
+    """The checks of one published run: records against each other, and the networks that there are.
+    """
+
+    def __init__(self, run: Path, read: Read, said: dict, dataset: Dataset | None, device: str):
+        super().__init__(run, dataset, device)
+        self._read, self._said, self._unfinished = read, said["networks"], said["unfinished"]
+        self.trained = self.networks = 0
+
+    def all_seeds(self) -> None:
+        """Check every stage of every seed."""
+        for seed in self.record.seeds:
+            results: dict[str, Result | Ensemble] = {}
+            for stage in self.record.stages():
+                where, here = f"seed{seed}/{stage}", self.run / f"seed{seed}" / stage
+                try:
+                    results[stage] = one = read_result(here / RESULT)
+                except (KesiError, UsageError) as error:
+                    told = f"{self.run.name}/{where}" in self._unfinished
+                    self.check(where, told and not here.exists(), str(error))
+                    continue
+                self.equal(where, "the stage", one.stage, stage)
+                self.equal(where, "the seed", one.seed, seed)
+                if isinstance(one, Ensemble):
+                    self._members(where, one, results)
+                else:
+                    self.trained += 1
+                    self._record(where, here, one, results)
+                    if (here / WEIGHTS).is_file():
+                        self._network(f"{self.run.name}/{where}", where, here, one)
+
+    def _record(self, where: str, here: Path, one: Result, results: dict) -> None:
+        if one.adopted_from is None:
+            epochs = read_epochs(here / METRICS)
+            self.equal(where, "the digest of its epochs", one.history_digest,
+                       history_digest(epochs))
+            self.equal(where, "the test accuracy of the last epoch", one.test_accuracy,
+                       epochs[-1].test_accuracy if epochs else None)
+            self.equal(where, "the number of epochs", one.epochs, len(epochs))
+            self.equal(where, "the images", one.settings.get("data"), self.record.data)
+        if one.kind == KESI:
+            names = chain(self.record.retrainings[0], self.record.rounds)
+            self.equal(where, "the networks of its teachers",
+                       [teacher.network for teacher in one.teachers],
+                       [results[name].network_digest for name in names if name in results])
+
+    def _members(self, where: str, one: Ensemble, results: dict) -> None:
+        kind = next(name for name in self.record.retrainings
+                    if ensemble_name(name, self.record.retrainings) == one.stage)
+        names = chain(kind, self.record.rounds)
+        members = [results[name] for name in names if name in results]
+        for what, said, found in (
+                ("its members", one.members, names),
+                ("their networks", one.members_digests, [each.network_digest for each in members]),
+                ("their accuracy", one.accuracy, [each.test_accuracy for each in members]),
+                ("params", one.params, sum(each.params for each in members)),
+                ("test accuracy", one.test_accuracy, one.growing_accuracy[-1:][0])):
+            self.equal(where, what, said, found)
+
+    def _network(self, name: str, where: str, here: Path, one: Result) -> None:
+        try:
+            network, _ = self._read(here / WEIGHTS)
+        except (KesiError, UsageError) as error:
+            self.check(where, False, str(error))
+            return
+        self.networks += 1
+        pruned = self.record.method == "weight" and one.stage != BASELINE
+        masks = masks_from_zeros(network) if pruned else None
+        self.equal(where, "the digest of its network", one.network_digest,
+                   Snapshot(one.stage, network, masks).digest)
+        self.equal(where, "params", one.params, parameters(network))
+        self.equal(where, "MACs", one.macs, macs(network, one.image_size))
+        said = self._said.get(name)
+        if self.check(where, isinstance(said, list), f"{PUBLISHED} has no answers of it"):
+            wanted, found = torch.tensor(said), torch.tensor(answers(network, one.image_size))
+            self.check(where, wanted.shape == found.shape and bool(
+                (wanted - found).abs().max() <= CLOSE * wanted.abs().max()),
+                "its answers to noise are others")
+        if self.dataset is not None:
+            loss, accuracy = evaluate(network, self.dataset, self.dataset.test, self.device)
+            self._close(where, "test accuracy", one, [one.test_accuracy], [accuracy])
+            self._close(where, "test loss", one, [one.test_loss], [loss], loss=True)
+
+
+def describe(runs: dict[str, Run], networks: dict[str, list]) -> dict:
+    """What published.json says; ``runs`` by their names in the folder, ``networks``: answers()."""
+    unfinished = [f"{name}/seed{seed}/{stage}" for name, run in runs.items()
+                  for seed in run.record.seeds for stage in run.record.stages()
+                  if stage not in run.seeds[seed]]
+    return {"runs": list(runs), "networks": networks, "unfinished": unfinished,
+            "data_name": next(iter(runs.values())).data_name}

@@ -1,0 +1,114 @@
+"""kesi publish: what others get of finished runs says nothing of the machine, loads, and holds."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+import kesi
+from doors import ROOT, fails, works
+from kesi import checkpoints
+from kesi.report import published
+from kesi.runs.record import history_digest, read_epochs
+from kesi.tools.formats import load_with_metadata
+
+pytest_plugins = ["tinyrun"]
+pytest.importorskip("safetensors")
+
+RESULTS = sorted(path.parent for path in (ROOT / "results").glob(f"*/{published.PUBLISHED}"))
+
+
+@pytest.fixture(scope="module")
+def shared(filter_run, weight_run, tmp_path_factory):
+    """Both tiny runs, published."""
+    out = tmp_path_factory.mktemp("published") / "digits"
+    works("kesi", "publish", filter_run, weight_run, "--out", out)
+    return out
+
+
+@pytest.fixture
+def copy(shared, tmp_path):
+    """A published folder that a test may spoil."""
+    return shutil.copytree(shared, tmp_path / "copy")
+
+
+def test_it_holds_and_its_networks_are_those_of_the_runs(shared, filter_run, weight_run):
+    out = works("kesi", "verify", shared)
+    assert "checks hold (6 of 12 networks are not published" in out
+    for run in (filter_run, weight_run):
+        method = run.name.removeprefix("tinyrun-")
+        for stage in ("baseline", "onecycle-2", "kesi"):
+            network = kesi.from_pretrained(shared / method / "seed0" / stage)
+            original = checkpoints.load(run / "seed0" / stage).network
+            assert all(torch.equal(value, network.state_dict()[name])
+                       for name, value in original.state_dict().items())
+
+
+def test_nothing_says_where_files_lay(shared, filter_run):
+    texts = [path.read_text() for path in shared.rglob("*")
+             if path.suffix in (".json", ".md", ".csv", ".html", ".jsonl")]
+    assert len(texts) > 30 and not any(str(filter_run.parent) in text for text in texts)
+    assert "--save tinyrun-filter" in (shared / "table.md").read_text()
+
+
+def edit(path, **fields):
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def other_network(folder):
+    here = folder / "filter" / "seed0"
+    shutil.copy(here / "onecycle-2" / "model.safetensors", here / "kesi")
+
+
+def fewer_epochs(folder):
+    path = folder / "filter" / "seed0" / "usual-1" / "metrics.jsonl"
+    path.write_text(path.read_text().replace('"epoch": 1', '"epoch": 2'))
+
+
+def other_members(folder):
+    path = folder / "weight" / "seed0" / "ensemble" / "result.json"
+    edit(path, members_digests=json.loads(path.read_text())["members_digests"][::-1])
+
+
+@pytest.mark.parametrize(("change", "trouble"), [
+    (other_network, "filter/seed0/kesi: the digest of its network"),
+    (fewer_epochs, "filter/seed0/usual-1: the digest of its epochs"),
+    (other_members, "weight/seed0/ensemble: their networks"),
+    (lambda folder: edit(folder / "filter" / "seed0" / "kesi" / "result.json", test_accuracy=99.0),
+     "filter/seed0/kesi: the test accuracy of the last epoch"),
+    (lambda folder: shutil.rmtree(folder / "filter" / "seed0" / "usual-2"),
+     "filter/seed0/usual-2: cannot read"),
+    (lambda folder: (folder / "table.md").write_text("# A better table\n\nof nothing\n"),
+     "table.md: it does not show these records")])
+def test_what_was_changed_is_named(copy, change, trouble):
+    change(copy)
+    checks, failures, _ = published.verify(copy, load_with_metadata)
+    assert checks > 50 and any(line.startswith(trouble) for line in failures), failures
+
+
+def test_an_accuracy_that_does_not_come_out_again(copy):
+    here = copy / "filter" / "seed0" / "kesi"
+    rows = (here / "metrics.jsonl").read_text().splitlines()
+    rows[-1] = json.dumps(json.loads(rows[-1]) | {"test_accuracy": 99.0})
+    (here / "metrics.jsonl").write_text("\n".join(rows) + "\n")
+    edit(here / "result.json", test_accuracy=99.0,
+         history_digest=history_digest(read_epochs(here / "metrics.jsonl")))
+    fails("kesi", "verify", copy, code=1, says="checks of")
+
+
+def test_an_unfinished_run_says_so_and_a_folder_is_never_written_over(filter_run, tmp_path):
+    run = shutil.copytree(filter_run, tmp_path / "run")
+    shutil.rmtree(run / "seed0" / "kesi")
+    out = tmp_path / "out"
+    works("kesi", "publish", run, "--out", out)
+    assert json.loads((out / "published.json").read_text())["unfinished"] == ["filter/seed0/kesi"]
+    works("kesi", "verify", out, "--no-accuracy")
+    fails("kesi", "publish", run, "--out", out, code=2, says="is there already")
+
+
+@pytest.mark.parametrize("folder", RESULTS, ids=lambda path: path.name)
+def test_the_results_of_this_project_hold(folder):
+    """Records, reports, and each network's digest and answers; its images are not part of it."""
+    _, failures, _ = published.verify(folder, load_with_metadata)
+    assert not failures
