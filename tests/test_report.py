@@ -17,6 +17,7 @@ from kesi.method import paper, recipes, sizes
 from kesi.method.pruning.filters import pruned_widths
 from kesi.method.snapshot import StageName, chain, ensemble_name
 from kesi.report import report, summary, tables
+from kesi.report.claims import student
 from kesi.report.page import page
 from kesi.report.tables import NONE, Table
 from kesi.runs import results
@@ -180,7 +181,7 @@ def test_filter_and_weight_runs_make_one_table(tmp_path):
     assert pruned["MACs saved (%)"] == "0.00"
     assert (pruned["paper: accuracy (%)"] == "93.41 ± 0.08"
             and pruned["paper: MACs saved (%)"] == NONE)
-    assert [table.title for table in made.tables[1:]] == ["Filter pruning round by round",
+    assert [table.title for table in made.tables[1:3]] == ["Filter pruning round by round",
                                                        "Weight pruning round by round"]
 
 
@@ -260,6 +261,30 @@ def test_rounds_table(tmp_path):
     assert any("lr 0.1, steps at 20 and 30; not one-cycle" in note and "five pruned" in note
                and "summed logits, reaches 94.27 %" in note for note in table.notes)
     assert rows["0"]["one-cycle: pruned (%)"] == NONE
+
+
+def test_the_papers_claims_are_held_against_the_seeds(tmp_path):
+    """By hand, with t = 12.7062 for two seeds: of 2.1 and 1.6 the deviation is 0.3536, the half
+    width 12.7062 * 0.3536 / sqrt(2) = 3.18.
+    """
+    run = write_run(tmp_path / "run")
+    rows = report.report([run], plots=False).tables[-1].rows
+    said = {row[0].partition(": ")[2]: row[2:] for row in rows}
+    assert said["one-cycle above usual retraining"] == ["+1.85", "-1.33 to +5.03",
+                                                        "not told from none"]
+    assert said["KESI above one-cycle"] == ["+1.08", "+0.83 to +1.33", "yes"]
+    assert said["KESI at the baseline or above"] == ["-0.17", "-1.06 to +0.72",
+                                                     "not told from none"]
+    assert "the ensemble of the snapshots above the baseline" in said
+    alone = write_run(tmp_path / "one", seeds=(0,))
+    alone = report.report([alone], plots=False).tables[-1].rows
+    assert {row[3] for row in alone} == {NONE} and alone[0][-1] == "one seed: yes"
+
+
+@pytest.mark.parametrize(("degrees", "quantile"), [(1, 12.7062), (2, 4.3027), (4, 2.7764),
+                                                   (30, 2.0423)])
+def test_students_quantiles_are_those_of_printed_tables(degrees, quantile):
+    assert student(degrees) == pytest.approx(quantile, abs=2e-4)
 
 
 def test_csv_files(tmp_path):

@@ -16,6 +16,7 @@ from markupsafe import Markup
 from kesi import models
 from kesi.data import DATASETS
 from kesi.method.snapshot import BASELINE, KESI
+from kesi.report.claims import claims_table
 from kesi.report.report import NO_PLOTS
 from kesi.report.sources import origins_table, provenance
 from kesi.report.summary import Row, Summary, main_rows, summarise
@@ -73,7 +74,7 @@ def page(runs: Sequence[Path], out: Path | None = None, data_name: str | None = 
         style=Markup(Path(__file__).with_name("page.css").read_text()),
         table_=main_table(rows, summaries), origins=origins_table(rows),
         missing=[line for one in summaries for line in one.missing],
-        rounds=map(rounds_table, summaries),
+        claims=claims_table(summaries), rounds=map(rounds_table, summaries),
         accuracy=[(named(one, title), drawn(figures.alone, panel, one))
                   for one in summaries for title, panel in panels.items()],
         heats=[(f"{one.run.label}, {part.label} retraining", drawn(figures.heat_figure, part))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from kesi.checkpoints.records import encode
 from kesi.report import tables
+from kesi.report.claims import claims_table
 from kesi.report.sources import origins_table, parents_of, provenance, row_origin, versions_of
 from kesi.report.summary import Row, Summary, main_rows, summarise
 from kesi.report.tables import Table, code, main_table, plain, rounds_table
@@ -133,7 +134,8 @@ def _rendered(summaries: Sequence[Summary], rows: Sequence[Row], out: Path) -> R
     sources = ["\n".join([f"**{plain(one.run.label)}**", "", *(
         f"- {name}: {code(said) if name == 'command' else plain(said)}"
         for name, said in provenance(one.run))]) for one in summaries]
-    return Report(table.title, [table, *map(rounds_table, summaries)],
+    claims = [claims] if (claims := claims_table(summaries)) else []
+    return Report(table.title, [table, *map(rounds_table, summaries), *claims],
                   [line for one in summaries for line in one.missing], sources,
                   origins_table(rows), out)
 
