@@ -5,9 +5,20 @@ import io
 import json
 
 import pytest
+import torch
+from torch import nn
 
+import kesi
 from datagen import write_imagefolder
 from doors import fails, works
+from kesi import models
+from kesi.data import load
+from kesi.method.plan import Speed
+from kesi.method.sizes import macs
+from kesi.method.training import Options
+from kesi.tools.targets import budget, faster
+
+pytest_plugins = ["tinyrun"]
 
 
 def planned(*words):
@@ -45,7 +56,11 @@ def test_zeros_of_weight_pruning():
     (("--sparsity", 0.5), "--sparsity is for weight pruning"),
     (("--method", "weight", "--macs", 0.5), "--macs is for filter pruning"),
     (("--method", "weight", "--sparsity", 1), "at least 0 and below 1"),
-    (("--macs", 0.5, "--round-to", 0), "multiple of at least 1")])
+    (("--macs", 0.5, "--round-to", 0), "multiple of at least 1"),
+    (("--latency", "fast"), "2x or 1.5x"), (("--latency", "1x"), "above 1"),
+    (("--latency", "2x", "--latency-batch", 0), "--latency-batch must be at least 1"),
+    (("--latency", "2x", "--macs", 0.5), "ask for different things"),
+    (("--method", "weight", "--latency", "2x"), "--latency is for filter pruning")])
 def test_what_cannot_be_is_said_before_any_training(words, says):
     fails("kesi", "plan", "--arch", "resnet20", "--dataset", "digits", *words, code=2, says=says)
 
@@ -59,3 +74,115 @@ def test_a_folder_of_images_in_and_a_smaller_network_out(tmp_path):
                for name in ("baseline", "kesi")}
     assert results["kesi"]["macs"] <= 0.5 * results["baseline"]["macs"]
     fails("kesi", "compress", tmp_path / "none", "--arch", "resnet20", code=1, says="none")
+
+
+RUN = ("kesi", "run", "--arch", "resnet20", "--dataset", "digits", "--device", "cpu", "--rounds", 1,
+       "--no-report")
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock for which a network takes a second a million MACs, and a list of what it was asked.
+    """
+    asked = []
+
+    def seconds_of(networks, image_size, batch):
+        asked.append(batch)
+        return [macs(network, image_size) / 1e6 for network in networks]
+
+    monkeypatch.setattr(faster, "seconds_of", seconds_of)
+    return asked
+
+
+def result(run, stage):
+    return json.loads((run / "seed0" / stage / "result.json").read_text())
+
+
+def test_a_latency_is_reached_recorded_and_not_measured_again(tmp_path, clock):
+    words = (*RUN, "--epochs-scale", 0.02, "--latency", "1.5x", "--latency-batch", 4, "--save",
+             tmp_path / "run")
+    out = works(*words)
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    before, after = record["latency"]["seconds"]
+    assert set(clock) == {4} and record["latency"]["threads"] == 1 and before / after >= 1.5
+    assert after == result(tmp_path / "run", "kesi")["macs"] / 1e6  # widths are the measured ones
+    assert out.count("(1.5x was asked for") == 2  # what was chosen, and what was reached
+    clock.clear()
+    assert "kesi is finished already" in works(*words)
+    assert len(clock) == 1  # of the finished networks
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["latency"] == record["latency"]
+    fails(*words[:-4], "--latency", "1.2x", "--save", tmp_path / "run", code=2, says="latency")
+
+
+def test_a_latency_that_cannot_be_reached_trains_nothing(tmp_path, clock):
+    fails(*RUN, "--latency", "100x", "--save", tmp_path / "run", code=2,
+          says="of its latency: ")
+    assert not (tmp_path / "run").exists() and len(clock) == 1
+
+
+@pytest.mark.slow
+def test_latency_is_measured_in_onnxruntime(quick_clock):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    assert faster.runtime() == "onnxruntime"
+    small, large = faster.seconds_of([faster.drawn("resnet20", 10, cfg) for cfg in (
+        [1] * 9, models.ARCHITECTURES["resnet20"].cfg)], 32, 32)
+    assert 0 < small < large
+
+
+def test_a_network_of_ones_own_gets_faster(tmp_path, clock):
+    images = (torch.randint(256, (24, 8, 8, 3), dtype=torch.uint8), torch.arange(24) % 2)
+    made = kesi.compress(lambda: nn.Sequential(
+        nn.Conv2d(3, 32, 3), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 16, 3), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 2)), images, images, latency="2x",
+        epochs=(1, 1, 1), rounds=1, name="own", folder=tmp_path / "run", options=Options())
+    before, after = made.latency.seconds
+    assert before / after >= 2 and macs(made.network, 8) == after * 1e6
+
+
+def epochs(run):
+    record = json.loads((run / "run.json").read_text())
+    return {name: one["epochs"] for name, one in record["recipe"]["trainings"].items()}
+
+
+def test_a_budget_scales_all_epochs_and_is_kept(tmp_path, monkeypatch):
+    speed = Speed((10**7, 10**6), (1e-3, 1e-3), (0.0, 0.0))  # a thousand images a second
+    monkeypatch.setattr(budget, "speed", lambda *_: speed)
+    words = (*RUN, "--budget", "4s", "--save", tmp_path / "run")
+    assert "budget 4 s: all epochs times" in works(*words)
+    made = epochs(tmp_path / "run")
+    kept = json.loads((tmp_path / "run" / "run.json").read_text())["budget"]
+    taken = 0.3 * (made["baseline"] + made["onecycle"] + made["kesi"])
+    assert 2.4 < taken <= 3.6 and taken == pytest.approx(kept["expected"])
+    assert made["baseline"] == pytest.approx(80 * kept["scale"], abs=0.5)
+    assert made["kesi"] == pytest.approx(25 * kept["scale"], abs=0.5)
+    monkeypatch.setattr(budget, "speed", None)  # would fail
+    assert "kesi is finished already" in works(*words)
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["budget"] == kept
+    fails(*RUN, "--budget", "20s", "--save", tmp_path / "run", code=2, says="budget")
+
+
+@pytest.mark.parametrize("words, says", [
+    (("--budget", "0.5s", "--dry-run"), "too small"), (("--budget", "soon"), "90s, 45m or 2h"),
+    (("--budget", "0m"), "90s, 45m or 2h"),
+    (("--budget", "1h", "--epochs-scale", 0.5), "ask for different things")])
+def test_a_budget_that_cannot_be_is_said_before_any_training(tmp_path, monkeypatch, words, says):
+    speed = Speed((10**7, 10**6), (1e-3, 1e-3), (0.0, 0.0))
+    monkeypatch.setattr(budget, "speed", lambda *_: speed)
+    fails(*RUN, *words, "--save", tmp_path / "run", code=2, says=says)
+    assert not (tmp_path / "run").exists()
+
+
+def test_times_as_people_write_them():
+    assert [budget.duration(text) for text in ("90s", "45m", "2h", "1h30m", "0.5h")] == [
+        90, 2700, 7200, 5400, 1800]
+
+
+def test_a_dry_run_knows_images_classes_and_the_time_here(tmp_path):
+    photos = write_imagefolder(tmp_path / "photos")
+    found = len(load("imagefolder", photos).train)
+    out = works("kesi", "run", "--dataset", "imagefolder", "--data", photos, "--arch", "resnet20",
+                "--epochs", 2, 1, 1, "--rounds", 1, "--device", "cpu", "--dry-run")
+    classes = len(list((photos / "train").iterdir()))
+    assert f"({classes} classes" in out and f"{2 * found:,}\n" in out
+    assert " here, by a few training steps on " in out

@@ -7,15 +7,16 @@ import torch
 
 from kesi import models
 from kesi.checkpoints import pretrained
+from kesi.cli import targets
 from kesi.data import DATASETS, INFO, Dataset, load
 from kesi.data.datasets import check_size
 from kesi.data.sources.imagefolder import class_names
 from kesi.method import recipes
-from kesi.method.pruning.allocation import ALLOCATIONS, MEASURES
 from kesi.method.pruning.criteria import CRITERIA
 from kesi.method.recipes import Recipe
 from kesi.method.schedules import Training
 from kesi.method.training import Options
+from kesi.runs.record import Faster
 from kesi.system import distributed, execution, seeds
 from kesi.system.errors import UsageError
 from kesi.system.execution import device_for
@@ -72,23 +73,14 @@ def add_network(group: argparse.ArgumentParser, default: str = "resnet56",
 
 
 def add_rounds(group: argparse.ArgumentParser) -> None:
-    """What is pruned: --rounds, --percent, or a target: --macs, --params, --sparsity."""
+    """What is pruned: --rounds, --percent, --criterion, or a target instead of rates."""
     group.add_argument("--rounds", type=int, metavar="N",
                        help="rounds of pruning (default: the paper's five)")
     group.add_argument(
         "--percent", type=float, nargs="+", metavar="SHARE",
         help="instead of the paper's numbers; filter: the share of filters to remove from every "
              "layer in a round; weight: the cumulative share of zeros after each round")
-    for measure in MEASURES:
-        group.add_argument(f"--{measure}", type=float, metavar="SHARE", help="filter pruning: the "
-                           f"share of {measure} to be left after the last round; the rates follow")
-    group.add_argument("--sparsity", type=float, metavar="SHARE",
-                       help="weight pruning: the share of zeros after the last round")
-    group.add_argument("--allocation", choices=ALLOCATIONS, default=ALLOCATIONS[0],
-                       help="of a target: every layer in proportion to the paper's rates, or all "
-                            "layers alike (default: %(default)s)")
-    group.add_argument("--round-to", type=int, default=8, metavar="N", help="of a target: widths "
-                       "are multiples of N, which runtimes like (default: %(default)s)")
+    targets.add_targets(group)
     group.add_argument("--criterion", metavar="NAME",
                        help="what is pruned first (default: the paper's); filter: " + ", ".join(
                            CRITERIA["filter"]) + "; weight: " + ", ".join(CRITERIA["weight"]))
@@ -173,31 +165,20 @@ def training_for(args: argparse.Namespace, training: Training) -> Training:
         lr=args.lr, weight_decay=args.wd, momentum=args.momentum, gamma=args.gamma)
 
 
-def recipe_for(args: argparse.Namespace, family: str, method: str | None = None) -> Recipe:
+def recipe_for(args: argparse.Namespace, family: str, method: str | None = None,
+               folder: Path | None = None) -> tuple[Recipe, Faster | None]:
     """The paper's recipe with what the command line overrides; of ``method``, default: --method.
 
-    Raises UsageError for what will not do.
+    And what was measured for it, where --latency asks for a speed; ``folder``: of the run, which
+    may know. Raises UsageError for what will not do.
     """
     given = {name: getattr(args, name, None) for name in ("epochs", "epochs_scale", "batch_size",
                                                           "lr", "rounds", "percent", "temperature",
                                                           "criterion", "loss", "compare")}
     given = {RENAMED.get(name, name): value for name, value in given.items() if value is not None}
     recipe = recipes.recipe(args.arch, args.dataset, method or args.method, family).changed(**given)
-    targets = {name: getattr(args, name, None) for name in (*MEASURES, "sparsity")}
-    targets = {name: share for name, share in targets.items() if share is not None}
-    if not targets:
-        return recipe
-    if len(targets) > 1 or args.percent is not None:
-        raise UsageError(
-            f"--{' and --'.join([*targets, *['percent'] * (args.percent is not None)])} ask for "
-            "different things: give one of them")
-    (measure, share), = targets.items()
-    try:
-        return recipe.towards(measure,
-                              share, *classes_and_size(args, family, getattr(args, "data", None)),
-                              args.allocation, args.round_to)
-    except ValueError as error:  # a network of one's own that has other classes
-        raise UsageError(str(error)) from error
+    return targets.towards(args, recipe, lambda: classes_and_size(
+        args, family, getattr(args, "data", None)), folder)
 
 
 RENAMED = {"epochs_scale": "scale", "percent": "amounts"}  # flags that a recipe calls otherwise

@@ -5,8 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from kesi.cli import entry, flags
-from kesi.data import INFO
+from kesi.cli import entry, flags, targets
 from kesi.method import plan, recipes
 from kesi.method.objectives import LOSSES
 from kesi.method.snapshot import BASELINE
@@ -15,6 +14,7 @@ from kesi.runs import pipeline
 from kesi.system import distributed, seeds
 from kesi.system.errors import UsageError
 from kesi.tools import tensorboard
+from kesi.tools.targets import faster
 
 TARGET = 0.5  # of MACs, or of weights, where nothing is asked for
 
@@ -75,6 +75,7 @@ def run_pipeline(doc: str, family: str, argv: Sequence[str] | None = None, prog:
                         help="epochs of the stages, instead of the recipe's")
     parser.add_argument("--epochs-scale", type=float, metavar="X",
                         help="multiply the epochs of every stage (default: 1)")
+    targets.add_budget(parser)
     parser.add_argument("--batch-size", type=int, metavar="N",
                         help="of every stage, instead of the recipe's")
     parser.add_argument("--lr", type=float,
@@ -90,7 +91,8 @@ def run_pipeline(doc: str, family: str, argv: Sequence[str] | None = None, prog:
     parser.add_argument("--num-classes", type=int, metavar="N",
                         help="for --dry-run of an imagefolder")
     parser.add_argument("--dry-run", action="store_true",
-                        help="print stages, sizes and work; touch nothing")
+                        help="print stages, sizes, work, and the time that it takes here; touch "
+                             "nothing")
     parser.add_argument("--fresh", action="store_true",
                         help="start over; the old run is moved aside")
     parser.add_argument("--no-report", action="store_true",
@@ -101,7 +103,7 @@ def run_pipeline(doc: str, family: str, argv: Sequence[str] | None = None, prog:
     args = parser.parse_args(argv)
     if folder:
         args.dataset, args.data = FOLDER, args.images
-        if args.percent is None and args.macs is args.params is args.sparsity is None:
+        if args.percent is None and not targets.given(args):
             measure = "sparsity" if args.method == "weight" else "macs"
             setattr(args, measure, TARGET)
         args.save = args.save or Path(
@@ -111,20 +113,33 @@ def run_pipeline(doc: str, family: str, argv: Sequence[str] | None = None, prog:
                          "--pretrained what to train one from: give --model alone")
     args.compare = True if args.compare == [] else args.compare
     methods = list(recipes.METHODS) if args.method == flags.BOTH else [args.method]
-    jobs = {method: (flags.recipe_for(args, family, method), _folder(args, method))
-            for method in methods}
-    if args.dry_run:
-        info = INFO.get(args.dataset)
-        for recipe, folder in jobs.values():
-            print(plan.overview(recipe, *flags.classes_and_size(args, family, args.data),
-                                info and info.train_images, args.seeds, folder))
-        return
     options = flags.options_for(args)
+    folders = {method: _folder(args, method) for method in methods}
+    known = {method: None if args.fresh else folder for method, folder in folders.items()}
+    jobs = [(*flags.recipe_for(args, family, method, known[method]), folders[method])
+            for method in methods]
+    for _, measured, _ in jobs:
+        if measured is not None:
+            print(measured.text(), flush=True)
+    named = [recipe for recipe, _, _ in jobs]
+    if args.dry_run:
+        dataset, images = targets.stand_in(args, family, *flags.classes_and_size(args, family,
+                                                                                 args.data))
+        scale, hours = targets.dry(args, named, dataset, images, options,
+                                   list(known.values()))
+        for recipe, _, folder in jobs:
+            print(plan.overview(recipe.changed(scale=scale), dataset.num_classes,
+                                dataset.image_size, images and images[0], args.seeds, folder))
+        print(hours)
+        return
     dataset = flags.dataset_for(args, family)
+    fitted = targets.fitted(args, named, dataset, options, list(known.values()))
     baseline, shared = args.model or args.baseline_folder, args.baseline_folder is not None
     if shared:
         baseline = str(Path(baseline, "seed{seed}"))
-    for recipe, folder in jobs.values():
+    for recipe, measured, folder in jobs:
+        if fitted is not None:
+            recipe = recipe.changed(scale=fitted.scale)
         live = None
         if args.tensorboard and distributed.is_main():
             live = tensorboard.Live(folder, folder / "tensorboard")
@@ -134,12 +149,15 @@ def run_pipeline(doc: str, family: str, argv: Sequence[str] | None = None, prog:
               + f"\nto watch: tensorboard --logdir {folder / 'tensorboard'}" * args.tensorboard,
               flush=True)
         pipeline.run(pipeline.Settings(recipe, dataset, folder, args.seeds, baseline, shared,
-                                       args.pretrained, options, args.fresh, live))
+                                       args.pretrained, options, args.fresh, live, measured,
+                                       fitted))
+        if measured is not None and distributed.is_main():
+            print(faster.reached(measured, folder / f"seed{args.seeds[0]}").text(), flush=True)
         if baseline is None:  # the second method starts from the same one
             baseline = str(folder / "seed{seed}" / BASELINE)
             args.pretrained = None
     if not args.no_report and distributed.is_main():
-        print(report.report([folder for _, folder in jobs.values()]).text)
+        print(report.report(list(folders.values())).text)
 
 
 def _folder(args, method: str) -> Path:

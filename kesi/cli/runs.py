@@ -38,13 +38,14 @@ def plan(argv: Sequence[str] | None = None) -> None:
                         help="print round,params,nonzero_params,macs,macs_saved")
     args = parser.parse_args(argv)
     family = flags.INFO[args.dataset].family
-    rows = sizes(flags.recipe_for(args, family), *flags.classes_and_size(args, family))
+    recipe, measured = flags.recipe_for(args, family)
+    rows = sizes(recipe, *flags.classes_and_size(args, family))
     if args.csv:
         writer = csv.DictWriter(sys.stdout, list(asdict(rows[0])), lineterminator="\n")
         writer.writeheader()
         writer.writerows(asdict(row) for row in rows)
     else:
-        print(table(rows))
+        print(table(rows) + (f"\n{measured.text()}" if measured else ""))
 
 
 

@@ -43,6 +43,44 @@ class StagePlan:
         return float(self.training.epochs) * train_images * per_image
 
 
+@dataclass(frozen=True)
+class Speed:
+    """Seconds of an image in training and in a forward pass, measured at two sizes of a network.
+
+    ``macs``: of these two, ``train`` and ``forward``: their seconds. Networks between them take
+    what lies between on the line through both: fewer MACs do not take less time in proportion.
+    """
+
+    macs: tuple[int, int]
+    train: tuple[float, float]
+    forward: tuple[float, float]
+
+    def of(self, seconds: tuple[float, float], macs: int) -> float:
+        """Of an image, by ``train`` or ``forward``, of a network of these MACs."""
+        (large, small), (slow, fast) = self.macs, seconds
+        if large == small:
+            return max(slow, fast)
+        return max(0.0, fast + (slow - fast) * (macs - small) / (large - small))
+
+
+def seconds(recipe: Recipe, network_sizes: Sequence[Size], speed: Speed, train_images: int,
+            test_images: int, eval_every: int = 1, baseline: bool = True) -> float:
+    """How long all stages of one seed take at this speed: training, teachers, and every look at
+    the test images, also of ensembles. Without ``baseline`` step 1 is not counted.
+    """
+    forward = [speed.of(speed.forward, one.macs) for one in network_sizes]
+    total = len(recipe.retrainings) * test_images * sum(forward)  # the ensembles
+    for one in stages(recipe, network_sizes):
+        if one.name == BASELINE and not baseline:
+            continue
+        epochs = one.training.epochs
+        looks = 1 + (-(-epochs // eval_every) if eval_every else 1)  # one before it is retrained
+        each = speed.of(speed.train, one.size.macs) + (sum(forward) if one.name == KESI else 0.0)
+        total += epochs * train_images * each + (
+            looks * test_images * speed.of(speed.forward, one.size.macs))
+    return total
+
+
 def sizes(recipe: Recipe, num_classes: int, image_size: int) -> list[Size]:
     """The sizes of a recipe's networks at ``image_size`` px, from the baseline to the last round.
     """

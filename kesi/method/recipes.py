@@ -11,6 +11,7 @@ from kesi import models
 from kesi.data.datasets import FAMILIES, INFO
 from kesi.method.objectives import KullbackLeibler, Loss, loss_of
 from kesi.method.pruning.allocation import (
+    Cost,
     Target,
     allocate_rounds,
     scaled,
@@ -141,6 +142,8 @@ class Recipe:
     def _amounts(self, rounds: int | None, amounts: Sequence | float | None) -> tuple:
         if rounds is not None and not 1 <= rounds <= 1000:
             raise UsageError(f"--rounds must be at least 1 and at most 1000, not {rounds}")
+        if rounds is amounts is None:
+            return self.rounds
         each = list(amounts) if isinstance(amounts, Sequence) else [amounts]
         for share in each if amounts is not None else ():
             if not 0 <= share < 1:
@@ -163,25 +166,26 @@ class Recipe:
         return shares[:rounds]
 
     def towards(self, measure: str, share: float, num_classes: int, image_size: int,
-                allocation: str = "paper", round_to: int = 1) -> "Recipe":
-        """The recipe with amounts that leave a share of "macs" or "params", or prune a "sparsity".
+                allocation: str = "paper", round_to: int = 1, cost: Cost | None = None) -> "Recipe":
+        """The recipe with amounts that leave a share of "macs", "params" or "latency", or prune a
+        "sparsity".
 
         ``allocation``: "paper" takes from every width in proportion to its rates, "uniform" from
-        all alike; widths become multiples of ``round_to``. Raises UsageError for what does not fit
-        the method, and for a target that cannot be reached.
+        all alike; widths become multiples of ``round_to``. ``cost``: of widths, for latency. Raises
+        UsageError for what does not fit the method, and for a target that cannot be reached.
         """
         if (measure == "sparsity") != (self.method == "weight"):
             raise UsageError(
                 f"--{measure} is for {'weight' if measure == 'sparsity' else 'filter'} pruning: "
                 f"{self.method} pruning takes "
-                + ("--sparsity" if self.method == "weight" else "--macs or --params"))
+                + ("--sparsity" if self.method == "weight" else "--macs, --params or --latency"))
         count = len(self.rounds)
         if measure == "sparsity":
             return replace(self, rounds=sparsities_of(share, count))
         unpruned = widths_of(models.ARCHITECTURES[self.arch].cfg)
         order = scaled(unpruned, self.rounds[0]) if allocation == "paper" else uniform(unpruned)
         found = allocate_rounds(self.arch, num_classes, image_size, Target(measure, share), order,
-                                count, round_to=round_to)
+                                count, round_to=round_to, cost=cost)
         return replace(self, rounds=tuple(one.rates for one in found))
 
     def describe(self) -> dict:

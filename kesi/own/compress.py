@@ -26,6 +26,7 @@ from kesi.data import Dataset
 from kesi.data.arrays import Pairs, from_arrays
 from kesi.method import recipes
 from kesi.method.pruning import Masks
+from kesi.method.pruning.allocation import ALLOCATIONS
 from kesi.method.pruning.filters import pruned_widths
 from kesi.method.pruning.weights import conv_weights
 from kesi.method.recipes import Recipe
@@ -37,11 +38,13 @@ from kesi.own.registry import RATE, SPARSITIES, Factory, register, reserved
 from kesi.report.report import Report, report
 from kesi.runs import pipeline
 from kesi.runs.folder import move_aside
+from kesi.runs.record import Faster
 from kesi.runs.results import load_run
 from kesi.system import execution
 from kesi.system.errors import UsageError, first_line
 from kesi.system.locks import held
 from kesi.system.provenance import provenance
+from kesi.tools.targets import faster
 
 START = "start.pth.tar"
 
@@ -53,7 +56,8 @@ class Compressed:
     ``network``: the compressed network, of the class that was given, in eval mode on the CPU;
     ``masks`` of its weights, or None after filter pruning. ``accuracies``: in percent on the test
     images by stage ("baseline", "onecycle-1" ..., "ensemble", "kesi"), means over the seeds.
-    ``checkpoint``: the file of ``network``, which is that of the first seed.
+    ``checkpoint``: the file of ``network``, which is that of the first seed. ``latency``: where it
+    was asked for, that of the baseline and of ``network``, in ``seconds``.
     """
 
     network: nn.Module
@@ -62,6 +66,7 @@ class Compressed:
     checkpoint: Path
     accuracies: dict[str, float]
     report: Report
+    latency: Faster | None = None
 
 
 def compress(model: nn.Module | Factory, train: Pairs | Dataset, test: Pairs | None = None,
@@ -72,7 +77,8 @@ def compress(model: nn.Module | Factory, train: Pairs | Dataset, test: Pairs | N
              seeds: Sequence[int] = (0,), trained: bool = False, compare: bool = False,
              flip: bool = True, options: Options | None = None, fresh: bool = False,
              ignore: Sequence[str] = (), mean: float | Sequence[float] | None = None, std: float
-             | Sequence[float] | None = None, accuracy: float | None = None) -> Compressed:
+             | Sequence[float] | None = None, accuracy: float | None = None,
+             latency: float | str | None = None, latency_batch: int = 1) -> Compressed:
     """Train, prune, retrain, repeat and distil a network;
     the same call with the same folder continues.
 
@@ -88,6 +94,10 @@ def compress(model: nn.Module | Factory, train: Pairs | Dataset, test: Pairs | N
     and distillation, ``batch_size``, and ``lr``, the highest rate of baseline and one-cycle
     retraining, replace those of the paper's CIFAR recipe; or give a whole ``recipe``. ``compare``:
     also retrain the usual way.
+
+    ``latency``: how many times as fast the network is to be, 2 or "2x", as measured on one thread
+    here with ``latency_batch`` images at a time, in onnxruntime if it is installed, else in torch;
+    ``rates`` then tell in what proportion layers lose filters.
 
     ``ignore``: the names of layers, or of what holds them, that keep all filters. ``mean``, ``std``
     of each channel of images scaled to 0..1, which a network that was trained elsewhere expects
@@ -120,11 +130,21 @@ def compress(model: nn.Module | Factory, train: Pairs | Dataset, test: Pairs | N
         recipe = recipes.recipe(name, dataset.name, method)
         recipe = recipe.changed(epochs, batch_size=batch_size, lr=lr, compare=compare)
         recipe = replace(recipe, rounds=amounts)
+    elif latency is not None:
+        raise UsageError("a whole recipe says itself what every layer loses: leave latency out")
     elif ignore:
         raise UsageError("a whole recipe says itself what every layer loses: leave ignore out")
     _check(graph, name, dataset.num_classes, method, recipe)
     folder = Path("runs") / f"{dataset.name}-{name}-{method}" if folder is None else Path(folder)
     options = options or Options(execution.device_for("auto"))
+    measured = None
+    if latency is not None:
+        if dataset.shape != (3, dataset.shape[1], dataset.shape[1]):
+            raise UsageError("latency is measured with square RGB images, and these are "
+                             f"{dataset.shape}")
+        recipe, measured = faster.faster(
+            recipe, faster.speedup(latency), dataset.num_classes, dataset.image_size,
+            ALLOCATIONS[0], 8, latency_batch, None if fresh else folder)
     if trained and (fresh or not (folder / START).is_file()):
         checks.check_baseline(copy.deepcopy(given), dataset, accuracy, options.device)
     if fresh and (aside := move_aside(folder)):
@@ -132,8 +152,9 @@ def compress(model: nn.Module | Factory, train: Pairs | Dataset, test: Pairs | N
     start = None if given is None else _start(name, given, dataset, folder, trained)
     seeds = tuple(map(operator.index, seeds))
     pipeline.run(pipeline.Settings(recipe, dataset, folder, seeds, str(start) if trained else None,
-                                   options=options))
-    return _collect(folder, folder / f"seed{seeds[0]}" / "kesi")
+                                   options=options, latency=measured))
+    done = _collect(folder, folder / f"seed{seeds[0]}" / "kesi")
+    return replace(done, latency=measured and faster.reached(measured, done.checkpoint.parents[1]))
 
 
 def _check_arguments(model, method, rounds, epochs, batch_size, lr, seeds) -> None:

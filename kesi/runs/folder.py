@@ -8,8 +8,8 @@ from pathlib import Path
 
 from kesi import checkpoints
 from kesi.checkpoints.records import Info, decode
-from kesi.runs.layout import CHECKPOINT, PRUNED, RESULT
-from kesi.runs.record import Ensemble, Result, read_result
+from kesi.runs.layout import CHECKPOINT, PRUNED, RESULT, RUN
+from kesi.runs.record import Ensemble, Result, RunRecord, read_result, read_run
 from kesi.system import distributed
 from kesi.system.errors import KesiError, UsageError
 from kesi.system.files import make_folder
@@ -90,6 +90,21 @@ def refuse_changes(folder: Path, before: object, now: dict) -> None:
             raise UsageError(
                 f"{folder} holds a run with {other} {key} ({_short(old)}, now {_short(new)}): use "
                 "another --save, or --fresh to start over (the old one is moved aside)")
+
+
+def chosen(folder: Path, what: str, asked: dict) -> RunRecord | None:
+    """The record of the run in ``folder``, which measured for what is asked now ("latency" or
+    "budget"); None without a run.
+
+    Raises UsageError where that run was asked for something else.
+    """
+    if not (folder / RUN).is_file():
+        return None
+    record = read_run(folder / RUN)
+    said = getattr(record, what)
+    refuse_changes(folder, {what: said and {name: getattr(said, name) for name in asked}},
+                   {what: asked})
+    return record
 
 
 def _innermost(key: str, old: object, new: object) -> tuple[str, object, object]:

@@ -24,7 +24,7 @@ from kesi.method.training import Options
 from kesi.runs import steps
 from kesi.runs.folder import move_aside, refuse_changes
 from kesi.runs.layout import RUN
-from kesi.runs.record import RunRecord, read_run
+from kesi.runs.record import Faster, Fitted, RunRecord, read_run
 from kesi.runs.stage import Context, Watch, warn_of_another_device
 from kesi.system import distributed
 from kesi.system.files import remove_leftovers, write_json
@@ -40,7 +40,7 @@ class Settings:
     stands for the seed. With ``shared`` it is a folder in which step 1 is done, unless another run
     has done it there already: runs of both methods start from one baseline. ``pretrained``:
     ImageNet weights from which step 1 starts. ``watch`` is told of every epoch and of the end of
-    every training.
+    every training. ``latency``, ``budget``: see RunRecord.
     """
 
     recipe: Recipe
@@ -53,6 +53,8 @@ class Settings:
     options: Options = Options()
     fresh: bool = False
     watch: Watch | None = None
+    latency: Faster | None = None
+    budget: Fitted | None = None
 
 
 def run(settings: Settings) -> Path:
@@ -139,7 +141,7 @@ def _open(settings: Settings) -> None:
     """
     folder, recipe, data = settings.folder, settings.recipe.describe(), settings.dataset.describe()
     remove_leftovers(folder / "report")
-    seeds = set(settings.seeds)
+    seeds, latency, budget = set(settings.seeds), settings.latency, settings.budget
     if (folder / RUN).is_file():
         before = read_run(folder / RUN)
         old, new = before.recipe["trainings"], recipe["trainings"]
@@ -154,10 +156,12 @@ def _open(settings: Settings) -> None:
         recipe["trainings"] = {**new, **{name: old[name] for name in old
                                          if name not in (*new, KESI)}, KESI: last}
         seeds |= set(before.seeds)
+        latency, budget = latency or before.latency, budget or before.budget
     write_json(folder / RUN, encode(RunRecord(
         arch=recipe["arch"], dataset=settings.dataset.name, method=recipe["method"], recipe=recipe,
         seeds=sorted(seeds), recipe_hash=recipe_hash(recipe), data=data, baseline=settings.baseline,
-        pretrained=settings.pretrained, **provenance(settings.options.device))))
+        pretrained=settings.pretrained, latency=latency, budget=budget,
+        **provenance(settings.options.device))))
 
 
 class _Clock:

@@ -31,12 +31,52 @@ def _width(value: object) -> bool:
 
 
 @dataclass(kw_only=True)
+class Faster:
+    """Widths that were chosen by latency: for ``speedup`` with a ``batch``, from ``seconds`` of the
+    unpruned network to those of the last one.
+    """
+
+    speedup: float
+    batch: Count
+    allocation: str
+    round_to: Count
+    rounds: Count
+    arch: str
+    runtime: str
+    threads: Count
+    device: str
+    seconds: Annotated[list[float], lambda value: len(value) == 2 and min(value) > 0]
+
+    def text(self) -> str:
+        """One line for the person who asked."""
+        before, after = self.seconds
+        return (f"latency, batch {self.batch}: {1e3 * before:.2f} ms -> {1e3 * after:.2f} ms, "
+                f"{before / after:.2f}x ({self.speedup:g}x was asked for; {self.runtime}, "
+                f"{self.threads} thread)")
+
+
+@dataclass(kw_only=True)
+class Fitted:
+    """Epochs that were scaled to a budget of ``seconds``, and what they were expected to take.
+
+    ``measured``: kesi.method.plan.Speed, as plain values.
+    """
+
+    seconds: float
+    scale: float
+    expected: float
+    device: str
+    measured: dict
+
+
+@dataclass(kw_only=True)
 class RunRecord(Origin):
     """run.json: what is run in a folder. ``recipe`` as Recipe.describe() gave it,
     ``data`` as Dataset.describe().
 
     ``baseline``: the path of a trained network instead of step 1, ``pretrained``: weights that step
-    1 starts from.
+    1 starts from. ``latency``, ``budget``: what was measured before it began, where these were
+    asked for; what followed stands in the recipe.
     """
 
     arch: str
@@ -49,6 +89,8 @@ class RunRecord(Origin):
     data: Data = field(default_factory=dict)
     baseline: str | None = None
     pretrained: str | None = None
+    latency: Faster | None = None
+    budget: Fitted | None = None
 
     @property
     def rounds(self) -> int:

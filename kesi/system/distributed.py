@@ -8,7 +8,7 @@ All of them walk through the same stages; the first (rank 0) alone writes and sp
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 
 import torch
@@ -115,6 +115,14 @@ def total(values: torch.Tensor) -> torch.Tensor:
     if dist.is_initialized():
         dist.all_reduce(values)
     return values
+
+
+def mean(values: Sequence[float]) -> list[float]:
+    """The means over all processes, of numbers that each has measured: so that all go on alike."""
+    if not dist.is_initialized():
+        return list(values)
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    return (total(torch.tensor(values, dtype=torch.float64, device=device)) / world()).tolist()
 
 
 def share_buffers(model: nn.Module) -> None:

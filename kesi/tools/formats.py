@@ -49,10 +49,10 @@ def encode(network: nn.Module, inputs: Inputs, kind: str, about: dict[str, Any],
         return save_bytes(network, about, sparse)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # of the exporters, about their own insides
-        return (_onnx if kind == "onnx" else _pt2)(network, inputs.image_size, about)
+        return (onnx_bytes if kind == "onnx" else _pt2)(network, inputs.image_size, about)
 
 
-def _onnx(network: nn.Module, image_size: int, about: dict[str, Any]) -> bytes:
+def onnx_bytes(network: nn.Module, image_size: int, about: dict[str, Any]) -> bytes:
     need("onnx", "onnxscript", "onnxruntime")
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     batch = torch.export.Dim("batch", min=1)
@@ -114,15 +114,19 @@ def _pt2(network: nn.Module, image_size: int, about: dict[str, Any]) -> bytes:
     return file.getvalue()
 
 
-def runner(path: Path, kind: str) -> Runner:
-    """An exported file, loaded the way its users will, as a function of images (B, 3, S, S)."""
+def runner(path: Path | bytes, kind: str) -> Runner:
+    """An exported file, loaded the way its users will, as a function of images (B, 3, S, S).
+
+    Of an ONNX file its content will do.
+    """
     if kind == "onnx":
         need("onnxruntime")
         import onnxruntime
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
-        session = onnxruntime.InferenceSession(str(path), options,
-                                               providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(
+            path if isinstance(path, bytes) else str(path), options,
+            providers=["CPUExecutionProvider"])
         return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
     if kind == "pt2":
         with open(path, "rb") as file, warnings.catch_warnings():

@@ -15,8 +15,9 @@ SECONDS = 1.5  # for each of the networks and batch sizes, unless FEWEST calls t
 FEWEST, MOST = 3, 200
 
 
-def alternated(calls: Sequence[Callable[[], object]]) -> list[float]:
-    """The median time of each call in seconds;
+def alternated(calls: Sequence[Callable[[], object]],
+               of: Callable[[list[float]], float] = statistics.median) -> list[float]:
+    """The median time of each call in seconds, or what ``of`` takes of its times;
     they are made in turn, after one round that does not count."""
     for call in calls:
         call()
@@ -27,7 +28,7 @@ def alternated(calls: Sequence[Callable[[], object]]) -> list[float]:
             started = perf_counter()
             call()
             own.append(perf_counter() - started)
-    return [statistics.median(own) for own in times]
+    return [of(own) for own in times]
 
 
 def eager(model: nn.Module, images: torch.Tensor, device: str = "cpu") -> Callable[[], object]:

@@ -58,6 +58,12 @@ def class_names(folder: Path) -> tuple[str, ...]:
                         if path.is_dir() and not path.name.startswith(".")))
 
 
+def count(folder: Path) -> int:
+    """How many images the classes of a split have, by their names; none is opened."""
+    return sum(is_image(path.name) and not path.name.startswith(".")
+               for name in class_names(folder) for path in (folder / name).iterdir())
+
+
 def _classes(folder: Path) -> tuple[str, ...]:
     names = class_names(folder)
     if not names:

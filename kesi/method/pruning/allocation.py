@@ -20,6 +20,8 @@ from kesi.system.errors import UsageError
 
 MEASURES = ("macs", "params")
 
+LATENCY = "latency"  # a measure, too, of which the caller says what widths cost
+
 ALLOCATIONS = ("paper", "uniform")  # that need no network
 
 NO_EVIDENCE = Evidence()
@@ -28,10 +30,15 @@ NO_EVIDENCE = Evidence()
 # It never falls while one width shrinks; the unpruned widths are known to who makes the function.
 Order = Callable[[int, int, int], float]
 
+# The share of its measure that a network of these widths takes of the unpruned one. What is
+# measured need not fall with every step, but the widths that are chosen are within the target.
+Cost = Callable[[tuple], float]
+
 
 @dataclass(frozen=True)
 class Target:
-    """What is to be left of the unpruned network: ``share`` of its ``measure``, "macs" or "params".
+    """What is to be left of the unpruned network: ``share`` of its ``measure``, "macs", "params"
+    or "latency".
     """
 
     measure: str
@@ -39,7 +46,7 @@ class Target:
 
     def __post_init__(self):
         """Raises UsageError for an unknown measure or a share outside (0, 1]."""
-        if self.measure not in MEASURES:
+        if self.measure not in (*MEASURES, LATENCY):
             raise UsageError(f"unknown measure {self.measure!r}; choose one of: "
                              f"{', '.join(MEASURES)}")
         if not 0 < self.share <= 1:
@@ -103,12 +110,14 @@ def ranked(network: torch.nn.Module, criterion: Criterion = l1,
 
 
 def allocate(arch: str, num_classes: int, image_size: int, target: Target, order: Order,
-             cfg: Sequence | None = None, round_to: int = 1) -> Allocation:
+             cfg: Sequence | None = None, round_to: int = 1, cost: Cost | None = None,
+             last: float | None = None) -> Allocation:
     """The largest network in this order that is no larger than the target.
 
     ``cfg``: what is there before this round (default: the unpruned network, of which the target is
     a share either way). ``round_to``: widths that shrink become multiples of it, one at the least.
-    Raises UsageError for a target that cannot be reached, and says what can.
+    ``cost``: of widths, for a target of latency. ``last``: the share of the last round. Raises
+    UsageError for a target, this one or the last, that cannot be reached, and says what can.
     """
     if not 1 <= round_to <= 4096:
         raise UsageError(f"widths are rounded to a multiple of at least 1, not of {round_to}")
@@ -124,11 +133,14 @@ def allocate(arch: str, num_classes: int, image_size: int, target: Target, order
 
     def share(count: int, measure: str) -> float:
         made = tuple(_after(start, steps[:count]))
+        if measure == LATENCY:
+            return cost(made)
         return size(made, measure) / size(tuple(unpruned), measure)
 
     least = share(len(steps), target.measure)
-    if least > target.share:
-        raise UsageError(f"{arch} cannot be pruned to {target.share:.4g} of its {target.measure}: "
+    last = target.share if last is None else last
+    if least > last:
+        raise UsageError(f"{arch} cannot be pruned to {last:.4g} of its {target.measure}: "
                          f"{math.ceil(least * 1e4) / 1e4:.4g} is the least that this allocation "
                          f"can leave")
     count = _fewest(lambda count: share(count, target.measure) - target.share, len(steps))
@@ -138,12 +150,14 @@ def allocate(arch: str, num_classes: int, image_size: int, target: Target, order
 
 
 def allocate_rounds(arch: str, num_classes: int, image_size: int, target: Target, order: Order,
-                    rounds: int, steps: str = "geometric", round_to: int = 1) -> list[Allocation]:
+                    rounds: int, steps: str = "geometric", round_to: int = 1,
+                    cost: Cost | None = None) -> list[Allocation]:
     """The allocations of every round, where the order does not depend on what training gives."""
+    cost = cost and cache(cost)
     found: list[Allocation] = []
     for share in shares_of(target.share, rounds, steps):
         found.append(allocate(arch, num_classes, image_size, replace(target, share=share), order,
-                              found[-1].cfg if found else None, round_to))
+                              found[-1].cfg if found else None, round_to, cost, target.share))
     return found
 
 
