@@ -30,7 +30,10 @@ def test_pruning_and_training_leave_the_snapshot_as_it_was():
     start = algorithm.draw("resnet20", 10, 0)
     before = start.digest
     pruned = algorithm.prune(start, recipe, 0.5, 1)
-    trained = algorithm.in_memory(dataset)("usual-1", pruned, recipe.retrainings["usual"])
+    told = []
+    train = algorithm.in_memory(dataset, on_epoch=lambda progress: told.append(progress.epoch))
+    trained = train("usual-1", pruned, recipe.retrainings["usual"])
+    assert told == [1]
     assert algorithm.draw("resnet20", 10, 0).digest == before == start.copy("again").digest
     assert pruned.masks.sparsity() == pytest.approx(0.5, abs=1e-4)
     assert trained.pruned_weights == pruned.pruned_weights and trained.digest != pruned.digest

@@ -6,7 +6,7 @@ takes a snapshot and gives the trained one. in_memory() is the plain way; kesi.r
 in a folder, where every training can be interrupted and continued.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -21,7 +21,7 @@ from kesi.method.pruning.criteria import Evidence, criterion_of
 from kesi.method.recipes import OWN, Recipe
 from kesi.method.schedules import Training
 from kesi.method.snapshot import BASELINE, KESI, Pruned, Snapshot, chain
-from kesi.method.training import Options, fit
+from kesi.method.training import Options, Progress, fit
 from kesi.system.seeds import derive
 
 
@@ -88,15 +88,17 @@ def prune(snapshot: Snapshot, recipe: Recipe, amount: float | Sequence[float], n
                   recipe.describe()["criterion"], amount, number)
 
 
-def in_memory(dataset: Dataset, seed: int = 0, options: Options = Options()) -> Train:
-    """Trainings that leave nothing on the disk: fit() on a copy."""
+def in_memory(dataset: Dataset, seed: int = 0, options: Options = Options(),
+              on_epoch: Callable[[Progress], None] | None = None) -> Train:
+    """Trainings that leave nothing on the disk: fit() on a copy, ``on_epoch`` told of each epoch.
+    """
 
     def train(name: str, start: Snapshot, training: Training,
               objective: Objective = CrossEntropy()) -> Snapshot:
         trained = start.copy(name)
         # another order of the images in every training: equal orders would make the snapshots alike
         fit(trained.network, dataset, training, seed=derive(seed, name), objective=objective,
-            masks=trained.masks, options=options, label=name)
+            masks=trained.masks, options=options, on_epoch=on_epoch, label=name)
         # laid out as a checkpoint is loaded: sums over weights then come out the same to the last
         # bit
         trained.network.cpu().eval().to(memory_format=torch.contiguous_format)
