@@ -9,7 +9,7 @@ from kesi import models
 from kesi.checkpoints import pretrained
 from kesi.data import DATASETS, INFO, Dataset, load
 from kesi.data.datasets import check_size
-from kesi.data.sources.imagefolder import class_names
+from kesi.data.sources.imagefolder import class_names, count_images
 from kesi.method import recipes
 from kesi.method.pruning.allocation import ALLOCATIONS, MEASURES
 from kesi.method.pruning.criteria import CRITERIA
@@ -53,6 +53,8 @@ def chosen_device(args: argparse.Namespace) -> str:
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"--device {args.device}: {str(error).splitlines()[0]}") from error
     return args.device
+
+FOLDER = "imagefolder"
 
 DEFAULT_CLASSES = 10  # of a folder of images that nobody has looked into
 
@@ -182,7 +184,11 @@ def recipe_for(args: argparse.Namespace, family: str, method: str | None = None)
                                                           "lr", "rounds", "percent", "temperature",
                                                           "criterion", "loss", "compare")}
     given = {RENAMED.get(name, name): value for name, value in given.items() if value is not None}
-    recipe = recipes.recipe(args.arch, args.dataset, method or args.method, family).changed(**given)
+    recipe = recipes.recipe(args.arch, args.dataset, method or args.method, family)
+    if args.dataset == FOLDER and hasattr(args, "data") and not {"epochs", "scale"} & given.keys():
+        if images := count_images(Path(args.data)):  # where there are none, loading says so
+            recipe = recipe.fitted(images)
+    recipe = recipe.changed(**given)
     targets = {name: getattr(args, name, None) for name in (*MEASURES, "sparsity")}
     targets = {name: share for name, share in targets.items() if share is not None}
     if not targets:

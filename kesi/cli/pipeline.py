@@ -18,8 +18,6 @@ from kesi.tools import tensorboard
 
 TARGET = 0.5  # of MACs, or of weights, where nothing is asked for
 
-FOLDER = "imagefolder"
-
 
 def run(argv: Sequence[str] | None = None) -> None:
     """All five steps: train, prune, retrain with one cycle, repeat,
@@ -40,7 +38,8 @@ def compress(argv: Sequence[str] | None = None) -> None:
 
     FOLDER holds train/<class>/ and test/<class>/. It is the run of all five steps with a target
     instead of rates, half of the MACs where none is given; --photos for photographs at 224 px. The
-    result is <save>/seed0/kesi, for kesi export. A network in Python: kesi.compress.
+    result is <save>/seed0/kesi, for kesi export; with --val-fraction it is the best on held-out
+    images of that and the last snapshot. A network in Python: kesi.compress.
     """
     words = list(sys.argv[2:] if argv is None else argv)
     photos = "--photos" in words
@@ -100,7 +99,7 @@ def run_pipeline(doc: str, family: str, argv: Sequence[str] | None = None, prog:
     flags.add_run(parser)
     args = parser.parse_args(argv)
     if folder:
-        args.dataset, args.data = FOLDER, args.images
+        args.dataset, args.data = flags.FOLDER, args.images
         if args.percent is None and args.macs is args.params is args.sparsity is None:
             measure = "sparsity" if args.method == "weight" else "macs"
             setattr(args, measure, TARGET)
@@ -117,10 +116,14 @@ def run_pipeline(doc: str, family: str, argv: Sequence[str] | None = None, prog:
         info = INFO.get(args.dataset)
         for recipe, folder in jobs.values():
             print(plan.overview(recipe, *flags.classes_and_size(args, family, args.data),
-                                info and info.train_images, args.seeds, folder))
+                                recipe.fitted_to or info and info.train_images, args.seeds,
+                                folder))
+            if recipe.fitted_to is not None:
+                print(recipe.fit())
         return
     options = flags.options_for(args)
     dataset = flags.dataset_for(args, family)
+    chosen = folder  # else kesi is what a run is for
     baseline, shared = args.model or args.baseline_folder, args.baseline_folder is not None
     if shared:
         baseline = str(Path(baseline, "seed{seed}"))
@@ -131,10 +134,12 @@ def run_pipeline(doc: str, family: str, argv: Sequence[str] | None = None, prog:
         print(f"{args.arch} on {args.dataset}, {recipe.method} pruning, on {options.device} -> "
               f"{folder}\n{len(dataset.train):,} training and {len(dataset.test):,} test images of "
               f"{dataset.num_classes} classes"
+              + (f"\n{recipe.fit()}" if recipe.fitted_to is not None else "")
               + f"\nto watch: tensorboard --logdir {folder / 'tensorboard'}" * args.tensorboard,
               flush=True)
         pipeline.run(pipeline.Settings(recipe, dataset, folder, args.seeds, baseline, shared,
-                                       args.pretrained, options, args.fresh, live))
+                                       args.pretrained, options, args.fresh, live,
+                                       choose=chosen and dataset.val is not None))
         if baseline is None:  # the second method starts from the same one
             baseline = str(folder / "seed{seed}" / BASELINE)
             args.pretrained = None

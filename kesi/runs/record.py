@@ -36,7 +36,7 @@ class RunRecord(Origin):
     ``data`` as Dataset.describe().
 
     ``baseline``: the path of a trained network instead of step 1, ``pretrained``: weights that step
-    1 starts from.
+    1 starts from. ``fitted_to``: see Recipe. ``handed_over``: the stage that is, by seed folder.
     """
 
     arch: str
@@ -49,6 +49,8 @@ class RunRecord(Origin):
     data: Data = field(default_factory=dict)
     baseline: str | None = None
     pretrained: str | None = None
+    fitted_to: Count | None = None
+    handed_over: dict[str, Annotated[str, fields.file_name]] = field(default_factory=dict)
 
     @property
     def rounds(self) -> int:

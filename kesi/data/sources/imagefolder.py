@@ -58,6 +58,16 @@ def class_names(folder: Path) -> tuple[str, ...]:
                         if path.is_dir() and not path.name.startswith(".")))
 
 
+def count_images(root: Path) -> int:
+    """The images in train/, held out or not, without opening one; 0 if it is not there."""
+    folders = [root / "train" / name for name in class_names(root / "train")]
+    return sum(_is_one(path) for folder in folders for path in folder.iterdir())
+
+
+def _is_one(path: Path) -> bool:
+    return not path.name.startswith(".") and is_image(path.name) and path.is_file()
+
+
 def _classes(folder: Path) -> tuple[str, ...]:
     names = class_names(folder)
     if not names:
@@ -76,7 +86,7 @@ def _split(root: Path, name: str, classes: tuple[str, ...],
         for path in sorted(folder.iterdir()):
             if path.name.startswith("."):
                 continue
-            if is_image(path.name) and path.is_file():
+            if _is_one(path):
                 images.append(path.name)
             else:
                 others.append(path)
