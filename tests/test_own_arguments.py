@@ -9,6 +9,8 @@ from torch import nn
 
 import kesi
 import models
+from datagen import write_imagefolder
+from doors import fails, script, works
 from kesi.data import load
 from kesi.data.arrays import from_arrays
 from kesi.method.training import Epoch, Options
@@ -37,7 +39,7 @@ def network() -> nn.Module:
                          nn.Conv2d(16, 16, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
 
 
-def tested(wrong: bool = False):
+def shown(wrong: bool = False):
     """Digits to test; or such that are all called 0, whatever they are."""
     test = load("digits").test
     return test.take(0, 60), torch.zeros_like(test.labels[:60]) if wrong else test.labels[:60]
@@ -46,7 +48,7 @@ def tested(wrong: bool = False):
 def squeeze(folder, test=None, **arguments) -> Compressed:
     train = load("digits").train
     settings = {"rounds": 1, "epochs": (3, 2, 2), "batch_size": 32, "lr": 0.05} | arguments
-    return kesi.compress(network(), (train.images, train.labels), test or tested(),
+    return kesi.compress(network(), (train.images, train.labels), test or shown(),
                          name="own", folder=folder, flip=False, options=CPU, **settings)
 
 
@@ -65,7 +67,7 @@ def worse(tmp_path_factory):
     """A run whose last step learns to say 0, which is right on all test images."""
     folder = tmp_path_factory.mktemp("worse") / "run"
     rows = []
-    result = squeeze(folder, tested(wrong=True), epochs=(15, 8, 8), loss=always_zero,
+    result = squeeze(folder, shown(wrong=True), epochs=(15, 8, 8), loss=always_zero,
                      val_fraction=0.2, on_epoch=rows.append)
     return result, rows
 
@@ -78,7 +80,7 @@ def test_the_last_step_cannot_make_it_worse_and_test_images_have_no_say(worse):
     assert said.handed_over == {"seed0": "onecycle-1"}
     assert said.recipe["loss"]["name"] == "always_zero" and said.recipe["loss"]["code"]
     train = load("digits").train
-    dataset = from_arrays((train.images, train.labels), tested(wrong=True), 10, flip=False,
+    dataset = from_arrays((train.images, train.labels), shown(wrong=True), 10, flip=False,
                           val_fraction=0.2)
     assert verify(result.folder, dataset).failures == []
 
@@ -169,3 +171,47 @@ def test_epochs_fit_the_number_of_images_where_nobody_says_them(tmp_path, capsys
     assert recorded(tmp_path / "fitted", epochs=None) == ([3000, 400, 400], 300)
     assert "epochs: 3,000 + 1 x 400 + 400, made to fit 300" in capsys.readouterr().out
     assert recorded(tmp_path / "said") == ([3, 2, 2], None)
+
+
+GREY = """
+import kesi
+from torch import nn
+
+kesi.register("grey", lambda: nn.Sequential(
+    nn.Conv2d(1, 16, 3, 2, bias=False), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3, 2),
+    nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)), image_size=16, channels=1)
+"""
+
+
+@pytest.mark.slow
+def test_grey_photographs_for_a_network_of_one_channel(tmp_path):
+    photos = write_imagefolder(tmp_path / "photos")
+    (tmp_path / "grey.py").write_text(GREY)
+    known = ("kesi", "--with", tmp_path / "grey.py")
+    images = ("--dataset", "imagefolder", "--data", photos, "--image-size", 16, "--epochs", 1, 1,
+              1, "--rounds", 1, "--device", "cpu")
+    works(*known, "run", "--arch", "grey", *images, "--channels", 1, "--save", tmp_path / "run")
+    said = read_run(tmp_path / "run" / "run.json").data
+    assert len(said["mean"]) == len(said["std"]) == 1
+    works(*known, "verify", tmp_path / "run", "--data", photos)
+    fails(*known, "export", tmp_path / "run" / "seed0" / "kesi", "--out", tmp_path / "out", code=2,
+          says="only networks for RGB images are exported")
+    for arch, channels, takes in (("grey", 3, 1), ("resnet20", 1, 3)):
+        done = script(*known, "run", "--arch", arch, *images, "--channels", channels, "--save",
+                      tmp_path / arch)
+        assert done.code == 2 and "Traceback" not in done.err
+        assert f"error: {arch} takes images of {takes} channel(s), but imagefolder has " in done.err
+
+
+def test_arrays_of_one_channel_and_of_no_square(tmp_path):
+    digits = load("digits")
+    train, test = ((part.images[..., :1], part.labels) for part in (digits.train, digits.test))
+    one = nn.Sequential(nn.Conv2d(1, 8, 3, 2), nn.ReLU(), nn.Conv2d(8, 8, 3, 2), nn.ReLU(),
+                        nn.Flatten(), nn.Linear(72, 10))
+    result = kesi.compress(one, train, test, rounds=1, epochs=(1, 1, 1), batch_size=100, mean=0.5,
+                           std=[0.25], folder=tmp_path / "run", options=CPU)
+    assert result.network(torch.zeros(2, 1, 16, 16)).shape == (2, 10)
+    assert read_run(tmp_path / "run" / "run.json").data["mean"] == [0.5]
+    with pytest.raises(UsageError, match="not square"):
+        kesi.compress(one, (train[0][:, :12], train[1]), (test[0][:, :12], test[1]),
+                      folder=tmp_path / "other", options=CPU)

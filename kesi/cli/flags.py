@@ -105,6 +105,8 @@ def add_data(group: argparse.ArgumentParser, default: str | None, family: str = 
                        help="where the images are, or are downloaded to (default: %(default)s)")
     group.add_argument("--image-size", type=int, metavar="PX",
                        help="what the network sees (default: the data's)")
+    group.add_argument("--channels", type=int, choices=(1, 3), metavar="N", help="of a folder of "
+                       "images: 1 for grey, for a network that takes one; 3 for RGB")
     group.add_argument("--val-fraction", type=float, default=0.0, metavar="SHARE", help="hold out "
                        "this share of every training class, for choosing anything (default: 0)")
     if family == "tinyimagenet":  # a quarter of a gigabyte is fetched only when asked for
@@ -247,4 +249,5 @@ def dataset_for(args: argparse.Namespace, family: str) -> Dataset:
     """Load the images that the flags name."""
     with distributed.main_first():
         return load(args.dataset, args.data, image_size=args.image_size,
-                    val_fraction=args.val_fraction, download=args.download, family=family)
+                    val_fraction=args.val_fraction, download=args.download, family=family,
+                    channels=args.channels)

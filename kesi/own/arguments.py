@@ -57,10 +57,11 @@ def normalised(dataset: Dataset, mean, std) -> Dataset:
         if value is None:
             continue
         try:
-            numbers = tuple(map(float, torch.as_tensor(value, dtype=torch.float64).expand(3)))
+            numbers = tuple(map(float, torch.as_tensor(value, dtype=torch.float64)
+                                                      .expand(len(dataset.mean))))
         except (TypeError, ValueError, RuntimeError) as error:
-            raise UsageError(f"{name} is one number, or one for each of three channels, "
-                             f"not {value!r:.60}") from error
+            raise UsageError(f"{name} is one number, or one for each of {len(dataset.mean)} "
+                             f"channels, not {value!r:.60}") from error
         if not all(fields.number(one) for one in numbers) or name == "std" and min(numbers) <= 0:
             raise UsageError(f"{name} is of images scaled to "
                              f"0..1{', and above 0' * (name == 'std')}, not {value!r:.60}")

@@ -127,9 +127,12 @@ def compress(model: nn.Module | Factory, train: Pairs | Dataset, test: Pairs | N
         raise UsageError(
             "trained=True needs a network with its weights, not a function that builds one")
     dataset = arguments.normalised(_dataset(train, test, flip, val_fraction), mean, std)
+    if not isinstance(dataset.image_size, int):
+        raise UsageError("images of {}x{} px are not square, and networks of one's own take "
+                         "squares: crop or pad them".format(*dataset.image_size))
     name = name or _name(model)
     graph = register(name, model if given is None else lambda: copy.deepcopy(given),
-                     dataset.num_classes, dataset.image_size)
+                     dataset.num_classes, dataset.image_size, len(dataset.mean))
     if recipe is None:
         amounts = arguments.amounts(graph, method, rounds, rates, sparsities)
         if ignore:
