@@ -14,6 +14,7 @@ from doors import fails, works
 from kesi import models
 from kesi.data import load
 from kesi.method.plan import Speed
+from kesi.method.recipes import recipe
 from kesi.method.sizes import macs
 from kesi.method.training import Options
 from kesi.tools.targets import budget, faster
@@ -68,8 +69,11 @@ def test_what_cannot_be_is_said_before_any_training(words, says):
 def test_a_folder_of_images_in_and_a_smaller_network_out(tmp_path):
     photos = write_imagefolder(tmp_path / "photos")
     out = works("kesi", "compress", photos, "--arch", "resnet20", "--epochs", 1, 1, 1, "--rounds",
-                1, "--device", "cpu", "--image-size", 16, "--save", tmp_path / "run")
+                1, "--device", "cpu", "--image-size", 16, "--save", tmp_path / "run",
+                "--val-fraction", 0.3)
     assert "kesi: " in out
+    chosen = json.loads((tmp_path / "run" / "run.json").read_text())["handed_over"]["seed0"]
+    assert f"held-out images: {tmp_path / 'run' / 'seed0' / chosen}\n" in out
     results = {name: json.loads((tmp_path / "run" / "seed0" / name / "result.json").read_text())
                for name in ("baseline", "kesi")}
     assert results["kesi"]["macs"] <= 0.5 * results["baseline"]["macs"]
@@ -186,3 +190,26 @@ def test_a_dry_run_knows_images_classes_and_the_time_here(tmp_path):
     classes = len(list((photos / "train").iterdir()))
     assert f"({classes} classes" in out and f"{2 * found:,}\n" in out
     assert " here, by a few training steps on " in out
+
+
+def test_epochs_fit_the_number_of_photographs(tmp_path):
+    photos = write_imagefolder(tmp_path / "photos")  # 27 to train
+    words = ("kesi", "compress", photos, "--arch", "resnet20", "--rounds", 2, "--dry-run")
+    assert "epochs: 3,000 + 2 x 400 + 400, made to fit 27" in works(*words)
+    for given in (("--epochs", 3, 2, 2), ("--epochs-scale", 0.1)):
+        assert "made to fit" not in works(*words, *given)
+    run = ("kesi", "run", "--arch", "resnet20", "--dry-run")
+    assert "made to fit 27" in works(*run, "--dataset", "imagefolder", "--data", photos)
+    for known in ("cifar10", "digits"):
+        assert "made to fit" not in works(*run, "--dataset", known)
+
+
+@pytest.mark.parametrize(("family", "images", "epochs"), [
+    ("cifar", 50_000, (300, 40, 40)), ("cifar", 25_000, (600, 80, 80)),
+    ("cifar", 10, (3000, 400, 400)), ("cifar", 10**8, (1, 1, 1)),
+    ("tinyimagenet", 100_000, (90, 25, 25)), ("tinyimagenet", 1_000_000, (9, 2, 2))])
+def test_the_rule_of_epochs(family, images, epochs):
+    made = recipe("resnet18", "imagefolder", "filter", family).fitted(images)
+    assert tuple(one.epochs for one in (made.baseline, made.retrainings["onecycle"],
+                                        made.distillation)) == epochs
+    assert all(1 <= place <= made.baseline.epochs for place in made.baseline.milestones)

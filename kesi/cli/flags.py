@@ -10,7 +10,7 @@ from kesi.checkpoints import pretrained
 from kesi.cli import targets
 from kesi.data import DATASETS, INFO, Dataset, load
 from kesi.data.datasets import check_size
-from kesi.data.sources.imagefolder import class_names
+from kesi.data.sources.imagefolder import class_names, count
 from kesi.method import recipes
 from kesi.method.pruning.criteria import CRITERIA
 from kesi.method.recipes import Recipe
@@ -55,6 +55,8 @@ def chosen_device(args: argparse.Namespace) -> str:
         raise UsageError(f"--device {args.device}: {str(error).splitlines()[0]}") from error
     return args.device
 
+FOLDER = "imagefolder"
+
 DEFAULT_CLASSES = 10  # of a folder of images that nobody has looked into
 
 
@@ -95,6 +97,8 @@ def add_data(group: argparse.ArgumentParser, default: str | None, family: str = 
                        help="where the images are, or are downloaded to (default: %(default)s)")
     group.add_argument("--image-size", type=int, metavar="PX",
                        help="what the network sees (default: the data's)")
+    group.add_argument("--channels", type=int, choices=(1, 3), metavar="N", help="of a folder of "
+                       "images: 1 for grey, for a network that takes one; 3 for RGB")
     group.add_argument("--val-fraction", type=float, default=0.0, metavar="SHARE", help="hold out "
                        "this share of every training class, for choosing anything (default: 0)")
     if family == "tinyimagenet":  # a quarter of a gigabyte is fetched only when asked for
@@ -176,7 +180,11 @@ def recipe_for(args: argparse.Namespace, family: str, method: str | None = None,
                                                           "lr", "rounds", "percent", "temperature",
                                                           "criterion", "loss", "compare")}
     given = {RENAMED.get(name, name): value for name, value in given.items() if value is not None}
-    recipe = recipes.recipe(args.arch, args.dataset, method or args.method, family).changed(**given)
+    recipe = recipes.recipe(args.arch, args.dataset, method or args.method, family)
+    if args.dataset == FOLDER and hasattr(args, "data") and not {"epochs", "scale"} & given.keys():
+        if images := count(Path(args.data, "train")):  # where there are none, loading says so
+            recipe = recipe.fitted(images)
+    recipe = recipe.changed(**given)
     return targets.towards(args, recipe, lambda: classes_and_size(
         args, family, getattr(args, "data", None)), folder)
 
@@ -222,4 +230,5 @@ def dataset_for(args: argparse.Namespace, family: str) -> Dataset:
     """Load the images that the flags name."""
     with distributed.main_first():
         return load(args.dataset, args.data, image_size=args.image_size,
-                    val_fraction=args.val_fraction, download=args.download, family=family)
+                    val_fraction=args.val_fraction, download=args.download, family=family,
+                    channels=args.channels)

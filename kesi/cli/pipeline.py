@@ -18,8 +18,6 @@ from kesi.tools.targets import faster
 
 TARGET = 0.5  # of MACs, or of weights, where nothing is asked for
 
-FOLDER = "imagefolder"
-
 
 def run(argv: Sequence[str] | None = None) -> None:
     """All five steps: train, prune, retrain with one cycle, repeat,
@@ -40,7 +38,8 @@ def compress(argv: Sequence[str] | None = None) -> None:
 
     FOLDER holds train/<class>/ and test/<class>/. It is the run of all five steps with a target
     instead of rates, half of the MACs where none is given; --photos for photographs at 224 px. The
-    result is <save>/seed0/kesi, for kesi export. A network in Python: kesi.compress.
+    result is <save>/seed0/kesi, for kesi export; with --val-fraction it is the best on held-out
+    images of that and the last snapshot. A network in Python: kesi.compress.
     """
     words = list(sys.argv[2:] if argv is None else argv)
     photos = "--photos" in words
@@ -102,7 +101,7 @@ def run_pipeline(doc: str, family: str, argv: Sequence[str] | None = None, prog:
     flags.add_run(parser)
     args = parser.parse_args(argv)
     if folder:
-        args.dataset, args.data = FOLDER, args.images
+        args.dataset, args.data = flags.FOLDER, args.images
         if args.percent is None and not targets.given(args):
             measure = "sparsity" if args.method == "weight" else "macs"
             setattr(args, measure, TARGET)
@@ -130,10 +129,13 @@ def run_pipeline(doc: str, family: str, argv: Sequence[str] | None = None, prog:
         for recipe, _, folder in jobs:
             print(plan.overview(recipe.changed(scale=scale), dataset.num_classes,
                                 dataset.image_size, images and images[0], args.seeds, folder))
+            if recipe.fitted_to and args.budget is None:
+                print(recipe.fit())
         print(hours)
         return
     dataset = flags.dataset_for(args, family)
     fitted = targets.fitted(args, named, dataset, options, list(known.values()))
+    chosen = folder  # else kesi is what a run is for
     baseline, shared = args.model or args.baseline_folder, args.baseline_folder is not None
     if shared:
         baseline = str(Path(baseline, "seed{seed}"))
@@ -146,11 +148,12 @@ def run_pipeline(doc: str, family: str, argv: Sequence[str] | None = None, prog:
         print(f"{args.arch} on {args.dataset}, {recipe.method} pruning, on {options.device} -> "
               f"{folder}\n{len(dataset.train):,} training and {len(dataset.test):,} test images of "
               f"{dataset.num_classes} classes"
+              + (f"\n{recipe.fit()}" if recipe.fitted_to and fitted is None else "")
               + f"\nto watch: tensorboard --logdir {folder / 'tensorboard'}" * args.tensorboard,
               flush=True)
         pipeline.run(pipeline.Settings(recipe, dataset, folder, args.seeds, baseline, shared,
                                        args.pretrained, options, args.fresh, live, measured,
-                                       fitted))
+                                       fitted, chosen and dataset.val is not None))
         if measured is not None and distributed.is_main():
             print(faster.reached(measured, folder / f"seed{args.seeds[0]}").text(), flush=True)
         if baseline is None:  # the second method starts from the same one

@@ -37,7 +37,7 @@ def kesi(recipe: Recipe, dataset: Dataset, train: Train, seed: int = 0) -> list[
     """All five steps: the baseline, the snapshots of every round, and the distilled network last.
     """
     start = draw(recipe.arch, dataset.num_classes, seed)
-    baseline = train(BASELINE, start, recipe.baseline)
+    baseline = train(BASELINE, start, recipe.baseline, recipe.objective)
     snapshots = iterate(recipe, baseline, train, Evidence(dataset, seed))
     return [*snapshots, distil(recipe, snapshots, train)]
 
@@ -56,7 +56,7 @@ def iterate(recipe: Recipe, baseline: Snapshot, train: Train, evidence: Evidence
     names = chain(retraining, len(recipe.rounds))[1:]
     for number, (name, amount) in enumerate(zip(names, recipe.rounds, strict=True), start=1):
         pruned = prune(snapshots[-1], recipe, amount, number, evidence)
-        snapshots.append(train(name, pruned, recipe.retrainings[retraining]))
+        snapshots.append(train(name, pruned, recipe.retrainings[retraining], recipe.objective))
     return snapshots
 
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 
 from kesi import models
 from kesi.data.datasets import FAMILIES, INFO
-from kesi.method.objectives import KullbackLeibler, Loss, loss_of
+from kesi.method.objectives import CrossEntropy, KullbackLeibler, Loss, Objective, loss_of
 from kesi.method.pruning.allocation import (
     Cost,
     Target,
@@ -28,6 +28,10 @@ from kesi.system.errors import UsageError
 METHODS = {"filter": "l1", "weight": "magnitude"}  # of pruning, with the paper's criterion of each
 
 ROUNDS = 5
+
+# The training images that the recipe of a family was made for: CIFAR's and Tiny-ImageNet's. Of
+# fewer images epochs are as many more, but no more than was tried (docs/data.md).
+MADE_FOR, MOST_EPOCHS = {"cifar": 50_000, "tinyimagenet": 100_000}, 10
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,9 @@ class Recipe:
     ``retrainings``: by name; the first one's snapshots teach in the end, the others are made to be
     compared. ``rounds`` has one entry a round. Filter pruning: the rates of that round, one for
     each width of the network's cfg. Weight pruning: the cumulative share of convolution weights
-    that is zero after it. ``criterion``: a name in kesi.method.pruning.criteria.
+    that is zero after it. ``criterion``: a name in kesi.method.pruning.criteria. ``objective``:
+    of baseline and retrainings. ``fitted_to``: the number of training images that the epochs were
+    made to fit.
     """
 
     arch: str
@@ -89,6 +95,8 @@ class Recipe:
     loss: Loss
     criterion: str
     rounds: tuple
+    objective: Objective = CrossEntropy()
+    fitted_to: int | None = None
 
     @property
     def trainings(self) -> dict[str, Training]:
@@ -129,6 +137,20 @@ class Recipe:
         return replace(self, baseline=made[BASELINE], distillation=made[KESI], loss=told,
                        retrainings={name: made[name] for name in self._compared(compare)},
                        criterion=criterion or self.criterion, rounds=self._amounts(rounds, amounts))
+
+    def fitted(self, images: int) -> "Recipe":
+        """The recipe for a number of training images: as many steps as it has for those that it
+        was made for, but at most MOST_EPOCHS times its epochs."""
+        scale = min(MADE_FOR[self.family] / images, MOST_EPOCHS)
+        return replace(self.changed(scale=scale), fitted_to=images)
+
+    def fit(self) -> str:
+        """The epochs that were made to fit, in a line."""
+        parts = (self.baseline, next(iter(self.retrainings.values())), self.distillation)
+        first, each, last = (f"{one.epochs:,}" for one in parts)
+        return (f"epochs: {first} + {len(self.rounds)} x {each} + {last}, made to fit "
+                f"{self.fitted_to:,} training images (the recipe is for "
+                f"{MADE_FOR[self.family]:,}); --epochs sets others")
 
     def _compared(self, compare: bool | Sequence[str]) -> list[str]:
         own, *others = self.retrainings
@@ -196,7 +218,16 @@ class Recipe:
         criterion = {"name": self.criterion,
                      "code": code_digest(criterion_of(self.method, self.criterion))}
         return {**plain, "trainings": trainings, "loss": describe(self.loss),
-                "criterion": criterion, "rounds": describe(list(self.rounds))}
+                "criterion": criterion, "rounds": describe(list(self.rounds)),
+                # only where it is not the usual one: records of before stay what they are
+                **({} if self.objective == CrossEntropy()
+                   else {"objective": describe(self.objective)})}
+
+
+def fits(dataset: str) -> bool:
+    """Whether epochs are made to fit the number of images where nobody says how many: of a folder
+    of images, and of images in memory; a data set that is known by name has its recipe."""
+    return dataset == "imagefolder" or dataset not in INFO
 
 
 def described(training: Training) -> dict:

@@ -44,11 +44,16 @@ def paper_macs(model: nn.Module, image_size: int) -> int:
     return macs(model, image_size) + extras.total
 
 
+def channels_of(model: nn.Module) -> int:
+    """The channels of the images that a network takes: 3, unless it was registered with others."""
+    return getattr(model, "image_channels", 3)
+
+
 def _pass(model: nn.Module, image_size: int) -> None:
     """One forward pass of one image, of shapes alone."""
     shapes = copy.deepcopy(model).to("meta").eval()
     with torch.no_grad():
-        shapes(torch.empty(1, 3, image_size, image_size, device="meta"))
+        shapes(torch.empty(1, channels_of(model), image_size, image_size, device="meta"))
 
 
 class _Norms(TorchDispatchMode):
@@ -140,7 +145,8 @@ def deaf(model: Network) -> bool:
             module.train()
     size = max(32, model.min_image_size)
     with torch.no_grad():
-        logits = copied(torch.randn(8, 3, size, size, generator=torch.Generator().manual_seed(0)))
+        logits = copied(torch.randn(8, channels_of(model), size, size,
+                                    generator=torch.Generator().manual_seed(0)))
     return bool((logits - logits[:1]).abs().max() < 1e-3)
 
 

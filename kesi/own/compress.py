@@ -12,7 +12,7 @@ import copy
 import operator
 import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,25 +20,23 @@ import torch
 from torch import nn
 
 from kesi import checkpoints, models
-from kesi.checkpoints import fields
 from kesi.checkpoints.records import Info
 from kesi.data import Dataset
 from kesi.data.arrays import Pairs, from_arrays
 from kesi.method import recipes
+from kesi.method.objectives import Loss, Objective
 from kesi.method.pruning import Masks
 from kesi.method.pruning.allocation import ALLOCATIONS
-from kesi.method.pruning.filters import pruned_widths
-from kesi.method.pruning.weights import conv_weights
-from kesi.method.recipes import Recipe
-from kesi.method.snapshot import BASELINE, Snapshot
-from kesi.method.training import Options
-from kesi.own import checks
-from kesi.own.graphs import Graph
-from kesi.own.registry import RATE, SPARSITIES, Factory, register, reserved
+from kesi.method.recipes import Recipe, fits
+from kesi.method.snapshot import BASELINE, KESI, Snapshot
+from kesi.method.training import Epoch, Options
+from kesi.own import arguments, checks
+from kesi.own.registry import Factory, register, reserved
 from kesi.report.report import Report, report
 from kesi.runs import pipeline
 from kesi.runs.folder import move_aside
-from kesi.runs.record import Faster
+from kesi.runs.layout import METRICS
+from kesi.runs.record import Faster, read_epochs
 from kesi.runs.results import load_run
 from kesi.system import execution
 from kesi.system.errors import UsageError, first_line
@@ -56,8 +54,9 @@ class Compressed:
     ``network``: the compressed network, of the class that was given, in eval mode on the CPU;
     ``masks`` of its weights, or None after filter pruning. ``accuracies``: in percent on the test
     images by stage ("baseline", "onecycle-1" ..., "ensemble", "kesi"), means over the seeds.
-    ``checkpoint``: the file of ``network``, which is that of the first seed. ``latency``: where it
-    was asked for, that of the baseline and of ``network``, in ``seconds``.
+    ``checkpoint``: the file of ``network``, which is that of the first seed; ``stage``: which one
+    it is, "kesi" unless a snapshot of its size does better on held-out images. ``latency``: where
+    it was asked for, that of the baseline and of ``network``, in ``seconds``.
     """
 
     network: nn.Module
@@ -66,6 +65,7 @@ class Compressed:
     checkpoint: Path
     accuracies: dict[str, float]
     report: Report
+    stage: str = KESI
     latency: Faster | None = None
 
 
@@ -76,8 +76,11 @@ def compress(model: nn.Module | Factory, train: Pairs | Dataset, test: Pairs | N
              batch_size: int | None = None, lr: float | None = None, recipe: Recipe | None = None,
              seeds: Sequence[int] = (0,), trained: bool = False, compare: bool = False,
              flip: bool = True, options: Options | None = None, fresh: bool = False,
-             ignore: Sequence[str] = (), mean: float | Sequence[float] | None = None, std: float
-             | Sequence[float] | None = None, accuracy: float | None = None,
+             ignore: Sequence[str] = (), mean: float | Sequence[float] | None = None,
+             std: float | Sequence[float] | None = None, accuracy: float | None = None,
+             criterion: str | None = None, loss: str | Loss | None = None,
+             objective: Objective | None = None, val_fraction: float = 0.0,
+             on_epoch: Callable[[Epoch], object] | None = None,
              latency: float | str | None = None, latency_batch: int = 1) -> Compressed:
     """Train, prune, retrain, repeat and distil a network;
     the same call with the same folder continues.
@@ -92,7 +95,8 @@ def compress(model: nn.Module | Factory, train: Pairs | Dataset, test: Pairs | N
     for all or by the name of a convolution, where those not named keep theirs (default: 0.2).
     ``sparsities``: the share of zero weights after each round. ``epochs`` of baseline, retraining
     and distillation, ``batch_size``, and ``lr``, the highest rate of baseline and one-cycle
-    retraining, replace those of the paper's CIFAR recipe; or give a whole ``recipe``. ``compare``:
+    retraining, replace those of the paper's CIFAR recipe, whose epochs are otherwise made to fit
+    the number of images (docs/data.md); or give a whole ``recipe``. ``compare``:
     also retrain the usual way.
 
     ``latency``: how many times as fast the network is to be, 2 or "2x", as measured on one thread
@@ -105,36 +109,54 @@ def compress(model: nn.Module | Factory, train: Pairs | Dataset, test: Pairs | N
     test images in percent, as far as you know: one that is more than five points below, or without
     it one that answers like chance, is refused with the likeliest reason.
 
+    ``criterion``: what is pruned first, a name in kesi.method.pruning.criteria. ``loss``: what the
+    last network is told by its teachers, a name in LOSSES of kesi.method.objectives, or a function
+    (logits (B, C), teachers' logits (K, B, C), labels (B,)) -> mean over the batch. ``objective``:
+    what baseline and retrainings minimise instead of the cross-entropy, a function (logits, images,
+    labels) -> mean. Functions are named ones or frozen dataclasses, and recorded with a digest of
+    their code. ``val_fraction``: the share of every training class that is held out; the network
+    that does best on it is handed over, of the distilled one and the last snapshots. ``on_epoch``:
+    told of every epoch, a kesi.method.training.Epoch; an exception in it ends the run, which the
+    same call continues.
+
     ``name``: what the network is called in checkpoints (default: its class). ``folder``: default
     runs/<data>-<name>-<method>; ``fresh`` moves what is there aside. ``options``: the machine
     (default: a GPU if there is one). Raises UsageError for arguments that do not fit, KesiError for
     files.
     """
-    _check_arguments(model, method, rounds, epochs, batch_size, lr, seeds)
+    arguments.check_arguments(model, method, rounds, epochs, batch_size, lr, seeds)
     given = None
     if isinstance(model, nn.Module):
         checks.check_weights(model)
         checks.check_whole(model)
         given = _copy(model)
+    if on_epoch is not None and not callable(on_epoch):
+        raise UsageError(f"on_epoch is a function, not a {type(on_epoch).__name__}")
     if given is None and trained:
         raise UsageError(
             "trained=True needs a network with its weights, not a function that builds one")
-    dataset = _normalised(_dataset(train, test, flip), mean, std)
+    dataset = arguments.normalised(_dataset(train, test, flip, val_fraction), mean, std)
+    if not isinstance(dataset.image_size, int):
+        raise UsageError("images of {}x{} px are not square, and networks of one's own take "
+                         "squares: crop or pad them".format(*dataset.image_size))
     name = name or _name(model)
     graph = register(name, model if given is None else lambda: copy.deepcopy(given),
-                     dataset.num_classes, dataset.image_size)
+                     dataset.num_classes, dataset.image_size, len(dataset.mean))
     if recipe is None:
-        amounts = _amounts(graph, method, rounds, rates, sparsities)
+        amounts = arguments.amounts(graph, method, rounds, rates, sparsities)
         if ignore:
-            amounts = _without(graph, method, amounts, ignore)
+            amounts = arguments.without(graph, method, amounts, ignore)
         recipe = recipes.recipe(name, dataset.name, method)
+        if epochs is None and fits(dataset.name):
+            recipe = recipe.fitted(len(dataset.train) + len(dataset.val or ()))
         recipe = recipe.changed(epochs, batch_size=batch_size, lr=lr, compare=compare)
         recipe = replace(recipe, rounds=amounts)
     elif latency is not None:
         raise UsageError("a whole recipe says itself what every layer loses: leave latency out")
     elif ignore:
         raise UsageError("a whole recipe says itself what every layer loses: leave ignore out")
-    _check(graph, name, dataset.num_classes, method, recipe)
+    recipe = arguments.taught(recipe, dataset, criterion, loss, objective)
+    arguments.check_recipe(graph, name, dataset.num_classes, method, recipe)
     folder = Path("runs") / f"{dataset.name}-{name}-{method}" if folder is None else Path(folder)
     options = options or Options(execution.device_for("auto"))
     measured = None
@@ -151,40 +173,13 @@ def compress(model: nn.Module | Factory, train: Pairs | Dataset, test: Pairs | N
         print(f"the run before was moved to {aside}")
     start = None if given is None else _start(name, given, dataset, folder, trained)
     seeds = tuple(map(operator.index, seeds))
+    if recipe.fitted_to is not None:
+        print(recipe.fit())
     pipeline.run(pipeline.Settings(recipe, dataset, folder, seeds, str(start) if trained else None,
-                                   options=options, latency=measured))
-    done = _collect(folder, folder / f"seed{seeds[0]}" / "kesi")
+                                   options=options, watch=on_epoch and _Told(on_epoch),
+                                   latency=measured, choose=dataset.val is not None))
+    done = _collect(folder, seeds[0])
     return replace(done, latency=measured and faster.reached(measured, done.checkpoint.parents[1]))
-
-
-def _check_arguments(model, method, rounds, epochs, batch_size, lr, seeds) -> None:
-    """Raises UsageError for arguments of the wrong kind;
-    what values are right is left to those who use them."""
-    if not callable(model):
-        raise UsageError(
-            f"the model is a {type(model).__name__}: give a network, or a function that builds one")
-    if method not in recipes.METHODS:
-        raise UsageError(f"unknown method {method!r}; choose one of: {', '.join(recipes.METHODS)}")
-    if not _whole_numbers(seeds) or not len(seeds) or min(seeds) < 0:
-        raise UsageError(
-            f"seeds are whole numbers of at least 0, such as (0, 1, 2), not {seeds!r:.60}")
-    if epochs is not None and not (_whole_numbers(epochs) and len(epochs) == 3
-                                   and min(epochs) >= 1):
-        raise UsageError("epochs are three numbers of at least 1, of baseline, retraining and "
-                         f"distillation, not {epochs!r:.60}")
-    for name, value in (("rounds", rounds), ("batch_size", batch_size)):
-        if value is not None and not (_whole_numbers([value]) and value > 0):
-            raise UsageError(f"{name} must be at least 1, not {value!r:.60}")
-    if lr is not None and not fields.number(lr):
-        raise UsageError(f"lr is a number, not {lr!r:.60}")
-
-
-def _whole_numbers(values) -> bool:
-    """Whether something is a sequence of whole numbers, NumPy's included."""
-    try:
-        return len(list(map(operator.index, values))) == len(values)
-    except TypeError:
-        return False
 
 
 def _copy(model: nn.Module) -> nn.Module:
@@ -203,98 +198,18 @@ def _name(model: nn.Module | Factory) -> str:
     return f"own-{name}" if reserved(name) else name
 
 
-def _dataset(train: Pairs | Dataset, test: Pairs | None, flip: bool) -> Dataset:
+def _dataset(train: Pairs | Dataset, test: Pairs | None, flip: bool,
+             val_fraction: float) -> Dataset:
     if isinstance(train, Dataset):
+        if val_fraction:
+            raise UsageError("a kesi.data.Dataset has its held-out images already: leave "
+                             "val_fraction out, and give it where the data set is made")
         if test is not None:
             raise UsageError("a kesi.data.Dataset has its test images already: leave test out")
         return train
     if test is None:
         raise UsageError("test images are missing: give test=(images, labels)")
-    return from_arrays(train, test, flip=flip)
-
-
-def _normalised(dataset: Dataset, mean, std) -> Dataset:
-    """The data set with another mean and standard deviation, where they are given."""
-    for name, value in (("mean", mean), ("std", std)):
-        if value is None:
-            continue
-        try:
-            numbers = tuple(map(float, torch.as_tensor(value, dtype=torch.float64).expand(3)))
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise UsageError(f"{name} is one number, or one for each of three channels, "
-                             f"not {value!r:.60}") from error
-        if not all(fields.number(one) for one in numbers) or name == "std" and min(numbers) <= 0:
-            raise UsageError(f"{name} is of images scaled to "
-                             f"0..1{', and above 0' * (name == 'std')}, not {value!r:.60}")
-        dataset = replace(dataset, **{name: numbers})
-    return dataset
-
-
-def _without(graph: Graph, method: str, amounts: tuple, ignore: Sequence[str]) -> tuple:
-    """The rates of every round, with 0 for the widths that layers in ``ignore`` have a part in."""
-    if method != "filter":
-        raise UsageError('ignore is for method="filter"')
-    ignore = (ignore,) if isinstance(ignore, str) else tuple(ignore)
-
-    def inside(conv: str, name: str) -> bool:
-        return conv == name or conv.startswith(f"{name}.")
-
-    known = [conv for convs in (*graph.convs, graph.left_alone) for conv in convs]
-    for name in ignore:
-        if not any(inside(conv, name) for conv in known):
-            raise UsageError(f"ignore: no convolution is or is in {name!r}; there are "
-                             f"{', '.join(dict.fromkeys(known))}")
-    stays = [any(inside(conv, name) for conv in convs for name in ignore) for convs in graph.convs]
-    return tuple(tuple(0.0 if stay else rate for rate, stay in zip(rates, stays, strict=True))
-                 for rates in amounts)
-
-
-def _amounts(graph: Graph, method: str, rounds: int | None, rates: float | dict[str, float] | None,
-             sparsities: Sequence[float] | None) -> tuple:
-    """What every round prunes. Raises UsageError for what does not fit the method or each other."""
-    if method == "filter":
-        if sparsities is not None:
-            raise UsageError('sparsities are for method="weight"; filter pruning takes rates')
-        return (graph.rates(RATE if rates is None else rates),) * (rounds or recipes.ROUNDS)
-    if rates is not None:
-        raise UsageError('rates are for method="filter"; weight pruning takes sparsities')
-    shares = tuple(sparsities or SPARSITIES)
-    if rounds is not None and (rounds > len(shares) or sparsities is not None):
-        raise UsageError(f"there are {len(shares)} sparsities, one a round: give as many as there "
-                         "are to be rounds")
-    return shares[:rounds]
-
-
-def _check(graph: Graph, name: str, classes: int, method: str, recipe: Recipe) -> None:
-    """That the recipe is for this network, before anything is trained.
-    Raises UsageError where it is not."""
-    if (recipe.arch, recipe.method) != (name, method):
-        raise UsageError(f"the recipe is for {recipe.arch} and {recipe.method} pruning, not for "
-                         f"{name} and {method}")
-    if method == "weight":
-        with torch.device("meta"):
-            if not conv_weights(models.create(name, classes)):
-                raise UsageError(f"{name} has no convolution, and no linear layer before the last "
-                                 f"one: there are no weights to prune")
-        shares = list(recipe.rounds)
-        if not shares or shares != sorted(shares) or not all(0 <= share < 1 for share in shares):
-            raise UsageError(
-                f"sparsities are shares from 0 to below 1 that never fall, not {shares}")
-        return
-    if graph.problem:
-        raise UsageError(graph.problem)
-    if not graph.cfg:
-        raise UsageError(
-            f"{name} has no convolution that can lose single filters, and no linear layer "
-            "before the last one that can lose outputs; prune its weights instead")
-    try:
-        for rates in recipe.rounds:
-            pruned_widths(graph.cfg, rates)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-    if graph.left_alone:
-        print(f"{name}: {len(graph.left_alone)} layers keep all channels, since these are split, "
-              f"grouped, shuffled, scaled or normalised together: {', '.join(graph.left_alone)}")
+    return from_arrays(train, test, flip=flip, val_fraction=val_fraction)
 
 
 def _start(name: str, given: nn.Module, dataset: Dataset, folder: Path, trained: bool) -> Path:
@@ -317,9 +232,24 @@ def _start(name: str, given: nn.Module, dataset: Dataset, folder: Path, trained:
     return path
 
 
-def _collect(folder: Path, last: Path) -> Compressed:
+@dataclass(frozen=True)
+class _Told:
+    """A kesi.runs.stage.Watch that passes every epoch on."""
+
+    on_epoch: Callable[[Epoch], object]
+
+    def after_epoch(self, folder: Path) -> None:
+        self.on_epoch(read_epochs(folder / METRICS)[-1])
+
+    def after_stage(self) -> None:
+        pass
+
+
+def _collect(folder: Path, seed: int) -> Compressed:
     run = load_run(folder)
+    stage = run.record.handed_over.get(f"seed{seed}", KESI)
     accuracies = {stage: statistics.fmean(run.values(stage)) for stage in run.record.stages()
                   if run.values(stage)}
-    done = checkpoints.load(last)
-    return Compressed(done.network, done.masks, folder, done.path, accuracies, report([folder]))
+    done = checkpoints.load(folder / f"seed{seed}" / stage)
+    return Compressed(done.network, done.masks, folder, done.path, accuracies, report([folder]),
+                      stage)

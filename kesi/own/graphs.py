@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from kesi.method.pruning.criteria import Criterion, Evidence, l1
+from kesi.method.sizes import channels_of
 from kesi.system.errors import UsageError, first_line
 
 TOLERANCE = 1e-4  # of the largest output, in the trial of a width
@@ -166,7 +167,7 @@ class Graph:
 
 
 def analyse(network: nn.Module, image_size: int) -> Graph:
-    """Find the widths of a network for images (N, 3, S, S); ``network`` stays as it is.
+    """Find the widths of a network for images (N, C, S, S); ``network`` stays as it is.
 
     Without torch-pruning, or where it cannot trace the network, there are none, and ``problem``
     says why.
@@ -183,7 +184,8 @@ def analyse(network: nn.Module, image_size: int) -> Graph:
         with warnings.catch_warnings(), torch.enable_grad():
             warnings.simplefilter("ignore")
             dependencies = torch_pruning.DependencyGraph().build_dependency(
-                network, torch.zeros(1, 3, image_size, image_size), verbose=False)
+                network, torch.zeros(1, channels_of(network), image_size, image_size),
+                verbose=False)
             found = _tried(_widths(dependencies, network, nn.Conv2d), network, image_size)
             if not found.cfg:
                 found = _tried(_widths(dependencies, network, nn.Linear), network, image_size)
@@ -322,7 +324,7 @@ def _holds(graph: Graph, network: nn.Module, image_size: int) -> bool:
     give what they give with those channels at zero."""
     draw = torch.Generator().manual_seed(0)
     network = _randomised(network, draw)
-    images = torch.randn(IMAGES, 3, image_size, image_size, generator=draw)
+    images = torch.randn(IMAGES, channels_of(network), image_size, image_size, generator=draw)
     cfg = list(graph.cfg)
     try:
         for _ in range(2):

@@ -25,16 +25,16 @@ RATE, SPARSITIES = 0.2, models.ARCHITECTURES["resnet56"].sparsities
 
 
 def register(name: str, factory: Factory, num_classes: int | None = None,
-             image_size: int = 32) -> Graph:
+             image_size: int = 32, channels: int = 3) -> Graph:
     """Make networks that ``factory()`` builds known under ``name``, in this process;
     returns their widths.
 
     Their checkpoints can be loaded then, and stages, exports and comparisons work as for the
     networks in models/. The factory takes no argument and builds the unpruned network anew at each
-    call: float images (N, 3, S, S) to logits (N, classes). ``num_classes``: by default as many as
-    it has outputs. ``image_size``: S, which has to be right for networks that only take images of
-    one size. A name may be registered again. Raises UsageError for a name of a network in models/,
-    and for a factory or a network that will not do.
+    call: float images (N, ``channels``, S, S) to logits (N, classes). ``num_classes``: by default
+    as many as it has outputs. ``image_size``: S, which has to be right for networks that only take
+    images of one size. A name may be registered again. Raises UsageError for a name of a network in
+    models/, and for a factory or a network that will not do.
     """
     if not re.fullmatch(r"[\w.-]+", name):
         raise UsageError(
@@ -42,7 +42,7 @@ def register(name: str, factory: Factory, num_classes: int | None = None,
     if reserved(name):
         raise UsageError(f"{name} is a network of KESI's: choose another name")
     with torch.random.fork_rng(devices=[]):
-        network, second = _build(factory), _build(factory)
+        network, second = _build(factory, channels), _build(factory, channels)
         if second is network:
             raise UsageError("the factory gives the same network at every call: it has to build a "
                              "new one, for example by copy.deepcopy")
@@ -58,7 +58,7 @@ def register(name: str, factory: Factory, num_classes: int | None = None,
             raise ValueError(f"{name} has {outputs} classes, not {classes}")
         # also where the caller wants shapes only: what a factory computes may need values
         with torch.device("cpu"):
-            network = _build(factory)
+            network = _build(factory, channels)
             graph.shorten(network, cfg)
         return network
 
@@ -73,13 +73,14 @@ def reserved(name: str) -> bool:
     return name in models.ARCHITECTURES and models.ARCHITECTURES[name].graph is None
 
 
-def _build(factory: Factory) -> nn.Module:
+def _build(factory: Factory, channels: int) -> nn.Module:
     network = factory()
     if not isinstance(network, nn.Module):
         raise UsageError(f"a network has to be a torch.nn.Module, not a {type(network).__name__}")
     checks.check_weights(network)
     if not hasattr(network, "min_image_size"):
         network.min_image_size = 1
+    network.image_channels = channels
     network.prune_linear = by_linear_layers(network)
     return network.cpu()
 
@@ -93,7 +94,8 @@ def _outputs(network: nn.Module, image_size: int) -> int:
         raise UsageError(f"the network has an attribute {taken[0]!r}, a name under which KESI "
                          "keeps its own: rename it")
     trial = copy.deepcopy(network).train().to(memory_format=torch.channels_last)
-    images = torch.randn(2, 3, image_size, image_size).to(memory_format=torch.channels_last)
+    images = torch.randn(2, network.image_channels, image_size, image_size)
+    images = images.to(memory_format=torch.channels_last)
     before = images.clone()
     try:
         logits = trial(images)
@@ -105,7 +107,7 @@ def _outputs(network: nn.Module, image_size: int) -> int:
     except Exception as error:  # somebody else's code: anything
         hint = ("; write x.flatten(1) instead of x.view(...): images are in channels_last layout"
                 if ("view size is not compatible" in str(error)) else "")
-        hint = hint or "; images are RGB: for one channel begin with x.mean(1, keepdim=True)" * (
+        hint = hint or "; for images of one channel: kesi.register(..., channels=1)" * (
             "to have 1 channels, but got 3" in str(error))
         raise UsageError(f"the network does not take a batch of {image_size} px images: "
                          f"{first_line(error)}{hint}") from error

@@ -71,7 +71,14 @@ def verify(run: Path, dataset: Dataset | None = None, device: str = "cpu") -> "V
     for number in sorted(record.seeds):
         verifier.seed(number, record.stages())
     try:
-        verifier.report(results.load_runs([Path(run)])[0])
+        finished = results.load_runs([Path(run)])[0]
+        for folder, stage in record.handed_over.items():
+            number = layout.seed_of(Path(folder))
+            if verifier.check("run.json", KESI in finished.seeds.get(number, {}),
+                              f"it hands over {stage} of {folder}, which is not finished"):
+                verifier.equal("run.json", f"what is handed over of {folder}", stage,
+                               results.handed_over(finished, number))
+        verifier.report(finished)
     except KesiError as error:  # of damaged results there is no table
         verifier.check("report", bool(verifier.failures), str(error))
     return verifier
@@ -189,6 +196,9 @@ class Verifier:
             for what, wanted in {"training": info.recipe, "data": info.data, "seed": info.seed,
                                  "parent": parent, "pretrained": info.pretrained}.items():
                 self.equal(where, f"{what} in settings", info.settings.get(what), wanted)
+            if name.text != KESI and "objective" in recipe:
+                self.equal(where, "the objective", info.settings.get("objective"),
+                           recipe["objective"])
         if name.text == BASELINE:
             self.equal(where, "whether it was taken over", adopted is not None,
                        record.baseline is not None)

@@ -9,12 +9,17 @@ from kesi.checkpoints.records import Reference
 from kesi.data import Dataset
 from kesi.method.pruning.filters import pruned_widths
 from kesi.method.recipes import Recipe
+from kesi.method.sizes import channels_of
 from kesi.models import Network
 from kesi.system.errors import KesiError, UsageError
 
 
 def check_images(model: Network, dataset: Dataset) -> None:
-    """Raises UsageError where the images are too small for the network."""
+    """Raises UsageError where images are too small for the network, or have other channels."""
+    if len(dataset.mean) != channels_of(model):
+        raise UsageError(f"{model.arch} takes images of {channels_of(model)} channel(s), but "
+                         f"{dataset.name} has {len(dataset.mean)}: choose another --arch, or the "
+                         f"--channels of a folder of images")
     if dataset.image_size < model.min_image_size:
         raise UsageError(f"{model.arch} needs images of {model.min_image_size} px or more, but "
                          f"{dataset.name} has "

@@ -23,8 +23,9 @@ from kesi.method.snapshot import BASELINE, ENSEMBLE, KESI, Pruned, Snapshot, ens
 from kesi.method.training import Options
 from kesi.runs import steps
 from kesi.runs.folder import move_aside, refuse_changes
-from kesi.runs.layout import RUN
+from kesi.runs.layout import RUN, seed_of
 from kesi.runs.record import Faster, Fitted, RunRecord, read_run
+from kesi.runs.results import handed_over, load_run
 from kesi.runs.stage import Context, Watch, warn_of_another_device
 from kesi.system import distributed
 from kesi.system.files import remove_leftovers, write_json
@@ -40,7 +41,8 @@ class Settings:
     stands for the seed. With ``shared`` it is a folder in which step 1 is done, unless another run
     has done it there already: runs of both methods start from one baseline. ``pretrained``:
     ImageNet weights from which step 1 starts. ``watch`` is told of every epoch and of the end of
-    every training. ``latency``, ``budget``: see RunRecord.
+    every training. ``latency``, ``budget``: see RunRecord. ``choose``: note which network is handed
+    over (results.handed_over).
     """
 
     recipe: Recipe
@@ -55,6 +57,7 @@ class Settings:
     watch: Watch | None = None
     latency: Faster | None = None
     budget: Fitted | None = None
+    choose: bool = False
 
 
 def run(settings: Settings) -> Path:
@@ -75,6 +78,8 @@ def run(settings: Settings) -> Path:
         for seed in settings.seeds:
             context = Context(settings.dataset, seed, settings.options, watch=settings.watch)
             _one_seed(settings, _InFolder(settings, context, clock))
+        if settings.choose:
+            _choose(settings.folder)
     return settings.folder
 
 
@@ -114,12 +119,14 @@ class _InFolder:
         with self.clock.stage(self.context, BASELINE) as here:
             if settings.baseline is None:
                 return steps.train_baseline(here, settings.recipe.arch, settings.recipe.baseline,
-                                            folder, settings.pretrained)
+                                            folder, settings.pretrained,
+                                            settings.recipe.objective)
             source = Path(settings.baseline.replace("{seed}", str(here.seed)))
             if settings.shared:
                 with held_by_one(source.parent):  # the other run may be at it
                     steps.train_baseline(replace(here, fresh=False), settings.recipe.arch,
-                                         settings.recipe.baseline, source, settings.pretrained)
+                                         settings.recipe.baseline, source, settings.pretrained,
+                                         settings.recipe.objective)
             return steps.adopt_baseline(here, checkpoints.find(source), settings.recipe.arch,
                                         folder)
 
@@ -131,7 +138,19 @@ class _InFolder:
                 return steps.distill(here, training, objective, start, folder)
             with distributed.main_first():
                 pruned = steps.keep(start, folder)
-            return steps.retrain(here, training, pruned, folder, name)
+            return steps.retrain(here, training, pruned, folder, name, objective)
+
+
+def _choose(folder: Path) -> None:
+    """Note for every finished seed which network is handed over."""
+    found = load_run(folder)
+    chosen = {f"seed{seed}": handed_over(found, seed)
+              for seed, results in sorted(found.seeds.items()) if KESI in results}
+    write_json(folder / RUN, encode(replace(found.record, handed_over=chosen)))
+    for seed, stage in chosen.items():
+        accuracy = found.seeds[seed_of(Path(seed))][stage].val_accuracy
+        print(f"handed over by {accuracy:.2f} % of the held-out images: {folder / seed / stage}",
+              flush=True)
 
 
 def _open(settings: Settings) -> None:
@@ -160,7 +179,8 @@ def _open(settings: Settings) -> None:
     write_json(folder / RUN, encode(RunRecord(
         arch=recipe["arch"], dataset=settings.dataset.name, method=recipe["method"], recipe=recipe,
         seeds=sorted(seeds), recipe_hash=recipe_hash(recipe), data=data, baseline=settings.baseline,
-        pretrained=settings.pretrained, latency=latency, budget=budget,
+        pretrained=settings.pretrained, fitted_to=settings.recipe.fitted_to, latency=latency,
+        budget=budget,
         **provenance(settings.options.device))))
 
 

@@ -75,8 +75,9 @@ class RunRecord(Origin):
     ``data`` as Dataset.describe().
 
     ``baseline``: the path of a trained network instead of step 1, ``pretrained``: weights that step
-    1 starts from. ``latency``, ``budget``: what was measured before it began, where these were
-    asked for; what followed stands in the recipe.
+    1 starts from. ``fitted_to``: see Recipe. ``handed_over``: the stage that is, by seed folder.
+    ``latency``, ``budget``: what was measured before it began, where these were asked for; what
+    followed stands in the recipe.
     """
 
     arch: str
@@ -89,6 +90,8 @@ class RunRecord(Origin):
     data: Data = field(default_factory=dict)
     baseline: str | None = None
     pretrained: str | None = None
+    fitted_to: Count | None = None
+    handed_over: dict[str, Annotated[str, fields.file_name]] = field(default_factory=dict)
     latency: Faster | None = None
     budget: Fitted | None = None
 

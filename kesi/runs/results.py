@@ -10,7 +10,7 @@ from pathlib import Path
 from kesi.data import INFO
 from kesi.method import paper
 from kesi.method.recipes import METHODS
-from kesi.method.snapshot import ensemble_name
+from kesi.method.snapshot import KESI, chain, ensemble_name
 from kesi.runs.layout import RESULT, RUN, seed_of
 from kesi.runs.record import Ensemble, Result, RunRecord, read_result, read_run
 from kesi.system.errors import KesiError, UsageError
@@ -68,6 +68,17 @@ def load_run(folder: Path) -> Run:
         if (seed := seed_of(path.parent.parent)) is not None:
             run.seeds.setdefault(seed, {})[path.parent.name] = read_result(path)
     return run
+
+
+def handed_over(run: Run, seed: int) -> str:
+    """The stage of a finished seed whose network a user gets: of the distilled one and the last
+    snapshots, which are of its size, the best on held-out images; the test images have no say."""
+    last = [KESI, *(chain(name, run.record.rounds)[-1] for name in run.record.retrainings)]
+    held_out = {name: run.seeds[seed][name].val_accuracy for name in last
+                if name in run.seeds[seed]}
+    if None in held_out.values():  # nothing was held out
+        return KESI
+    return max(held_out, key=held_out.get)  # the distilled one where they are alike
 
 
 def load_runs(folders: Sequence[Path], data_name: str | None = None) -> list[Run]:

@@ -16,6 +16,7 @@ from kesi.checkpoints.pretrained import load_pretrained
 from kesi.checkpoints.records import Info, encode
 from kesi.method import algorithm, sizes
 from kesi.method.distillation import Distillation, SnapshotEnsemble, agreement
+from kesi.method.objectives import CrossEntropy, Objective
 from kesi.method.pruning.criteria import Evidence
 from kesi.method.recipes import Recipe, kind_of
 from kesi.method.schedules import DIVERGED, Training
@@ -36,7 +37,8 @@ from kesi.system.provenance import provenance, recipe_hash
 
 
 def train_baseline(context: Context, arch: str, training: Training, folder: Path,
-                   pretrained: str | None = None) -> Checkpoint:
+                   pretrained: str | None = None,
+                   objective: Objective = CrossEntropy()) -> Checkpoint:
     """Step 1: train a freshly drawn network, or one that starts from ``pretrained``."""
     def draw() -> Snapshot:
         start = algorithm.draw(arch, context.dataset.num_classes, context.seed)
@@ -44,7 +46,7 @@ def train_baseline(context: Context, arch: str, training: Training, folder: Path
             load_pretrained(start.network, pretrained)
         return start
 
-    return train(context, folder, BASELINE, training, draw, pretrained=pretrained)
+    return train(context, folder, BASELINE, training, draw, objective, pretrained)
 
 
 def adopt_baseline(context: Context, source: Path, arch: str, folder: Path) -> Checkpoint:
@@ -147,7 +149,7 @@ def _refuse_other_pruning(path: Path, before: Info, now: dict) -> None:
 
 
 def retrain(context: Context, training: Training, pruned: Checkpoint, folder: Path,
-            name: str | None = None) -> Checkpoint:
+            name: str | None = None, objective: Objective = CrossEntropy()) -> Checkpoint:
     """Step 3: retrain a pruned network; returns the snapshot, which is named after its retraining.
 
     Raises KesiError where so much was pruned that it answers every image alike, whatever it is
@@ -157,7 +159,7 @@ def retrain(context: Context, training: Training, pruned: Checkpoint, folder: Pa
         raise KesiError(f"{pruned.path} cannot learn: it answers every image alike, since no "
                         f"weight is left in {', '.join(empty)}; prune less")
     name = name or StageName(kind_of(training), pruned.round or 1).text
-    return train(context, folder, name, training, pruned)
+    return train(context, folder, name, training, pruned, objective)
 
 
 def distill(context: Context, training: Training, objective: Distillation, student: Checkpoint,

@@ -17,6 +17,7 @@ from kesi.checkpoints.fields import LARGEST
 from kesi.data import INFO, Dataset, Split, load
 from kesi.data.augment import Augmentation, PadCrop, RandomResizedCrop
 from kesi.data.datasets import family_of
+from kesi.method.sizes import channels_of
 from kesi.system.errors import KesiError, UsageError
 
 
@@ -85,11 +86,14 @@ def inputs_of(checkpoint: Checkpoint, dataset: str | None = None, image_size: in
 
     Scaling and classes stay those of the checkpoint. Where it does not say them they are the data
     set's, which is loaded from ``root`` (never downloaded) if only its images tell. Raises
-    UsageError for images that are too small for the network, or a data set of another number of
+    UsageError for images that are too small for the network or not RGB, or a data set of other
     classes, and KesiError where the data set has to be loaded and is not there.
     """
     said = checkpoint.info.data
     model = checkpoint.network
+    if (channels := channels_of(model)) != 3:
+        raise UsageError(f"{model.arch} takes images of {channels} channel(s), and only networks "
+                         f"for RGB images are exported, compared and looked at")
     large = models.ARCHITECTURES[model.arch].image_size > 64  # the networks for photographs
     if said:
         found = _as_said(checkpoint, said)

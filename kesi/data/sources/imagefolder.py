@@ -59,9 +59,12 @@ def class_names(folder: Path) -> tuple[str, ...]:
 
 
 def count(folder: Path) -> int:
-    """How many images the classes of a split have, by their names; none is opened."""
-    return sum(is_image(path.name) and not path.name.startswith(".")
-               for name in class_names(folder) for path in (folder / name).iterdir())
+    """How many images the classes of a split have, without opening one; 0 if it is not there."""
+    return sum(_is_one(path) for name in class_names(folder) for path in (folder / name).iterdir())
+
+
+def _is_one(path: Path) -> bool:
+    return not path.name.startswith(".") and is_image(path.name) and path.is_file()
 
 
 def _classes(folder: Path) -> tuple[str, ...]:
@@ -82,7 +85,7 @@ def _split(root: Path, name: str, classes: tuple[str, ...],
         for path in sorted(folder.iterdir()):
             if path.name.startswith("."):
                 continue
-            if is_image(path.name) and path.is_file():
+            if _is_one(path):
                 images.append(path.name)
             else:
                 others.append(path)

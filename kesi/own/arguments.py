@@ -1,0 +1,180 @@
+"""What compress() was given: whether it fits, and what a recipe makes of it, before any training.
+"""
+
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import is_dataclass, replace
+from types import FunctionType
+
+import torch
+
+from kesi import models
+from kesi.checkpoints import fields
+from kesi.data import Dataset
+from kesi.method import recipes
+from kesi.method.objectives import Loss, Objective, loss_of
+from kesi.method.pruning.filters import pruned_widths
+from kesi.method.pruning.weights import conv_weights
+from kesi.method.recipes import Recipe
+from kesi.own.graphs import Graph
+from kesi.own.registry import RATE, SPARSITIES
+from kesi.system.errors import UsageError, first_line
+
+
+def check_arguments(model, method, rounds, epochs, batch_size, lr, seeds) -> None:
+    """Raises UsageError for arguments of the wrong kind;
+    what values are right is left to those who use them."""
+    if not callable(model):
+        raise UsageError(
+            f"the model is a {type(model).__name__}: give a network, or a function that builds one")
+    if method not in recipes.METHODS:
+        raise UsageError(f"unknown method {method!r}; choose one of: {', '.join(recipes.METHODS)}")
+    if not _whole_numbers(seeds) or not len(seeds) or min(seeds) < 0:
+        raise UsageError(
+            f"seeds are whole numbers of at least 0, such as (0, 1, 2), not {seeds!r:.60}")
+    if epochs is not None and not (_whole_numbers(epochs) and len(epochs) == 3
+                                   and min(epochs) >= 1):
+        raise UsageError("epochs are three numbers of at least 1, of baseline, retraining and "
+                         f"distillation, not {epochs!r:.60}")
+    for name, value in (("rounds", rounds), ("batch_size", batch_size)):
+        if value is not None and not (_whole_numbers([value]) and value > 0):
+            raise UsageError(f"{name} must be at least 1, not {value!r:.60}")
+    if lr is not None and not fields.number(lr):
+        raise UsageError(f"lr is a number, not {lr!r:.60}")
+
+
+def _whole_numbers(values) -> bool:
+    """Whether something is a sequence of whole numbers, NumPy's included."""
+    try:
+        return len(list(map(operator.index, values))) == len(values)
+    except TypeError:
+        return False
+
+
+def normalised(dataset: Dataset, mean, std) -> Dataset:
+    """The data set with another mean and standard deviation, where they are given."""
+    for name, value in (("mean", mean), ("std", std)):
+        if value is None:
+            continue
+        try:
+            numbers = tuple(map(float, torch.as_tensor(value, dtype=torch.float64)
+                                                      .expand(len(dataset.mean))))
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise UsageError(f"{name} is one number, or one for each of {len(dataset.mean)} "
+                             f"channels, not {value!r:.60}") from error
+        if not all(fields.number(one) for one in numbers) or name == "std" and min(numbers) <= 0:
+            raise UsageError(f"{name} is of images scaled to "
+                             f"0..1{', and above 0' * (name == 'std')}, not {value!r:.60}")
+        dataset = replace(dataset, **{name: numbers})
+    return dataset
+
+
+def taught(recipe: Recipe, dataset: Dataset, criterion: str | None, loss: str | Loss | None,
+           objective: Objective | None) -> Recipe:
+    """The recipe with another criterion, loss or objective, tried on a few numbers.
+    Raises UsageError for what will not do."""
+    recipe = recipe.changed(criterion=criterion)
+    generator = torch.Generator().manual_seed(0)
+    logits, *teachers = torch.randn(3, 4, dataset.num_classes, generator=generator)
+    images = torch.randn(4, *dataset.shape, generator=generator)
+    labels = torch.arange(4) % dataset.num_classes
+    if isinstance(loss, str):
+        recipe = replace(recipe, loss=loss_of(loss))
+    elif loss is not None:
+        _tried("loss", loss, logits, torch.stack(teachers), labels)
+        recipe = replace(recipe, loss=loss)
+    if objective is not None:
+        _tried("objective", objective, logits, images, labels)
+        recipe = replace(recipe, objective=objective)
+    return recipe
+
+
+def _tried(what: str, function: Callable, logits: torch.Tensor, *others: torch.Tensor) -> None:
+    """Raise UsageError for what is no loss, or decides an outcome without standing in records."""
+    named = isinstance(function, FunctionType) and not function.__closure__ and (
+        function.__name__ != "<lambda>")
+    made = not isinstance(function, type) and (is_dataclass(function)
+                                               or hasattr(function, "describe"))
+    if not named and not made:
+        raise UsageError(f"{what} is a named function without values from around it, or a frozen "
+                         f"dataclass with __call__, so that records tell it from others, not "
+                         f"{function!r:.60}")
+    logits = logits.clone().requires_grad_()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            value = function(logits, *others)
+            value.backward()
+        fine = value.dim() == 0 and bool(value.isfinite()) and bool(logits.grad.isfinite().all())
+    except Exception as error:  # somebody else's code: anything
+        raise UsageError(f"the {what} does not work on a batch of four: "
+                         f"{first_line(error)}") from error
+    if not fine:
+        raise UsageError(f"the {what} has to give one finite number, the mean over the batch, with "
+                         f"finite gradients")
+
+
+def without(graph: Graph, method: str, amounts: tuple, ignore: Sequence[str]) -> tuple:
+    """The rates of every round, with 0 for the widths that layers in ``ignore`` have a part in."""
+    if method != "filter":
+        raise UsageError('ignore is for method="filter"')
+    ignore = (ignore,) if isinstance(ignore, str) else tuple(ignore)
+
+    def inside(conv: str, name: str) -> bool:
+        return conv == name or conv.startswith(f"{name}.")
+
+    known = [conv for convs in (*graph.convs, graph.left_alone) for conv in convs]
+    for name in ignore:
+        if not any(inside(conv, name) for conv in known):
+            raise UsageError(f"ignore: no convolution is or is in {name!r}; there are "
+                             f"{', '.join(dict.fromkeys(known))}")
+    stays = [any(inside(conv, name) for conv in convs for name in ignore) for convs in graph.convs]
+    return tuple(tuple(0.0 if stay else rate for rate, stay in zip(rates, stays, strict=True))
+                 for rates in amounts)
+
+
+def amounts(graph: Graph, method: str, rounds: int | None, rates: float | dict[str, float] | None,
+             sparsities: Sequence[float] | None) -> tuple:
+    """What every round prunes. Raises UsageError for what does not fit the method or each other."""
+    if method == "filter":
+        if sparsities is not None:
+            raise UsageError('sparsities are for method="weight"; filter pruning takes rates')
+        return (graph.rates(RATE if rates is None else rates),) * (rounds or recipes.ROUNDS)
+    if rates is not None:
+        raise UsageError('rates are for method="filter"; weight pruning takes sparsities')
+    shares = tuple(sparsities or SPARSITIES)
+    if rounds is not None and (rounds > len(shares) or sparsities is not None):
+        raise UsageError(f"there are {len(shares)} sparsities, one a round: give as many as there "
+                         "are to be rounds")
+    return shares[:rounds]
+
+
+def check_recipe(graph: Graph, name: str, classes: int, method: str, recipe: Recipe) -> None:
+    """That the recipe is for this network, before anything is trained.
+    Raises UsageError where it is not."""
+    if (recipe.arch, recipe.method) != (name, method):
+        raise UsageError(f"the recipe is for {recipe.arch} and {recipe.method} pruning, not for "
+                         f"{name} and {method}")
+    if method == "weight":
+        with torch.device("meta"):
+            if not conv_weights(models.create(name, classes)):
+                raise UsageError(f"{name} has no convolution, and no linear layer before the last "
+                                 f"one: there are no weights to prune")
+        shares = list(recipe.rounds)
+        if not shares or shares != sorted(shares) or not all(0 <= share < 1 for share in shares):
+            raise UsageError(
+                f"sparsities are shares from 0 to below 1 that never fall, not {shares}")
+        return
+    if graph.problem:
+        raise UsageError(graph.problem)
+    if not graph.cfg:
+        raise UsageError(
+            f"{name} has no convolution that can lose single filters, and no linear layer "
+            "before the last one that can lose outputs; prune its weights instead")
+    try:
+        for rates in recipe.rounds:
+            pruned_widths(graph.cfg, rates)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    if graph.left_alone:
+        print(f"{name}: {len(graph.left_alone)} layers keep all channels, since these are split, "
+              f"grouped, shuffled, scaled or normalised together: {', '.join(graph.left_alone)}")

@@ -1,0 +1,217 @@
+"""What compress() takes besides a network and images, on a network of two convolutions."""
+
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import kesi
+import models
+from datagen import write_imagefolder
+from doors import fails, script, works
+from kesi.data import load
+from kesi.data.arrays import from_arrays
+from kesi.method.training import Epoch, Options
+from kesi.own.compress import Compressed
+from kesi.report.verify import verify
+from kesi.runs.record import read_epochs, read_run
+from kesi.system.errors import UsageError
+
+pytest.importorskip("torch_pruning")
+
+CPU = Options(device="cpu", eval_every=0)
+
+
+@pytest.fixture(autouse=True)
+def registry():
+    """Networks registered by a test are gone after it."""
+    before = dict(models.ARCHITECTURES)
+    yield
+    models.ARCHITECTURES.clear()
+    models.ARCHITECTURES.update(before)
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 16, 3, 2, bias=False), nn.BatchNorm2d(16), nn.ReLU(),
+                         nn.Conv2d(16, 16, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
+
+
+def shown(wrong: bool = False):
+    """Digits to test; or such that are all called 0, whatever they are."""
+    test = load("digits").test
+    return test.take(0, 60), torch.zeros_like(test.labels[:60]) if wrong else test.labels[:60]
+
+
+def squeeze(folder, test=None, **arguments) -> Compressed:
+    train = load("digits").train
+    settings = {"rounds": 1, "epochs": (3, 2, 2), "batch_size": 32, "lr": 0.05} | arguments
+    return kesi.compress(network(), (train.images, train.labels), test or shown(),
+                         name="own", folder=folder, flip=False, options=CPU, **settings)
+
+
+def always_zero(logits, teachers, labels):
+    """A last step that makes everything worse: the answer is 0."""
+    return F.cross_entropy(logits, torch.zeros_like(labels))
+
+
+def shifted(logits, images, labels):
+    """Another class than the label, so that one sees who was asked."""
+    return F.cross_entropy(logits, (labels + 1) % logits.shape[1])
+
+
+@pytest.fixture(scope="module")
+def worse(tmp_path_factory):
+    """A run whose last step learns to say 0, which is right on all test images."""
+    folder = tmp_path_factory.mktemp("worse") / "run"
+    rows = []
+    result = squeeze(folder, shown(wrong=True), epochs=(15, 8, 8), loss=always_zero,
+                     val_fraction=0.2, on_epoch=rows.append)
+    return result, rows
+
+
+def test_the_last_step_cannot_make_it_worse_and_test_images_have_no_say(worse):
+    result, _ = worse
+    assert result.accuracies["kesi"] > 50 > result.accuracies["onecycle-1"]
+    assert result.stage == "onecycle-1" and result.checkpoint.parent.name == "onecycle-1"
+    said = read_run(result.folder / "run.json")
+    assert said.handed_over == {"seed0": "onecycle-1"}
+    assert said.recipe["loss"]["name"] == "always_zero" and said.recipe["loss"]["code"]
+    train = load("digits").train
+    dataset = from_arrays((train.images, train.labels), shown(wrong=True), 10, flip=False,
+                          val_fraction=0.2)
+    assert verify(result.folder, dataset).failures == []
+
+
+def test_every_epoch_is_told_as_it_was_recorded(worse):
+    result, rows = worse
+    assert all(isinstance(row, Epoch) for row in rows)
+    stages = [result.folder / "seed0" / name / "metrics.jsonl"
+              for name in ("baseline", "onecycle-1", "kesi")]
+    assert rows == [row for path in stages for row in read_epochs(path)]
+
+
+def test_another_choice_than_the_held_out_images_is_noticed(worse, tmp_path):
+    path = worse[0].folder / "run.json"
+    before = path.read_text()
+    said = json.loads(before)
+    said["handed_over"] = {"seed0": "kesi"}
+    path.write_text(json.dumps(said))
+    try:
+        assert any("handed over" in one for one in verify(worse[0].folder).failures)
+    finally:
+        path.write_text(before)
+
+
+def test_an_objective_is_learned_recorded_and_belongs_to_the_run(tmp_path):
+    result = squeeze(tmp_path / "run", epochs=(15, 8, 8), objective=shifted, criterion="l2",
+                     loss="dist")
+    assert max(result.accuracies.values()) < 10 and result.stage == "kesi"
+    recipe = read_run(result.folder / "run.json").recipe
+    assert recipe["objective"]["name"] == "shifted" and recipe["criterion"]["name"] == "l2"
+    assert recipe["loss"]["name"] == "Dist"
+    assert verify(result.folder).failures == []
+    with pytest.raises(UsageError, match="objective"):
+        squeeze(tmp_path / "run", epochs=(15, 8, 8), criterion="l2", loss="dist")
+    with pytest.raises(UsageError, match="criterion"):
+        squeeze(tmp_path / "run", epochs=(15, 8, 8), objective=shifted, loss="dist")
+
+
+def captured(weight):
+    def loss(logits, images, labels):
+        return weight * F.cross_entropy(logits, labels)
+    return loss
+
+
+@pytest.mark.parametrize(("arguments", "says"), [
+    ({"loss": "none"}, "unknown loss 'none'; choose one of: kl"),
+    ({"loss": lambda *three: 0}, "a named function"),
+    ({"loss": nn.CrossEntropyLoss()}, "a named function"),
+    ({"objective": captured(2)}, "without values from around it"),
+    ({"objective": F.cross_entropy}, "objective does not work"),
+    ({"criterion": "taste"}, "unknown criterion 'taste'"), ({"on_epoch": 3}, "on_epoch"),
+    ({"val_fraction": 1.0}, "val_fraction 1.0")])
+def test_what_will_not_do_is_said_before_any_training(arguments, says, tmp_path):
+    with pytest.raises(UsageError, match=says) as refused:
+        squeeze(tmp_path / "run", **arguments)
+    assert "\n" not in str(refused.value) and not (tmp_path / "run" / "seed0").exists()
+
+
+def test_an_exception_in_on_epoch_ends_a_run_that_the_same_call_continues(tmp_path):
+    def stop(row):
+        if row.epoch == 2:
+            raise RuntimeError("enough")
+
+    with pytest.raises(RuntimeError, match="enough"):
+        squeeze(tmp_path / "run", on_epoch=stop)
+    rows = []
+    squeeze(tmp_path / "run", on_epoch=rows.append)
+    whole = squeeze(tmp_path / "whole")
+    assert [row.epoch for row in rows] == [3, 1, 2, 1, 2]
+    assert torch.equal(kesi.load_model(tmp_path / "run/seed0/kesi")[3].weight,
+                       whole.network[3].weight)
+
+
+class Stopped(Exception):
+    pass
+
+
+def test_epochs_fit_the_number_of_images_where_nobody_says_them(tmp_path, capsys):
+    def stop(row):
+        raise Stopped
+
+    def recorded(folder, **arguments):
+        with pytest.raises(Stopped):
+            squeeze(folder, on_epoch=stop, **arguments)
+        said = read_run(folder / "run.json")
+        return [one["epochs"] for one in said.recipe["trainings"].values()], said.fitted_to
+
+    assert recorded(tmp_path / "fitted", epochs=None) == ([3000, 400, 400], 300)
+    assert "epochs: 3,000 + 1 x 400 + 400, made to fit 300" in capsys.readouterr().out
+    assert recorded(tmp_path / "said") == ([3, 2, 2], None)
+
+
+GREY = """
+import kesi
+from torch import nn
+
+kesi.register("grey", lambda: nn.Sequential(
+    nn.Conv2d(1, 16, 3, 2, bias=False), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3, 2),
+    nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)), image_size=16, channels=1)
+"""
+
+
+@pytest.mark.slow
+def test_grey_photographs_for_a_network_of_one_channel(tmp_path):
+    photos = write_imagefolder(tmp_path / "photos")
+    (tmp_path / "grey.py").write_text(GREY)
+    known = ("kesi", "--with", tmp_path / "grey.py")
+    images = ("--dataset", "imagefolder", "--data", photos, "--image-size", 16, "--epochs", 1, 1,
+              1, "--rounds", 1, "--device", "cpu")
+    works(*known, "run", "--arch", "grey", *images, "--channels", 1, "--save", tmp_path / "run")
+    said = read_run(tmp_path / "run" / "run.json").data
+    assert len(said["mean"]) == len(said["std"]) == 1
+    works(*known, "verify", tmp_path / "run", "--data", photos)
+    fails(*known, "export", tmp_path / "run" / "seed0" / "kesi", "--out", tmp_path / "out", code=2,
+          says="only networks for RGB images are exported")
+    for arch, channels, takes in (("grey", 3, 1), ("resnet20", 1, 3)):
+        done = script(*known, "run", "--arch", arch, *images, "--channels", channels, "--save",
+                      tmp_path / arch)
+        assert done.code == 2 and "Traceback" not in done.err
+        assert f"error: {arch} takes images of {takes} channel(s), but imagefolder has " in done.err
+
+
+def test_arrays_of_one_channel_and_of_no_square(tmp_path):
+    digits = load("digits")
+    train, test = ((part.images[..., :1], part.labels) for part in (digits.train, digits.test))
+    one = nn.Sequential(nn.Conv2d(1, 8, 3, 2), nn.ReLU(), nn.Conv2d(8, 8, 3, 2), nn.ReLU(),
+                        nn.Flatten(), nn.Linear(72, 10))
+    result = kesi.compress(one, train, test, rounds=1, epochs=(1, 1, 1), batch_size=100, mean=0.5,
+                           std=[0.25], folder=tmp_path / "run", options=CPU)
+    assert result.network(torch.zeros(2, 1, 16, 16)).shape == (2, 10)
+    assert read_run(tmp_path / "run" / "run.json").data["mean"] == [0.5]
+    with pytest.raises(UsageError, match="not square"):
+        kesi.compress(one, (train[0][:, :12], train[1]), (test[0][:, :12], test[1]),
+                      folder=tmp_path / "other", options=CPU)
