@@ -8,9 +8,9 @@ from torch.nn.utils import parametrizations, prune
 import kesi
 import models
 from kesi.data import load
+from kesi.data.arrays import from_arrays
 from kesi.method.recipes import recipe
 from kesi.method.training import Options, fit
-from kesi.own import compress as own
 from kesi.system.errors import UsageError
 
 pytest.importorskip("torch_pruning")
@@ -196,7 +196,7 @@ def trained() -> nn.Module:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(),
                             nn.Flatten(), nn.Linear(288, 10))
-    dataset = own._normalised(own._dataset(*digits(300), False), 0, 1)
+    dataset = from_arrays(*digits(300), flip=False, mean=(0, 0, 0), std=(1, 1, 1))
     stage = recipe("resnet20", "digits", "filter").baseline.scaled(0.3)
     fit(network, dataset, stage, seed=0, options=CPU)
     return network
