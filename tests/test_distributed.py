@@ -10,6 +10,8 @@ import torch
 from doors import ROOT, works
 from kesi.system import distributed
 
+pytestmark = pytest.mark.slow
+
 WORKER = ROOT / "tests" / "ddp_worker.py"
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
 

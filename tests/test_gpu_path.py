@@ -122,6 +122,7 @@ def test_an_error_after_the_first_step_is_no_failed_compilation(monkeypatch):
         step(*batch())
 
 
+@pytest.mark.slow
 def test_dropout_draws_the_same_numbers_compiled_and_not(capsys):
     torch.manual_seed(0)
     model, losses = Dropping(), []

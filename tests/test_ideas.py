@@ -3,6 +3,7 @@ and into the report."""
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 
@@ -96,13 +97,21 @@ def stages(folder):
         return {row["stage"]: row for row in csv.DictReader(file)}
 
 
-def test_criterion_loss_schedule_retraining_and_column(additions, tmp_path):
-    folder = tmp_path / "run"
-    kesi(additions, "run", "--arch", "resnet20", "--dataset", "digits", "--criterion", "last",
-         "--loss",
+WORDS = ("run", "--arch", "resnet20", "--dataset", "digits", "--criterion", "last", "--loss",
          "squared", "--compare", "linear", "--epochs", 1, 1, 1, "--rounds", 1, "--device", "cpu",
-         "--save", folder)
-    rows = stages(folder)
+         "--save")
+
+
+@pytest.fixture(scope="module")
+def run(additions, tmp_path_factory):
+    """A run with all of them, to be read only."""
+    folder = tmp_path_factory.mktemp("ideas") / "run"
+    kesi(additions, *WORDS, folder)
+    return folder
+
+
+def test_criterion_loss_schedule_retraining_and_column(run):
+    folder, rows = run, stages(run)
     assert (list(rows)
             == ["baseline", "onecycle-1", "ensemble", "linear-1", "ensemble-linear", "kesi"])
     recipe = json.loads((folder / "run.json").read_text())["recipe"]
@@ -137,11 +146,10 @@ def test_network_and_data_set(additions, tmp_path):
     assert "all" in kesi(additions, "verify", folder)
 
 
-def test_what_was_begun_with_one_criterion_does_not_continue_with_another(additions, tmp_path):
+def test_what_was_begun_with_one_criterion_does_not_continue_with_another(run, tmp_path):
     """Also where the other one has its name: what it does counts."""
-    words = ("run", "--arch", "resnet20", "--dataset", "digits", "--criterion", "last", "--epochs",
-             1, 1, 1, "--rounds", 1, "--device", "cpu", "--no-report", "--save", tmp_path / "run")
-    kesi(additions, *words)
+    shutil.copytree(run, tmp_path / "run")
+    words = (*WORDS, tmp_path / "run")
     other = tmp_path / "my_ideas.py"
     other.write_text(ADDITIONS.replace("-torch.arange", "torch.arange"))
     done = subprocess.run([sys.executable, "-m", "kesi", "--with", str(other), *map(str, words)],

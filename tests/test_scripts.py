@@ -268,7 +268,7 @@ def test_only_what_continues_says_so_when_it_is_interrupted(resumes, capsys):
 def test_an_interrupted_stage_continues_and_equals_a_whole_one(runs, tmp_path):
     arguments = ("--arch", "resnet20", "--dataset", "digits", "--epochs", 3, "--lr", 0.05, "--save",
                  tmp_path / "b")
-    command = [sys.executable, str(ROOT / "cifar/train.py"), *map(str, arguments), "--epochs", "60"]
+    command = [sys.executable, str(ROOT / "cifar/train.py"), *map(str, arguments), "--epochs", "20"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     killed = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL,
                               stderr=subprocess.PIPE, text=True)
@@ -276,14 +276,14 @@ def test_an_interrupted_stage_continues_and_equals_a_whole_one(runs, tmp_path):
         pass
     killed.terminate()
     assert killed.wait(60) == 130 and "the same command continues" in killed.stderr.read()
-    out = works("cifar/train.py", *arguments, "--epochs", 60, "--eval-every", 0)
+    out = works("cifar/train.py", *arguments, "--epochs", 20, "--eval-every", 0)
     assert "baseline continues after epoch" in out
     epochs = [json.loads(line)
               for line in (tmp_path / "b" / "metrics.jsonl").read_text().splitlines()]
     seconds = json.loads((tmp_path / "b" / "result.json").read_text())["seconds"]
     # before and after
     assert seconds == pytest.approx(sum(epoch["seconds"] for epoch in epochs), abs=0.01)
-    works("cifar/train.py", *arguments, "--epochs", 60, "--eval-every", 0, "--save",
+    works("cifar/train.py", *arguments, "--epochs", 20, "--eval-every", 0, "--save",
           tmp_path / "whole")
     assert same_weights(tmp_path / "b", tmp_path / "whole")
     # and from a state that was copied elsewhere

@@ -81,6 +81,8 @@ def load_additions(words: Sequence[str]) -> None:
             raise UsageError(f"--with {name}: there is no module {error.name}") from error
         except KesiError:
             raise
+        except SystemExit as error:  # nothing of the command would be done, and no word said
+            raise UsageError(f"--with {name}: it ends the program") from error
         except Exception as error:  # somebody else's code: anything
             raise UsageError(
                 f"--with {name}: {type(error).__name__}: {first_line(error)}") from error

@@ -10,6 +10,7 @@ from kesi import checkpoints
 from kesi.checkpoints.checkpoint import Checkpoint
 from kesi.cli import entry
 from kesi.cli.flags import add_inputs, chosen_device
+from kesi.system import seeds
 from kesi.system.errors import KesiError, UsageError
 from kesi.system.files import csv_text, make_folder, write_atomic, write_text
 from kesi.tools.compare import compare as compare_networks
@@ -170,7 +171,7 @@ def landscape(argv: Sequence[str] | None = None) -> None:
                         help="how far, in norms of the filters (default: %(default)s)")
     parser.add_argument("--grid", type=int, default=9, metavar="N",
                         help="N x N points (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0,
+    parser.add_argument("--seed", type=seeds.seed, default=0,
                         help="of the directions (default: %(default)s)")
     parser.add_argument("--images", type=int, metavar="N",
                         help="test images to look at (default: all)")

@@ -110,6 +110,8 @@ def run_pipeline(doc: str, family: str, argv: Sequence[str] | None = None, prog:
     if sum(map(bool, (args.model, args.baseline_folder, args.pretrained and args.model))) > 1:
         raise UsageError("--model is a trained baseline, --baseline-folder where to train one, "
                          "--pretrained what to train one from: give --model alone")
+    if len(set(args.seeds)) < len(args.seeds):
+        raise UsageError(f"--seeds names one of {' '.join(map(str, args.seeds))} twice")
     args.compare = True if args.compare == [] else args.compare
     methods = list(recipes.METHODS) if args.method == flags.BOTH else [args.method]
     options = flags.options_for(args)

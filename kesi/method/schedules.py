@@ -54,6 +54,9 @@ class Training:
                              f"below {DIVERGED:g}")
         if not self.lr > 0:
             raise UsageError(f"the learning rate must be above 0, not {self.lr}")
+        if any(one < 0 for one in self.milestones):
+            raise UsageError(f"the learning rate falls after epochs of at least 0, not "
+                             f"{min(self.milestones)}")
         if self.weight_decay < 0 or not 0 <= self.momentum < 1:
             raise UsageError(f"weight decay must not be negative (is {self.weight_decay}) and "
                              f"momentum must lie in [0, 1) (is {self.momentum})")

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from kesi.method.pruning.criteria import Criterion, Evidence, l1
+from kesi.method.pruning.criteria import Criterion, Evidence, l1, scores_of
 from kesi.method.sizes import channels_of
 from kesi.system.errors import UsageError, first_line
 
@@ -89,7 +89,7 @@ class Graph:
         """
         names = {name for convs in self.convs for name in convs}
         makers = [axis for axis in self.axes if axis.output and axis.module in names]
-        found = criterion(model, [axis.module for axis in makers], evidence)
+        found = scores_of(criterion, model, [axis.module for axis in makers], evidence)
         scores = [torch.zeros(width) for width in model.cfg]
         for maker in makers:
             axis, filters = maker.of(model.cfg), found[maker.module].cpu()  # (filters,)

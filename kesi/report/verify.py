@@ -5,6 +5,7 @@ the processor and with the torch version of the run they have to be equal; elsew
 by 0.1 % of the images, but two images at least.
 """
 
+import contextlib
 import csv
 import dataclasses
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ from kesi.method.snapshot import BASELINE, ENSEMBLE, KESI, StageName, chain, ens
 from kesi.method.training import Epoch, evaluate
 from kesi.report.report import texts
 from kesi.runs import layout, results
-from kesi.runs.layout import CHECKPOINT, METRICS, PRUNED, RESULT
+from kesi.runs.layout import ASIDE, CHECKPOINT, METRICS, PRUNED, RESULT
 from kesi.runs.record import Ensemble, Result, RunRecord, read_epochs, read_result
 from kesi.runs.stage import finished_info, result_of
 from kesi.system.errors import KesiError, UsageError, first_line
@@ -128,6 +129,11 @@ class Verifier:
             if ours and path.name not in self.record.stages():  # anything else is nobody's claim
                 self.check(f"seed{number}/{path.name}", False,
                            "run.json does not speak of this stage")
+            elif path.name not in self.record.stages() and not ASIDE.search(path.name):
+                with contextlib.suppress(KesiError):  # without a result it is in no report
+                    said = read_result(path / RESULT).stage
+                    self.check(f"seed{number}/{path.name}", said == path.name,
+                               f"its result is that of {said}: it was renamed, or is a copy")
         for stage in stages:
             where, folder = f"seed{number}/{stage}", self.run / f"seed{number}" / stage
             try:

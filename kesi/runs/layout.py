@@ -1,5 +1,6 @@
 """The names of files and folders in a run."""
 
+import re
 from pathlib import Path
 
 CHECKPOINT, PRUNED = "checkpoint.pth.tar", "pruned.pth.tar"
@@ -8,6 +9,10 @@ CHECKPOINT, PRUNED = "checkpoint.pth.tar", "pruned.pth.tar"
 OTHER = "other.pth.tar"
 
 METRICS, RESULT, RUN = "metrics.jsonl", "result.json", "run.json"
+
+
+# what move_aside() calls a folder that is in the way of a fresh start
+ASIDE = re.compile(r"\.old-\d+$")
 
 
 def seed_of(folder: Path) -> int | None:

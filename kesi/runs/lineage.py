@@ -29,7 +29,8 @@ def check_images(model: Network, dataset: Dataset) -> None:
 def reference(checkpoint: Checkpoint, folder: Path) -> Reference:
     """How a file names its parent: relative to its own folder,
     so that a run can be moved as a whole."""
-    relative = os.path.relpath(Path(checkpoint.path).resolve(), Path(folder).resolve())
+    here = Path(checkpoint.path)  # a link is named as itself: it stands where the run expects it
+    relative = os.path.relpath(here.parent.resolve() / here.name, Path(folder).resolve())
     return Reference(relative, checkpoint.name, checkpoint.digest)
 
 

@@ -24,5 +24,6 @@ def first_line(error: BaseException) -> str:
 
 
 def controls(text: str) -> bool:
-    """Whether a text holds control characters or line separators, which no path or name needs."""
-    return re.search("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029]", text) is not None
+    """Whether a text holds control characters, line separators or bytes that are no UTF-8,
+    which no path or name needs."""
+    return re.search("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029\\ud800-\\udfff]", text) is not None

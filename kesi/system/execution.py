@@ -252,7 +252,7 @@ def device_for(name: str) -> str:
         chosen = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         chosen = distributed.own_device(chosen)
-        torch.empty(1, device=chosen)
+        torch.zeros(1, device=chosen).item()  # "meta" can be named, but holds no numbers
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"--device {name}: {first_line(error)}") from error
     return chosen

@@ -36,7 +36,7 @@ def _explained(path: Path) -> Iterator[None]:
 def refuse_lost(path: Path) -> None:
     """Raises KesiError where a folder around ``path`` that this process holds is not the one it
     took any more."""
-    here = Path(path).resolve()
+    here = Path(os.path.realpath(path))  # resolve() fails where links lead in a circle
     for folder, signed in list(held_folders.items()):  # threads take some, too
         if signed is None or not here.is_relative_to(folder):
             continue
@@ -78,6 +78,8 @@ def write_whole(path: Path, write: Callable[[BinaryIO], None], durable: bool = T
     """
     path = Path(path)
     refuse_lost(path)
+    if path.exists() and not path.is_file():  # a device would be replaced by a file
+        raise KesiError(f"cannot write {path}: it is there already, and no file")
     make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     with _explained(path):
@@ -143,6 +145,8 @@ def _json(path: Path, value: Any, **style) -> str:
 def read_text(path: Path) -> str:
     """The UTF-8 text of a file. Raises KesiError where there is none or it cannot be read."""
     try:
+        if Path(path).is_fifo():  # to be read, it would be waited for
+            raise KesiError(f"cannot read {path}: it is a pipe, and no file")
         return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"

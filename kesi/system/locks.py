@@ -87,7 +87,7 @@ def in_use(folder: Path) -> str | None:
 
 def _run_around(folder: Path) -> Path | None:
     """The run folder that a stage's folder lies in, unless this process holds it as a whole."""
-    for around in folder.resolve().parents[:2]:
+    for around in Path(os.path.realpath(folder)).parents[:2]:
         if around in held_folders:
             return None
         if (around / "run.json").is_file():
@@ -99,7 +99,7 @@ def _run_around(folder: Path) -> Path | None:
 def _lock(folder: Path, shared: bool = False, wait: bool = False) -> Iterator[bool]:
     """Holds the folder's lock; gives whether there are locks here at all."""
     descriptor, signed = _acquire(folder, shared, wait)
-    here = folder.resolve()
+    here = Path(os.path.realpath(folder))
     try:
         if not shared:
             held_folders[here] = signed

@@ -29,6 +29,8 @@ BN_IMAGES = 2048  # training images that running statistics are estimated from
 
 BN_BATCH = 256
 
+MOST = 1000  # points of a line or of a side of a plane, and its radius
+
 
 @dataclass(frozen=True)
 class LinePoint:
@@ -57,10 +59,10 @@ def line(a: nn.Module, b: nn.Module, dataset: Dataset, split: Split, points: int
 
     The networks stay as they are. ``recompute_bn``: estimate batch norm's statistics at every
     point, the ends too, from training images of ``dataset``. Raises UsageError for networks of
-    different shapes, or fewer than two points.
+    different shapes, fewer than two points, or more than MOST.
     """
-    if points < 2:
-        raise UsageError(f"a line has at least 2 points, not {points}")
+    if not 2 <= points <= MOST:
+        raise UsageError(f"a line has at least 2 points and at most {MOST}, not {points}")
     first, last = ({name: value.detach().cpu() for name, value in model.state_dict().items()}
                    for model in (a, b))
     same_shape(first, last)
@@ -80,11 +82,12 @@ def plane(model: nn.Module, dataset: Dataset, split: Split, radius: float = 1.0,
     row by row from (-r, -r).
 
     1 is a step as long as the network's own filters. ``seed`` draws the directions, see
-    directions(). Raises UsageError for a radius that is not above 0, or a grid below 2.
+    directions(). Raises UsageError for a radius that is not above 0, a grid below 2, or either
+    above MOST.
     """
-    if not radius > 0 or grid < 2:
-        raise UsageError(
-            f"a plane has a radius above 0 and a grid of at least 2, not {radius} and {grid}")
+    if not 0 < radius <= MOST or not 2 <= grid <= MOST:
+        raise UsageError(f"a plane has a radius above 0 and a grid of at least 2, both at most "
+                         f"{MOST}, not {radius} and {grid}")
     centre = {name: value.detach().cpu() for name, value in model.state_dict().items()}
     across, up = directions(model, seed)
     model, found = copy.deepcopy(model), []

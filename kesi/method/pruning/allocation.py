@@ -13,7 +13,7 @@ from functools import cache
 import torch
 
 from kesi import models
-from kesi.method.pruning.criteria import Criterion, Evidence, l1
+from kesi.method.pruning.criteria import Criterion, Evidence, l1, scores_of
 from kesi.method.pruning.filters import widths_of
 from kesi.method.sizes import macs, parameters
 from kesi.system.errors import UsageError
@@ -95,7 +95,7 @@ def ranked(network: torch.nn.Module, criterion: Criterion = l1,
     if models.ARCHITECTURES[network.arch].graph is not None:
         raise UsageError("a ranking over all layers is for KESI's own networks: choose uniform")
     layers = network.prunable()
-    scores = criterion(network, [layer.conv for layer in layers], evidence)
+    scores = scores_of(criterion, network, [layer.conv for layer in layers], evidence)
     by_width: dict[int, list[torch.Tensor]] = {}
     for layer in layers:
         one = scores[layer.conv].double().cpu()

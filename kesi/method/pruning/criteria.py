@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kesi.data import Dataset, eval_batches
-from kesi.system.errors import UsageError
+from kesi.system.errors import KesiError, UsageError
 from kesi.system.seeds import generator
 
 Criterion = Callable[[nn.Module, Sequence[str], "Evidence"], dict[str, Tensor]]
@@ -40,6 +40,18 @@ class Evidence:
             raise UsageError("this criterion looks at training images, and there are none: name "
                              "them with --dataset")
         return self.dataset() if callable(self.dataset) else self.dataset
+
+
+def scores_of(criterion: Criterion, network: nn.Module, layers: Sequence[str],
+              evidence: Evidence) -> dict[str, Tensor]:
+    """What a criterion says. Raises KesiError for scores that are no numbers, which have no order.
+    """
+    scores = criterion(network, layers, evidence)
+    for layer in layers:
+        if bool(scores[layer].isnan().any()):
+            raise KesiError(f"the criterion gives {layer} scores that are no numbers (NaN): "
+                            "nothing can be pruned by them")
+    return scores
 
 
 def l1(network: nn.Module, layers: Sequence[str], evidence: Evidence) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 
 from kesi import models
-from kesi.method.pruning.criteria import Criterion, Evidence, l1
+from kesi.method.pruning.criteria import Criterion, Evidence, l1, scores_of
 from kesi.models import Network
 
 
@@ -58,7 +58,7 @@ def kept_filters(model: Network, rates: float | Sequence[float], criterion: Crit
     """
     keep = widths_of(pruned_widths(model.cfg, rates))
     layers = model.prunable()
-    scores = criterion(model, [layer.conv for layer in layers], evidence)
+    scores = scores_of(criterion, model, [layer.conv for layer in layers], evidence)
     kept = {}
     for layer in layers:
         order = torch.sort(scores[layer.conv], descending=True, stable=True).indices  # (filters,)
