@@ -3,6 +3,7 @@ and what happens to bad input."""
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -412,9 +413,15 @@ def test_no_network_for_a_download_is_one_line(tmp_path):
           tmp_path / "s", code=1, says="cifar10")
 
 
-def test_a_script_as_its_own_process_is_quiet_when_not_on_a_terminal(tmp_path):
+def test_a_script_as_its_own_process_tells_of_every_epoch_when_not_on_a_terminal(tmp_path):
     found = subprocess.run([sys.executable, str(ROOT / TRAIN), *TINY, "--save",
                             str(tmp_path / "b")], text=True, capture_output=True, cwd=tmp_path,
                            env={**os.environ, "PYTHONPATH": str(ROOT)})
-    assert (found.returncode, found.stderr) == (0, "")
+    assert found.returncode == 0
+    # standard output stays one line a stage
     assert found.stdout.count("\n") == 1 and "baseline: test accuracy" in found.stdout
+    first, last = found.stderr.splitlines()
+    assert re.fullmatch(r"baseline, epoch 1/2: loss \d\.\d{4}, training accuracy [\d.]+ %, "
+                        r"[\d.]+ s(; about \d+ s left)?", first)
+    assert re.fullmatch(r"baseline, epoch 2/2: loss \d\.\d{4}, training accuracy [\d.]+ %, "
+                        r"test accuracy [\d.]+ %, [\d.]+ s", last)

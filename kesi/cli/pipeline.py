@@ -134,7 +134,7 @@ def run_pipeline(doc: str, family: str, argv: Sequence[str] | None = None, prog:
               + f"\nto watch: tensorboard --logdir {folder / 'tensorboard'}" * args.tensorboard,
               flush=True)
         pipeline.run(pipeline.Settings(recipe, dataset, folder, args.seeds, baseline, shared,
-                                       args.pretrained, options, args.fresh, live))
+                                       args.pretrained, options, args.fresh, live, args.data))
         if baseline is None:  # the second method starts from the same one
             baseline = str(folder / "seed{seed}" / BASELINE)
             args.pretrained = None

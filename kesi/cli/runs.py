@@ -89,13 +89,12 @@ def verify(argv: Sequence[str] | None = None) -> None:
     parser = entry.parser(verify.__doc__, "kesi verify")
     parser.add_argument("run", type=Path, metavar="RUN",
                         help="run folder, as cifar/pipeline.py writes it")
-    parser.add_argument("--data", default="data", metavar="DIR",
-                        help="where the images are (default: %(default)s)")
+    flags.add_images(parser)
     parser.add_argument("--no-accuracy", action="store_true",
                         help="only look at the files; needs no images")
     parser.add_argument("--device", default="cpu", help="default: %(default)s")
     args = parser.parse_args(argv)
-    dataset = None if args.no_accuracy else images_of(args.run, args.data)
+    dataset = None if args.no_accuracy else images_of(args.run, flags.images_folder(args, args.run))
     found = verify_run(args.run, dataset, execution.device_for(args.device))
     for line in found.failures:
         print(f"FAILED {line}")
