@@ -340,6 +340,23 @@ def test_help_begins_with_what_it_is_for_and_an_example(path):
     assert (path if path.startswith("kesi") else f"python {path}") in head.split("\n", 2)[2]
 
 
+def test_the_flags_of_a_run_are_listed_in_groups():
+    out = works("kesi", "run", "--help")
+    heads = re.findall(r"^(\w+):$", out, re.MULTILINE)
+    assert heads == ["options", "data", "method", "training", "machine", "output"]
+    parts = dict(zip(heads, re.split(r"^\w+:$", out, flags=re.MULTILINE)[1:], strict=True))
+    for head, flag in (("data", "--val-fraction"), ("method", "--macs"), ("training", "--seeds"),
+                       ("machine", "--threads"), ("output", "--save")):
+        assert [one for one in parts if f"  {flag} " in parts[one]] == [head]
+
+
+def test_the_list_of_commands_needs_no_torch():
+    code = ("import sys; from kesi.__main__ import main; sys.argv = ['kesi', '--help']; main(); "
+            "assert 'torch' not in sys.modules")
+    found = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, cwd=ROOT)
+    assert found.returncode == 0 and "compress" in found.stdout, found.stderr
+
+
 PIPELINE, TRAIN = "cifar/pipeline.py", "cifar/train.py"
 PRUNE, FINETUNE = "cifar/filter_pruning/prune.py", "cifar/filter_pruning/finetune.py"
 

@@ -82,6 +82,12 @@ DEFAULT_CLASSES = 10  # of a folder of images that nobody has looked into
 BOTH = "both"  # methods of pruning, from one baseline
 
 
+def groups(parser: argparse.ArgumentParser) -> list:
+    """The groups in which --help lists the flags of a run."""
+    return [parser.add_argument_group(name)
+            for name in ("data", "method", "training", "machine", "output")]
+
+
 def add_network(group: argparse.ArgumentParser, default: str = "resnet56",
                 both: bool = False) -> None:
     """--arch and --method."""
