@@ -3,6 +3,7 @@ and what happens to bad input."""
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -339,6 +340,23 @@ def test_help_begins_with_what_it_is_for_and_an_example(path):
     assert (path if path.startswith("kesi") else f"python {path}") in head.split("\n", 2)[2]
 
 
+def test_the_flags_of_a_run_are_listed_in_groups():
+    out = works("kesi", "run", "--help")
+    heads = re.findall(r"^(\w+):$", out, re.MULTILINE)
+    assert heads == ["options", "data", "method", "training", "machine", "output"]
+    parts = dict(zip(heads, re.split(r"^\w+:$", out, flags=re.MULTILINE)[1:], strict=True))
+    for head, flag in (("data", "--val-fraction"), ("method", "--macs"), ("training", "--seeds"),
+                       ("machine", "--threads"), ("output", "--save")):
+        assert [one for one in parts if f"  {flag} " in parts[one]] == [head]
+
+
+def test_the_list_of_commands_needs_no_torch():
+    code = ("import sys; from kesi.__main__ import main; sys.argv = ['kesi', '--help']; main(); "
+            "assert 'torch' not in sys.modules")
+    found = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, cwd=ROOT)
+    assert found.returncode == 0 and "compress" in found.stdout, found.stderr
+
+
 PIPELINE, TRAIN = "cifar/pipeline.py", "cifar/train.py"
 PRUNE, FINETUNE = "cifar/filter_pruning/prune.py", "cifar/filter_pruning/finetune.py"
 
@@ -412,9 +430,15 @@ def test_no_network_for_a_download_is_one_line(tmp_path):
           tmp_path / "s", code=1, says="cifar10")
 
 
-def test_a_script_as_its_own_process_is_quiet_when_not_on_a_terminal(tmp_path):
+def test_a_script_as_its_own_process_tells_of_every_epoch_when_not_on_a_terminal(tmp_path):
     found = subprocess.run([sys.executable, str(ROOT / TRAIN), *TINY, "--save",
                             str(tmp_path / "b")], text=True, capture_output=True, cwd=tmp_path,
                            env={**os.environ, "PYTHONPATH": str(ROOT)})
-    assert (found.returncode, found.stderr) == (0, "")
+    assert found.returncode == 0
+    # standard output stays one line a stage
     assert found.stdout.count("\n") == 1 and "baseline: test accuracy" in found.stdout
+    first, last = found.stderr.splitlines()
+    assert re.fullmatch(r"baseline, epoch 1/2: loss \d\.\d{4}, training accuracy [\d.]+ %, "
+                        r"[\d.]+ s(; about \d+ s left)?", first)
+    assert re.fullmatch(r"baseline, epoch 2/2: loss \d\.\d{4}, training accuracy [\d.]+ %, "
+                        r"test accuracy [\d.]+ %, [\d.]+ s", last)

@@ -5,6 +5,7 @@ import difflib
 import importlib.util
 import inspect
 import io
+import logging
 import math
 import os
 import re
@@ -100,6 +101,7 @@ def run(main: Callable[[], None], resumes: bool = False) -> None:
     # a terminal that knows no "±" is no reason to fail after hours
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
+    _show_epochs()
     _listen(_once())
     speaks = True
     try:
@@ -128,6 +130,13 @@ def run(main: Callable[[], None], resumes: bool = False) -> None:
         without = ", without --fresh," if "--fresh" in sys.argv else ""
         _end("interrupted"
              + f"; the same command{without} continues from the last saved epoch" * resumes, 130)
+
+
+def _show_epochs() -> None:
+    """A line an epoch on standard error, where no terminal shows a bar instead."""
+    log = logging.getLogger("kesi")
+    log.handlers = [] if sys.stderr.isatty() else [logging.StreamHandler()]
+    log.setLevel(logging.INFO)
 
 
 def _listen(handler: Callable) -> None:

@@ -9,7 +9,7 @@ import torch
 from kesi import checkpoints
 from kesi.checkpoints.checkpoint import EXPORTED, Checkpoint
 from kesi.cli import entry
-from kesi.cli.flags import add_inputs, chosen_device
+from kesi.cli.flags import add_inputs, chosen_device, images_folder
 from kesi.method.sizes import parameters
 from kesi.runs import lineage
 from kesi.system.errors import UsageError
@@ -50,6 +50,7 @@ def export(argv: Sequence[str] | None = None) -> None:
     web = runtime(Path(args.web) if args.web else None) if args.web is not None else None
     chosen_device(args)  # the CPU, with as many --threads
     checkpoint = checkpoints.load(args.checkpoint, args.arch)
+    args.data = images_folder(args, args.checkpoint)
     inputs = inputs_of(checkpoint, args.dataset, args.image_size, args.data)
     baseline = baseline_of(checkpoint, args.baseline, args.arch)
     clock = not args.no_latency

@@ -1,6 +1,7 @@
 """The flags that scripts and commands share."""
 
 import argparse
+import sys
 from pathlib import Path
 
 import torch
@@ -16,10 +17,13 @@ from kesi.method.pruning.criteria import CRITERIA
 from kesi.method.recipes import Recipe
 from kesi.method.schedules import Training
 from kesi.method.training import Options
+from kesi.runs.folder import noted_images
 from kesi.runs.record import Faster
 from kesi.system import distributed, execution, seeds
 from kesi.system.errors import UsageError
 from kesi.system.execution import device_for
+
+ROOT = "data"  # where images are looked for where nobody says
 
 
 def add_inputs(parser: argparse.ArgumentParser, device: bool = True) -> None:
@@ -31,8 +35,7 @@ def add_inputs(parser: argparse.ArgumentParser, device: bool = True) -> None:
                         help="needed only where a checkpoint does not tell")
     parser.add_argument("--dataset", choices=DATASETS, metavar="NAME",
                         help=f"{', '.join(DATASETS)} (default: what the checkpoint says)")
-    parser.add_argument("--data", default="data", metavar="DIR",
-                        help="where the images are (default: %(default)s)")
+    add_images(parser)
     parser.add_argument("--image-size", type=int, metavar="PX",
                         help="default: what the checkpoint says")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
@@ -40,6 +43,25 @@ def add_inputs(parser: argparse.ArgumentParser, device: bool = True) -> None:
     if device:
         parser.add_argument("--device", default="cpu", metavar="NAME",
                             help="cpu, cuda ... (default: %(default)s)")
+
+
+def add_images(parser: argparse.ArgumentParser) -> None:
+    """--data, of commands that look at what a run has left."""
+    parser.add_argument("--data", metavar="DIR", help="where the images are (default: where the "
+                        f"run found them, else {ROOT})")
+
+
+def images_folder(args: argparse.Namespace, made: Path) -> str:
+    """--data, or where the run of a checkpoint, or in a folder, found its images, which is said."""
+    known = noted_images(made, getattr(args, "dataset", None)) if args.data is None else None
+    if known is None:
+        return args.data or ROOT
+    if known.is_dir():
+        print(f"images: {known}, where the run found them", file=sys.stderr)
+        return str(known)
+    print(f"images: {ROOT}, since {known}, where the run found them, is not there (name others "
+          "with --data)", file=sys.stderr)
+    return ROOT
 
 
 def chosen_device(args: argparse.Namespace) -> str:
@@ -61,6 +83,12 @@ DEFAULT_CLASSES = 10  # of a folder of images that nobody has looked into
 
 
 BOTH = "both"  # methods of pruning, from one baseline
+
+
+def groups(parser: argparse.ArgumentParser) -> list:
+    """The groups in which --help lists the flags of a run."""
+    return [parser.add_argument_group(name)
+            for name in ("data", "method", "training", "machine", "output")]
 
 
 def add_network(group: argparse.ArgumentParser, default: str = "resnet56",

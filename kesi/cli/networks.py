@@ -9,7 +9,7 @@ from pathlib import Path
 from kesi import checkpoints
 from kesi.checkpoints.checkpoint import Checkpoint
 from kesi.cli import entry
-from kesi.cli.flags import add_inputs, chosen_device
+from kesi.cli.flags import ROOT, add_inputs, chosen_device, images_folder
 from kesi.system import seeds
 from kesi.system.errors import KesiError, UsageError
 from kesi.system.files import csv_text, make_folder, write_atomic, write_text
@@ -43,7 +43,8 @@ def predict(argv: Sequence[str] | None = None) -> None:
     if args.top < 1:
         raise UsageError(f"--top must be at least 1, not {args.top}")
     checkpoint = checkpoints.load(args.checkpoint, args.arch)
-    inputs = inputs_of(checkpoint, args.dataset, args.image_size, args.data)
+    # a checkpoint that came out of a run says all of its images itself
+    inputs = inputs_of(checkpoint, args.dataset, args.image_size, args.data or ROOT)
     unreadable: list[KesiError] = []
     found = predict_images(checkpoint, args.images, inputs, chosen_device(args), unreadable)
     if args.csv:
@@ -92,7 +93,8 @@ def compare(argv: Sequence[str] | None = None) -> None:
                         help="also write the figures to this file")
     args = parser.parse_args(argv)
     device = chosen_device(args)
-    found = compare_networks(args.checkpoints, args.arch, args.dataset, args.data, args.image_size,
+    root = (args.data or ROOT) if args.no_accuracy else images_folder(args, args.checkpoints[0])
+    found = compare_networks(args.checkpoints, args.arch, args.dataset, root, args.image_size,
                              accuracy=not args.no_accuracy, clock=not args.no_latency,
                              download=not args.no_download, device=device)
     print(found.text())
@@ -188,6 +190,7 @@ def landscape(argv: Sequence[str] | None = None) -> None:
     if args.images is not None and args.images < 1:
         raise UsageError(f"--images must be at least 1, not {args.images}")
     device = chosen_device(args)
+    args.data = images_folder(args, (args.checkpoints or [args.plane])[0])
     if args.checkpoints:
         _lines([checkpoints.load(path, args.arch) for path in args.checkpoints], args, device)
     if args.plane is not None:

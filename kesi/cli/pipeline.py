@@ -55,50 +55,49 @@ def run_pipeline(doc: str, family: str, argv: Sequence[str] | None = None, prog:
     """
     tiny = family == "tinyimagenet"
     parser = entry.parser(doc, prog)
+    data, method, training, machine, output = flags.groups(parser)
     if folder:
-        parser.add_argument("images", metavar="FOLDER",
-                            help="holds train/<class>/ and test/<class>/")
-        parser.add_argument("--photos", action="store_true", help="photographs, seen at 224 px")
-    flags.add_network(parser, "resnet18" if tiny else "resnet56", both=True)
-    flags.add_data(parser, "tinyimagenet" if tiny else "cifar10", family)
-    flags.add_pretrained(parser)
-    parser.add_argument("--seeds", type=seeds.seed, nargs="+", default=[0], metavar="N",
-                        help="default: 0")
-    parser.add_argument("--compare", nargs="*", metavar="NAME", default=False,
+        data.add_argument("images", metavar="FOLDER", help="holds train/<class>/ and test/<class>/")
+        data.add_argument("--photos", action="store_true", help="photographs, seen at 224 px")
+    flags.add_data(data, "tinyimagenet" if tiny else "cifar10", family)
+    data.add_argument("--num-classes", type=int, metavar="N",
+                      help="for --dry-run of an imagefolder")
+    flags.add_network(method, "resnet18" if tiny else "resnet56", both=True)
+    flags.add_rounds(method)
+    method.add_argument("--compare", nargs="*", metavar="NAME", default=False,
                         help="also retrain in these other ways, for all rows of the paper's table "
                         f"(without a NAME: in all: {', '.join(list(recipes.RETRAININGS)[1:])})")
-    parser.add_argument("--save", type=Path, metavar="DIR",
-                        help="default: runs/<dataset>-<arch>-<method>")
-    flags.add_rounds(parser)
-    parser.add_argument("--epochs", type=int, nargs=3, metavar=("BASELINE", "RETRAIN", "DISTILL"),
-                        help="epochs of the stages, instead of the recipe's")
-    parser.add_argument("--epochs-scale", type=float, metavar="X",
-                        help="multiply the epochs of every stage (default: 1)")
-    targets.add_budget(parser)
-    parser.add_argument("--batch-size", type=int, metavar="N",
-                        help="of every stage, instead of the recipe's")
-    parser.add_argument("--lr", type=float,
-                        help="of the baseline, and the peak of one-cycle retraining")
-    parser.add_argument("--temperature", type=float, metavar="T", help="default: the paper's 5")
-    parser.add_argument("--loss", metavar="NAME", help="what the student is told: "
+    method.add_argument("--temperature", type=float, metavar="T", help="default: the paper's 5")
+    method.add_argument("--loss", metavar="NAME", help="what the student is told: "
                         f"{', '.join(LOSSES)} (default: kl, the paper's)")
-    parser.add_argument("--model", metavar="FILE", help="start from this trained baseline; {seed} "
-                                                        "in the path stands for the seed")
-    parser.add_argument("--baseline-folder", metavar="DIR",
-                        help="train the baseline of every seed here, unless another run has: runs "
-                        "of both methods, on several machines too, then start from the same one")
-    parser.add_argument("--num-classes", type=int, metavar="N",
-                        help="for --dry-run of an imagefolder")
-    parser.add_argument("--dry-run", action="store_true",
-                        help="print stages, sizes, work, and the time that it takes here; touch "
-                             "nothing")
-    parser.add_argument("--fresh", action="store_true",
+    flags.add_pretrained(training)
+    training.add_argument("--model", metavar="FILE", help="start from this trained baseline; "
+                          "{seed} in the path stands for the seed")
+    training.add_argument("--baseline-folder", metavar="DIR",
+                          help="train the baseline of every seed here, unless another run has: "
+                          "runs of both methods, on several machines too, then start from the "
+                          "same one")
+    training.add_argument("--seeds", type=seeds.seed, nargs="+", default=[0], metavar="N",
+                          help="default: 0")
+    training.add_argument("--epochs", type=int, nargs=3, metavar=("BASELINE", "RETRAIN", "DISTILL"),
+                          help="epochs of the stages, instead of the recipe's")
+    training.add_argument("--epochs-scale", type=float, metavar="X",
+                          help="multiply the epochs of every stage (default: 1)")
+    training.add_argument("--batch-size", type=int, metavar="N",
+                          help="of every stage, instead of the recipe's")
+    training.add_argument("--lr", type=float,
+                          help="of the baseline, and the peak of one-cycle retraining")
+    flags.add_run(machine)
+    output.add_argument("--save", type=Path, metavar="DIR",
+                        help="default: runs/<dataset>-<arch>-<method>")
+    output.add_argument("--dry-run", action="store_true",
+                        help="print stages, sizes and work; touch nothing")
+    output.add_argument("--fresh", action="store_true",
                         help="start over; the old run is moved aside")
-    parser.add_argument("--no-report", action="store_true",
+    output.add_argument("--no-report", action="store_true",
                         help="leave the table and the plots to kesi.report")
-    parser.add_argument("--tensorboard", action="store_true",
+    output.add_argument("--tensorboard", action="store_true",
                         help="write event files to <save>/tensorboard as well, epoch by epoch")
-    flags.add_run(parser)
     args = parser.parse_args(argv)
     if folder:
         args.dataset, args.data = flags.FOLDER, args.images
@@ -155,7 +154,7 @@ def run_pipeline(doc: str, family: str, argv: Sequence[str] | None = None, prog:
               flush=True)
         pipeline.run(pipeline.Settings(recipe, dataset, folder, args.seeds, baseline, shared,
                                        args.pretrained, options, args.fresh, live, measured,
-                                       fitted, chosen and dataset.val is not None))
+                                       fitted, chosen and dataset.val is not None, args.data))
         if measured is not None and distributed.is_main():
             print(faster.reached(measured, folder / f"seed{args.seeds[0]}").text(), flush=True)
         if baseline is None:  # the second method starts from the same one

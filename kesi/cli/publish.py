@@ -6,6 +6,7 @@ from pathlib import Path
 
 from kesi import checkpoints
 from kesi.cli import entry
+from kesi.cli.flags import images_folder
 from kesi.report import published
 from kesi.report.page import page
 from kesi.report.report import report
@@ -33,14 +34,14 @@ def publish(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN",
                         help="run folder, as cifar/pipeline.py writes it")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="a new folder")
-    parser.add_argument("--data", default="data", metavar="DIR",
-                        help="where the images are, on some of which every file is tried "
-                             "(default: %(default)s)")
+    parser.add_argument("--data", metavar="DIR",
+                        help="where the images are, on some of which every file is tried (default: "
+                             "where the run found them)")
     parser.add_argument("--data-name", metavar="TEXT",
                         help="what titles call the data set (default: its name)")
     args = parser.parse_args(argv)
     runs = load_runs(args.runs, args.data_name)
-    names = _names(runs)
+    names, data = _names(runs), images_folder(args, args.runs[0])
     with whole_folder(args.out) as folder:
         networks: dict[str, list] = {}
         for name, run in zip(names, runs, strict=True):
@@ -48,7 +49,7 @@ def publish(argv: Sequence[str] | None = None) -> None:
             for stage in published.shown_stages(run.record):
                 here = Path(name) / f"seed{min(run.seeds)}" / stage
                 if stage in run.seeds[min(run.seeds)]:
-                    networks[here.as_posix()] = _network(run, stage, folder / here, args.data)
+                    networks[here.as_posix()] = _network(run, stage, folder / here, data)
         write_json(folder / published.PUBLISHED,
                    published.describe(dict(zip(names, runs, strict=True)), networks))
         copies = [folder / name for name in names]

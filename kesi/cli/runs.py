@@ -96,8 +96,7 @@ def verify(argv: Sequence[str] | None = None) -> None:
     parser = entry.parser(verify.__doc__, "kesi verify")
     parser.add_argument("run", type=Path, metavar="RUN",
                         help="run folder, as cifar/pipeline.py writes it")
-    parser.add_argument("--data", default="data", metavar="DIR",
-                        help="where the images are (default: %(default)s)")
+    flags.add_images(parser)
     parser.add_argument("--no-accuracy", action="store_true",
                         help="only look at the files; needs no images")
     parser.add_argument("--device", default="cpu", help="default: %(default)s")
@@ -105,7 +104,7 @@ def verify(argv: Sequence[str] | None = None) -> None:
     device, left_out = execution.device_for(args.device), []
     shared = (args.run / published.PUBLISHED).is_file()
     run = published.runs_of(args.run)[0] if shared else args.run
-    dataset = None if args.no_accuracy else images_of(run, args.data)
+    dataset = None if args.no_accuracy else images_of(run, flags.images_folder(args, run))
     if shared:
         checks, failures, without = published.verify(args.run, load_with_metadata, dataset, device)
         left_out.append(without)

@@ -15,6 +15,7 @@ from kesi.method.pruning.weights import conv_weights
 from kesi.method.snapshot import ENSEMBLE, KESI, StageName
 from kesi.method.training import evaluate
 from kesi.runs import lineage, steps
+from kesi.runs.folder import note_images
 from kesi.runs.layout import CHECKPOINT, PRUNED
 from kesi.runs.lineage import snapshots_of
 from kesi.runs.resume import STATE
@@ -46,6 +47,7 @@ def train(doc: str, family: str) -> None:
     context = Context(flags.dataset_for(args, family), args.seed, options, args.fresh,
                       resume=resume)
     steps.train_baseline(context, args.arch, training, folder, args.pretrained)
+    note_images(folder, args.dataset, args.data)
 
 
 def prune(doc: str, family: str, method: str) -> None:
@@ -132,6 +134,7 @@ def finetune(doc: str, family: str) -> None:
     context = Context(dataset, args.seed, options, args.fresh, resume=_given_state(args))
     lineage.fitting(parent.path, dataset, args.arch)
     steps.retrain(context, training, parent, folder)
+    note_images(folder, args.dataset, args.data)
 
 
 def ensemble_finetune(doc: str, family: str, checkpoint_paths: Sequence[str] = ()) -> None:
@@ -176,6 +179,7 @@ def ensemble_finetune(doc: str, family: str, checkpoint_paths: Sequence[str] = (
         return
     objective = Distillation(SnapshotEnsemble(teachers, options.device), recipe.loss)
     steps.distill(context, training, objective, parent, folder)
+    note_images(folder, args.dataset, args.data)
 
 
 def _add_refine(parser, text: str) -> None:

@@ -7,12 +7,14 @@ import warnings
 from pathlib import Path
 
 from kesi import checkpoints
+from kesi.checkpoints import fields
 from kesi.checkpoints.records import Info, decode
-from kesi.runs.layout import CHECKPOINT, PRUNED, RESULT, RUN
+from kesi.data.datasets import SHIPPED
+from kesi.runs.layout import CHECKPOINT, IMAGES, PRUNED, RESULT, RUN
 from kesi.runs.record import Ensemble, Result, RunRecord, read_result, read_run
 from kesi.system import distributed
 from kesi.system.errors import KesiError, UsageError
-from kesi.system.files import make_folder
+from kesi.system.files import make_folder, read_json, write_json
 from kesi.system.locks import LOCK, held, in_use
 
 
@@ -120,6 +122,34 @@ def _innermost(key: str, old: object, new: object) -> tuple[str, object, object]
 def _short(value: object) -> str:
     text = str(value)
     return text if len(text) <= 40 else text[:37] + "..."
+
+
+def note_images(folder: Path, dataset: str, root: str | Path) -> None:
+    """Note where a run, or a stage by itself, finds its images.
+
+    In a file of its own, which is no setting: images may move, and a run goes on.
+    """
+    if dataset != SHIPPED:
+        write_json(folder / IMAGES, {"dataset": dataset, "data": str(Path(root).resolve())})
+
+
+def noted_images(path: Path, dataset: str | None = None) -> Path | None:
+    """Where the run that a checkpoint or a folder belongs to found its images.
+
+    None where it does not say, or where they are not those of ``dataset``.
+    """
+    path = Path(path).resolve()
+    for folder in (path, *path.parents[:3]):  # a checkpoint, its stage, the seed, the run
+        if not (folder / IMAGES).is_file():
+            continue
+        try:
+            said = read_json(folder / IMAGES)
+        except KesiError:
+            return None
+        if not (isinstance(said, dict) and fields.line(said.get("data"))):
+            return None
+        return Path(said["data"]) if dataset in (None, said.get("dataset")) else None
+    return None
 
 
 def move_aside(folder: Path) -> Path | None:

@@ -8,6 +8,9 @@ CHECKPOINT, PRUNED = "checkpoint.pth.tar", "pruned.pth.tar"
 # what a stage came out as whose own network was lost, and is named by others
 OTHER = "other.pth.tar"
 
+# where the images are on this machine: of use here only, and no part of what is published
+IMAGES = "images.json"
+
 METRICS, RESULT, RUN = "metrics.jsonl", "result.json", "run.json"
 
 

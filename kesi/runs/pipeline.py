@@ -5,10 +5,10 @@
                                   /report/                       the paper's table and its plots
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from time import perf_counter
 
 from kesi import checkpoints
 from kesi.checkpoints.checkpoint import Checkpoint
@@ -19,10 +19,11 @@ from kesi.method.objectives import CrossEntropy, Objective
 from kesi.method.pruning.criteria import Evidence
 from kesi.method.recipes import Recipe
 from kesi.method.schedules import Training
-from kesi.method.snapshot import BASELINE, ENSEMBLE, KESI, Pruned, Snapshot, ensemble_name
+from kesi.method.snapshot import BASELINE, ENSEMBLE, KESI, Pruned, Snapshot, chain, ensemble_name
 from kesi.method.training import Options
 from kesi.runs import steps
-from kesi.runs.folder import move_aside, refuse_changes
+from kesi.runs.clock import Clock
+from kesi.runs.folder import move_aside, note_images, refuse_changes
 from kesi.runs.layout import RUN, seed_of
 from kesi.runs.record import Faster, Fitted, RunRecord, read_run
 from kesi.runs.results import handed_over, load_run
@@ -42,7 +43,8 @@ class Settings:
     has done it there already: runs of both methods start from one baseline. ``pretrained``:
     ImageNet weights from which step 1 starts. ``watch`` is told of every epoch and of the end of
     every training. ``latency``, ``budget``: see RunRecord. ``choose``: note which network is handed
-    over (results.handed_over).
+    over (results.handed_over). ``root``: where the images are, which the run notes for those who
+    look at it later.
     """
 
     recipe: Recipe
@@ -58,6 +60,7 @@ class Settings:
     latency: Faster | None = None
     budget: Fitted | None = None
     choose: bool = False
+    root: str | Path | None = None
 
 
 def run(settings: Settings) -> Path:
@@ -74,10 +77,12 @@ def run(settings: Settings) -> Path:
     distributed.barrier()
     with held(settings.folder):
         _open(settings)
-        clock = _Clock(settings)
-        for seed in settings.seeds:
-            context = Context(settings.dataset, seed, settings.options, watch=settings.watch)
-            _one_seed(settings, _InFolder(settings, context, clock))
+        if settings.root is not None:
+            note_images(settings.folder, settings.dataset.name, settings.root)
+        context = Context(settings.dataset, 0, settings.options, clock=_clock(settings),
+                          watch=settings.watch)
+        for place, seed in enumerate(settings.seeds):
+            _one_seed(settings, _InFolder(settings, replace(context, seed=seed), place))
         if settings.choose:
             _choose(settings.folder)
     return settings.folder
@@ -107,7 +112,7 @@ class _InFolder:
 
     settings: Settings
     context: Context
-    clock: "_Clock"
+    place: int  # of the seed, among all
 
     @property
     def folder(self) -> Path:
@@ -116,12 +121,12 @@ class _InFolder:
     def baseline(self) -> Checkpoint:
         """Step 1, or what is taken instead of it."""
         settings, folder = self.settings, self.folder / BASELINE
-        with self.clock.stage(self.context, BASELINE) as here:
+        with self._stage(BASELINE) as here:
             if settings.baseline is None:
                 return steps.train_baseline(here, settings.recipe.arch, settings.recipe.baseline,
                                             folder, settings.pretrained,
                                             settings.recipe.objective)
-            source = Path(settings.baseline.replace("{seed}", str(here.seed)))
+            source = _source(settings, here.seed)
             if settings.shared:
                 with held_by_one(source.parent):  # the other run may be at it
                     steps.train_baseline(replace(here, fresh=False), settings.recipe.arch,
@@ -130,10 +135,22 @@ class _InFolder:
             return steps.adopt_baseline(here, checkpoints.find(source), settings.recipe.arch,
                                         folder)
 
+    @contextmanager
+    def _stage(self, name: str) -> Iterator[Context]:
+        """The context of a stage, which says where in the run it stands."""
+        names = [BASELINE, *(one for retraining in self.settings.recipe.retrainings for one in
+                             chain(retraining, len(self.settings.recipe.rounds))[1:]), KESI]
+        number = self.place * len(names) + names.index(name) + 1
+        seed = f"seed {self.context.seed}, " if len(self.settings.seeds) > 1 else ""
+        total = len(names) * len(self.settings.seeds)
+        yield replace(self.context, where=f"{seed}{number}/{total}")
+        if self.context.watch is not None:
+            self.context.watch.after_stage()
+
     def __call__(self, name: str, start: Snapshot, training: Training,
                  objective: Objective = CrossEntropy()) -> Checkpoint:
         folder = self.folder / name
-        with self.clock.stage(self.context, name) as here:
+        with self._stage(name) as here:
             if not isinstance(start, Pruned):
                 return steps.distill(here, training, objective, start, folder)
             with distributed.main_first():
@@ -184,44 +201,22 @@ def _open(settings: Settings) -> None:
         **provenance(settings.options.device))))
 
 
-class _Clock:
-    """Says before every stage how far the run is, and, from the second one on,
-    how long it will take."""
+def _clock(settings: Settings) -> Clock:
+    """Of all trainings of a run, with their MACs."""
+    recipe, images = settings.recipe, len(settings.dataset.train)
+    sizes = plan.sizes(recipe, settings.dataset.num_classes, settings.dataset.image_size)
+    work = {}
+    for seed in settings.seeds:
+        for one in plan.stages(recipe, sizes):
+            folder = settings.folder / f"seed{seed}" / one.name
+            if one.name == BASELINE and settings.baseline is not None:
+                if not settings.shared:
+                    continue
+                folder = _source(settings, seed)
+            work[folder] = one.work(images, sizes if one.name == KESI else ())
+    return Clock(work)
 
-    def __init__(self, settings: Settings):
-        self._sizes = plan.sizes(settings.recipe, settings.dataset.num_classes,
-                                 settings.dataset.image_size)
-        planned = plan.stages(settings.recipe, self._sizes)
-        images = len(settings.dataset.train)
-        self._work = {one.name: one.work(images, self._sizes if one.name == KESI else ())
-                      for one in planned}
-        if settings.baseline is not None and not settings.shared:
-            self._work[BASELINE] = 0.0
-        self._total = len(self._work) * len(settings.seeds)
-        self._left = sum(self._work.values()) * len(settings.seeds)
-        self._started, self._number, self._seconds, self._done = 0.0, 0, 0.0, 0.0
-        self._name = ""
-        self._seeds = len(settings.seeds)
-        self._watch = settings.watch
 
-    def stage(self, context: Context, name: str) -> "_Clock":
-        self._number, self._name = self._number + 1, name
-        eta = ""
-        if self._done and self._seconds:
-            minutes = self._left * self._seconds / self._done / 60
-            eta = f", about {minutes:.0f} min left" if minutes >= 1 else ""
-        seed = f"seed {context.seed}, " if self._seeds > 1 else ""
-        self._context = replace(context, where=f"{seed}{self._number}/{self._total}{eta}")
-        return self
-
-    def __enter__(self) -> Context:
-        self._started = perf_counter()
-        return self._context
-
-    def __exit__(self, kind: type | None, *_exception: object) -> None:
-        if kind is None and self._watch is not None:
-            self._watch.after_stage()
-        seconds, work = perf_counter() - self._started, self._work[self._name]
-        self._left -= work
-        if seconds > 0.5:  # a stage that was finished before tells nothing about the speed
-            self._seconds, self._done = self._seconds + seconds, self._done + work
+def _source(settings: Settings, seed: int) -> Path:
+    """Where the baseline of a seed comes from, or is trained for several runs."""
+    return Path(settings.baseline.replace("{seed}", str(seed)))

@@ -8,6 +8,7 @@ The folder is locked meanwhile (kesi.system.locks).
 """
 
 import dataclasses
+import logging
 import time
 import warnings
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from kesi.method.schedules import Training
 from kesi.method.snapshot import BASELINE, KESI, Snapshot, StageName
 from kesi.method.training import Epoch, Options, Progress, evaluate, fit
 from kesi.runs import resume
+from kesi.runs.clock import Clock, epoch_line
 from kesi.runs.folder import dependent, finished, lost, refuse_changes, start_over
 from kesi.runs.layout import CHECKPOINT, METRICS, OTHER, RESULT
 from kesi.runs.lineage import check_images, method_of, reference
@@ -37,6 +39,9 @@ from kesi.system.files import write_json, write_json_lines
 from kesi.system.locks import held
 from kesi.system.provenance import provenance, recipe_hash
 from kesi.system.seeds import derive
+
+# a line an epoch; commands show them where there is no terminal for a bar (kesi.cli.entry)
+log = logging.getLogger("kesi")
 
 
 class Watch(Protocol):
@@ -58,8 +63,8 @@ class _OtherNetwork(KesiError):
 class Context:
     """What the stages of one run share: images, seed, machine, and whether to start over.
 
-    ``where``, for messages: "seed 0, 3/8". ``resume``: the state of another folder, to continue
-    from.
+    ``where``, for messages: "seed 0, 3/8". ``clock``: of the run that the stage is a part of, if it
+    is of one. ``resume``: the state of another folder, to continue from.
     """
 
     dataset: Dataset
@@ -67,12 +72,17 @@ class Context:
     options: Options = field(default_factory=Options)
     fresh: bool = False
     where: str = ""
+    clock: Clock | None = None
     watch: Watch | None = None
     resume: Path | None = None
 
     def say(self, text: str) -> None:
         """One line for the person who waits."""
-        print(f"{self.where}: {text}" if self.where else text, flush=True)
+        print(self.placed(text), flush=True)
+
+    def placed(self, text: str) -> str:
+        """The text after what stage of the run it is about."""
+        return f"{self.where}: {text}" if self.where else text
 
     def settings(self, training: Training, objective: Objective, parent: Snapshot | None,
                  pretrained: str | None = None) -> dict:
@@ -180,11 +190,17 @@ def _fit(context: Context, folder: Path, training: Training, snapshot: Snapshot,
     """Train, and leave the checkpoint and the result; on the way the state to continue from."""
     saver = resume.Saver(folder, info, context.options.save_every)
     snapshot = Snapshot(info.stage, snapshot.network, snapshot.masks)
+    clock = context.clock or Clock({folder: 1.0})  # a stage by itself is a run of one
 
     def on_epoch(progress: Progress) -> None:
         write_json_lines(folder / METRICS, [asdict(row) for row in progress.history],
                          durable=progress.epoch == progress.epochs)
         saver.after_epoch(snapshot, progress)
+        clock.after(folder, progress)
+        if distributed.is_main():
+            left = clock.said()
+            log.info("%s", context.placed(f"{info.stage}, {epoch_line(progress)}"
+                                          + f"; {left}" * bool(left)))
         if context.watch is not None:
             context.watch.after_epoch(folder)
 
@@ -194,7 +210,7 @@ def _fit(context: Context, folder: Path, training: Training, snapshot: Snapshot,
     try:
         history = fit(snapshot.network, context.dataset, training, seed=seed, objective=objective,
                       masks=snapshot.masks, options=context.options, resume=state,
-                      on_epoch=on_epoch, label=f"{context.where} {info.stage}".strip())
+                      on_epoch=on_epoch, label=_label(context, info.stage, clock))
         snapshot.network.cpu()
         info = finished_info(info, history)
         result = replace(result_of(snapshot, info, history, context.dataset), started=started)
@@ -210,6 +226,11 @@ def _fit(context: Context, folder: Path, training: Training, snapshot: Snapshot,
     distributed.barrier()
     resume.remove(folder)
     _tell(context, result, folder / CHECKPOINT)
+
+
+def _label(context: Context, name: str, clock: Clock) -> str:
+    """What stands before the bar of a training."""
+    return ", ".join(filter(None, [context.where, clock.said(), name]))
 
 
 def _tell(context: Context, result: Result, path: Path) -> None:
