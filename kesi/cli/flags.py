@@ -99,6 +99,11 @@ def add_data(group: argparse.ArgumentParser, default: str | None, family: str = 
     said = "what the checkpoint says" if default is None else default
     group.add_argument("--dataset", choices=DATASETS, default=default, metavar="NAME",
                        help=f"{', '.join(DATASETS)} (default: {said})")
+    add_images(group, family)
+
+
+def add_images(group: argparse.ArgumentParser, family: str = "cifar") -> None:
+    """--data, --image-size, --val-fraction, and --no-download or --download."""
     group.add_argument("--data", default="data", metavar="DIR",
                        help="where the images are, or are downloaded to (default: %(default)s)")
     group.add_argument("--image-size", type=int, metavar="PX",

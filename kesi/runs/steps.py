@@ -15,7 +15,8 @@ from kesi.checkpoints.checkpoint import Checkpoint
 from kesi.checkpoints.pretrained import load_pretrained
 from kesi.checkpoints.records import Info, encode
 from kesi.method import algorithm, sizes
-from kesi.method.distillation import Distillation, SnapshotEnsemble, agreement
+from kesi.method.distillation import SnapshotEnsemble, agreement
+from kesi.method.objectives import CrossEntropy, Objective
 from kesi.method.pruning.criteria import Evidence
 from kesi.method.recipes import Recipe, kind_of
 from kesi.method.schedules import DIVERGED, Training
@@ -147,7 +148,7 @@ def _refuse_other_pruning(path: Path, before: Info, now: dict) -> None:
 
 
 def retrain(context: Context, training: Training, pruned: Checkpoint, folder: Path,
-            name: str | None = None) -> Checkpoint:
+            name: str | None = None, objective: Objective = CrossEntropy()) -> Checkpoint:
     """Step 3: retrain a pruned network; returns the snapshot, which is named after its retraining.
 
     Raises KesiError where so much was pruned that it answers every image alike, whatever it is
@@ -157,12 +158,13 @@ def retrain(context: Context, training: Training, pruned: Checkpoint, folder: Pa
         raise KesiError(f"{pruned.path} cannot learn: it answers every image alike, since no "
                         f"weight is left in {', '.join(empty)}; prune less")
     name = name or StageName(kind_of(training), pruned.round or 1).text
-    return train(context, folder, name, training, pruned)
+    return train(context, folder, name, training, pruned, objective)
 
 
-def distill(context: Context, training: Training, objective: Distillation, student: Checkpoint,
+def distill(context: Context, training: Training, objective: Objective, student: Checkpoint,
             folder: Path) -> Checkpoint:
-    """Step 5: the teachers of ``objective`` teach a snapshot; returns the last network."""
+    """Step 5: a snapshot learns as ``objective`` says, the paper's from its teachers;
+    returns the last network."""
     last = train(context, folder, KESI, training, student, objective)
     before, after = (one.info.metrics.get("test_accuracy") for one in (student, last))
     if before is not None and after is not None and after < before:
