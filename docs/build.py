@@ -27,7 +27,8 @@ DEFAULT = ROOT / "docs" / "site"
 REFERENCE = "api/kesi.html"
 PROGRAM = "kesi.tools.handover.example"
 MENU = {"README.md": "KESI", "docs/method.md": "The method", "docs/data.md": "Own images",
-        "docs/own-network.md": "Own networks", "docs/runs.md": "Runs", "docs/export.md": "Export",
+        "docs/own-network.md": "Own networks", "docs/runs.md": "Runs", "docs/study.md": "Studies",
+        "docs/export.md": "Export",
         "docs/reproduce.md": "The paper's tables", "docs/clusters.md": "Several machines",
         "docs/code.md": "The code", "results/README.md": "Results",
         "benchmarks/README.md": "Benchmarks", "CONTRIBUTING.md": "Contributing",

@@ -9,6 +9,8 @@ COMMANDS = {  # name: (module, function, what it does)
                     "train, prune, retrain, repeat, distil: the whole method into one folder"),
             "compress": ("kesi.cli.pipeline",
                          "compress", "a folder of images in, a network as small as asked for out"),
+            "study": ("kesi.cli.study", "study",
+                      "variants of the method against each other, over seeds"),
             "plan": ("kesi.cli.runs", "plan", "the sizes of every round, before any training"),
             "report": ("kesi.cli.runs", "report",
                        "tables, plots and a page of finished or half-finished runs"), "verify":
@@ -45,7 +47,7 @@ def main() -> None:
 
     module, function, _ = COMMANDS[words[0]]
     entry.run(lambda: getattr(importlib.import_module(module), function)([*before, *words[1:]]),
-              resumes=words[0] in ("run", "compress"))
+              resumes=words[0] in ("run", "compress", "study"))
 
 
 def overview() -> str:

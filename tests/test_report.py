@@ -17,7 +17,6 @@ from kesi.method import paper, recipes, sizes
 from kesi.method.pruning.filters import pruned_widths
 from kesi.method.snapshot import StageName, chain, ensemble_name
 from kesi.report import report, summary, tables
-from kesi.report.claims import student
 from kesi.report.page import page
 from kesi.report.tables import NONE, Table
 from kesi.runs import results
@@ -279,12 +278,6 @@ def test_the_papers_claims_are_held_against_the_seeds(tmp_path):
     alone = write_run(tmp_path / "one", seeds=(0,))
     alone = report.report([alone], plots=False).tables[-1].rows
     assert {row[3] for row in alone} == {NONE} and alone[0][-1] == "one seed: yes"
-
-
-@pytest.mark.parametrize(("degrees", "quantile"), [(1, 12.7062), (2, 4.3027), (4, 2.7764),
-                                                   (30, 2.0423)])
-def test_students_quantiles_are_those_of_printed_tables(degrees, quantile):
-    assert student(degrees) == pytest.approx(quantile, abs=2e-4)
 
 
 def test_csv_files(tmp_path):

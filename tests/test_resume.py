@@ -97,6 +97,47 @@ def epoch_of(path):
 
 # -- interrupts
 
+def test_an_average_is_saved_and_goes_on_and_no_other_training_takes_it_up(dataset, pruned,
+                                                                          tmp_path):
+    averaged = replace(STAGE, ema=0.7)
+
+    def stage(name, training, epochs=None):
+        context = Context(dataset, 0, Options(eval_every=0))
+        if epochs is not None:
+            context = replace(context, watch=_Stop(epochs))
+        return retrain(context, training, pruned, tmp_path / name).digest
+
+    expected = stage("whole", averaged)
+    with pytest.raises(KeyboardInterrupt):
+        stage("halves", averaged, 3)
+    state = checkpoints.load(tmp_path / "halves" / resume.STATE)
+    assert state.training["epoch"] == 3 and resume.continuable(state)
+    for other in (STAGE, replace(STAGE, ema=0.5)):
+        with pytest.raises(UsageError, match="another ema"):
+            stage("halves", other)
+    assert stage("halves", averaged) == expected
+    state.training["ema"].pop()
+    assert not resume.continuable(state)
+    del state.training["ema"]
+    assert not resume.continuable(state)
+    assert stage("plain", STAGE) != expected
+
+
+class _Stop:
+    """Interrupts a stage after an epoch."""
+
+    def __init__(self, epoch):
+        self.epoch = epoch
+
+    def after_epoch(self, folder):
+        self.epoch -= 1
+        if not self.epoch:
+            raise KeyboardInterrupt
+
+    def after_stage(self):
+        pass
+
+
 @pytest.mark.parametrize("save_every", [1, 4, 10])
 @pytest.mark.parametrize("stop_after", [0, 1, 5])
 def test_an_interrupt_loses_the_epoch_in_progress_and_no_other(train, whole, tmp_path, save_every,

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 import models
-from kesi.data import load
+from kesi.data import TrainBatches, load
 from kesi.method.pruning import Masks, prune_weights
-from kesi.method.recipes import DISTILLATION, ONE_CYCLE, USUAL, recipe
+from kesi.method.recipes import DISTILLATION, ONE_CYCLE, USUAL, described, recipe
 from kesi.method.schedules import learning_rates, optimizer_for, schedule_for
 from kesi.method.training import Options, evaluate, fit
 from kesi.system.errors import KesiError, UsageError
@@ -69,7 +69,7 @@ def test_optimisers_are_the_recipes():
 @pytest.mark.parametrize(
     "change", [{"epochs": 0}, {"batch_size": 0}, {"lr": 0.0}, {"lr": math.nan}, {"momentum": 1.0},
                {"weight_decay": -1.0}, {"schedule": "zigzag"}, {"optimizer": "lion"},
-               {"warmup": -1.0}, {"warmup": 1}, {"div_factor": 0.0}])
+               {"ema": 1.0}, {"ema": -0.1}, {"warmup": -1.0}, {"warmup": 1}, {"div_factor": 0.0}])
 def test_stages_that_make_no_sense_are_refused(change):
     with pytest.raises(UsageError):
         replace(ONE_CYCLE, **change)
@@ -94,8 +94,9 @@ def test_same_seed_same_result_bit_for_bit_and_another_seed_another(digits):
 @pytest.mark.parametrize("stage",
                          [replace(ONE_CYCLE, epochs=3, batch_size=64),
                           replace(DISTILLATION, epochs=3, batch_size=100),
-                          replace(recipe("resnet20", "digits", "filter").baseline.scaled(0.05))],
-                         ids=["one-cycle sgd", "one-cycle adam", "multi-step"])
+                          replace(recipe("resnet20", "digits", "filter").baseline.scaled(0.05)),
+                          replace(ONE_CYCLE, epochs=3, batch_size=100, ema=0.8)],
+                         ids=["one-cycle sgd", "one-cycle adam", "multi-step", "averaged"])
 def test_a_continued_run_equals_an_uninterrupted_one_bit_for_bit(digits, stage):
     def start():
         network = small()
@@ -125,6 +126,38 @@ def test_a_continued_run_equals_an_uninterrupted_one_bit_for_bit(digits, stage):
         without_time = [[replace(row, seconds=0) for row in history]
                         for history in (found, expected)]
         assert without_time[0] == without_time[1]
+
+
+def test_averaged_weights_are_the_average_and_their_norms_see_the_images(digits):
+    """One step an epoch, so that the weights after every step can be looked at from outside."""
+    stage = replace(ONE_CYCLE, epochs=5, batch_size=300)
+    network = small()
+    path = [[one.detach().double() for one in copy.deepcopy(network).parameters()]]
+    fit(network, digits, stage, seed=3, options=LAST_ONLY, on_epoch=lambda _: path.append(
+        [one.detach().double().clone() for one in network.parameters()]))
+    averaged = small()
+    fit(averaged, digits, replace(stage, ema=0.6), seed=3, options=LAST_ONLY)
+    shares = [0.6 ** 5, *(0.4 * 0.6 ** (5 - step) for step in range(1, 6))]
+    for place, found in enumerate(averaged.parameters()):
+        expected = sum(share * one[place] for share, one in zip(shares, path, strict=True))
+        assert torch.allclose(found.double(), expected, atol=1e-6, rtol=1e-5)
+    (images, _), = TrainBatches(digits, 300, 3).epoch(5)
+    with torch.no_grad():
+        seen = averaged.conv1(images).transpose(0, 1).flatten(1)  # (filters, N H W)
+    assert torch.allclose(averaged.bn1.running_mean, seen.mean(1), atol=1e-5)
+    assert torch.allclose(averaged.bn1.running_var, seen.var(1), rtol=1e-4)
+    assert averaged.bn1.momentum == 0.1 and not torch.equal(averaged.bn1.running_var,
+                                                            network.bn1.running_var)
+
+
+def test_averaged_weights_keep_their_zeros_and_are_told_from_others(digits):
+    network = small()
+    masks = prune_weights(network, 0.5)
+    stage = replace(ONE_CYCLE, epochs=1, batch_size=100, ema=0.9)
+    fit(network, digits, stage, seed=0, masks=masks, options=LAST_ONLY)
+    assert all(not bool(network.get_parameter(name)[~mask].any())
+               for name, mask in masks.state_dict().items())
+    assert described(stage)["ema"] == 0.9 and "ema" not in described(ONE_CYCLE)
 
 
 def test_history_says_what_happened(digits):

@@ -15,6 +15,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 
 import torch
 
@@ -68,25 +69,30 @@ def load_additions(words: Sequence[str]) -> None:
     for flag, name in zip(words, words[1:], strict=False):
         if flag != WITH:
             continue
-        path = Path(name)
-        if path.suffix == ".py" and not path.is_file():
-            raise UsageError(f"--with {name}: there is no such file")
-        try:
-            if path.suffix == ".py":
-                spec = importlib.util.spec_from_file_location(path.stem, path)
-                sys.modules[path.stem] = module = importlib.util.module_from_spec(spec)
-                spec.loader.exec_module(module)
-            else:
-                importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            raise UsageError(f"--with {name}: there is no module {error.name}") from error
-        except KesiError:
-            raise
-        except SystemExit as error:  # nothing of the command would be done, and no word said
-            raise UsageError(f"--with {name}: it ends the program") from error
-        except Exception as error:  # somebody else's code: anything
-            raise UsageError(
-                f"--with {name}: {type(error).__name__}: {first_line(error)}") from error
+        load_module(name, f"{WITH} {name}")
+
+
+def load_module(name: str, said: str) -> ModuleType:
+    """Run a Python file, or import a module by its name. Raises UsageError, which begins with
+    ``said``, where there is none or it fails."""
+    path = Path(name)
+    if path.suffix == ".py" and not path.is_file():
+        raise UsageError(f"{said}: there is no such file")
+    try:
+        if path.suffix != ".py":
+            return importlib.import_module(name)
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        sys.modules[path.stem] = module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+    except ModuleNotFoundError as error:
+        raise UsageError(f"{said}: there is no module {error.name}") from error
+    except KesiError:
+        raise
+    except SystemExit as error:  # nothing of the command would be done, and no word said
+        raise UsageError(f"{said}: it ends the program") from error
+    except Exception as error:  # somebody else's code: anything
+        raise UsageError(f"{said}: {type(error).__name__}: {first_line(error)}") from error
 
 
 def run(main: Callable[[], None], resumes: bool = False) -> None:

@@ -35,7 +35,7 @@ def add_inputs(parser: argparse.ArgumentParser, device: bool = True) -> None:
                         help="needed only where a checkpoint does not tell")
     parser.add_argument("--dataset", choices=DATASETS, metavar="NAME",
                         help=f"{', '.join(DATASETS)} (default: what the checkpoint says)")
-    add_images(parser)
+    add_left_images(parser)
     parser.add_argument("--image-size", type=int, metavar="PX",
                         help="default: what the checkpoint says")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
@@ -45,7 +45,7 @@ def add_inputs(parser: argparse.ArgumentParser, device: bool = True) -> None:
                             help="cpu, cuda ... (default: %(default)s)")
 
 
-def add_images(parser: argparse.ArgumentParser) -> None:
+def add_left_images(parser: argparse.ArgumentParser) -> None:
     """--data, of commands that look at what a run has left."""
     parser.add_argument("--data", metavar="DIR", help="where the images are (default: where the "
                         f"run found them, else {ROOT})")
@@ -121,7 +121,12 @@ def add_data(group: argparse.ArgumentParser, default: str | None, family: str = 
     said = "what the checkpoint says" if default is None else default
     group.add_argument("--dataset", choices=DATASETS, default=default, metavar="NAME",
                        help=f"{', '.join(DATASETS)} (default: {said})")
-    group.add_argument("--data", default="data", metavar="DIR",
+    add_images(group, family)
+
+
+def add_images(group: argparse.ArgumentParser, family: str = "cifar") -> None:
+    """--data, --image-size, --val-fraction, and --no-download or --download."""
+    group.add_argument("--data", default=ROOT, metavar="DIR",
                        help="where the images are, or are downloaded to (default: %(default)s)")
     group.add_argument("--image-size", type=int, metavar="PX",
                        help="what the network sees (default: the data's)")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from kesi import checkpoints
 from kesi.cli import entry
-from kesi.cli.flags import images_folder
+from kesi.cli.flags import add_left_images, images_folder
 from kesi.report import published
 from kesi.report.page import page
 from kesi.report.report import report
@@ -34,9 +34,7 @@ def publish(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN",
                         help="run folder, as cifar/pipeline.py writes it")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="a new folder")
-    parser.add_argument("--data", metavar="DIR",
-                        help="where the images are, on some of which every file is tried (default: "
-                             "where the run found them)")
+    add_left_images(parser)
     parser.add_argument("--data-name", metavar="TEXT",
                         help="what titles call the data set (default: its name)")
     args = parser.parse_args(argv)

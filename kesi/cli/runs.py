@@ -96,7 +96,7 @@ def verify(argv: Sequence[str] | None = None) -> None:
     parser = entry.parser(verify.__doc__, "kesi verify")
     parser.add_argument("run", type=Path, metavar="RUN",
                         help="run folder, as cifar/pipeline.py writes it")
-    flags.add_images(parser)
+    flags.add_left_images(parser)
     parser.add_argument("--no-accuracy", action="store_true",
                         help="only look at the files; needs no images")
     parser.add_argument("--device", default="cpu", help="default: %(default)s")

@@ -42,11 +42,11 @@ def kesi(recipe: Recipe, dataset: Dataset, train: Train, seed: int = 0) -> list[
     return [*snapshots, distil(recipe, snapshots, train)]
 
 
-def draw(arch: str, num_classes: int, seed: int) -> Snapshot:
-    """Before step 1: a network whose weights are drawn from the seed."""
+def draw(arch: str, num_classes: int, seed: int, cfg: Sequence | None = None) -> Snapshot:
+    """Before step 1: a network of the widths ``cfg`` (default: unpruned), drawn from the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, "weights"))
-        return Snapshot("start", models.create(arch, num_classes))
+        return Snapshot("start", models.create(arch, num_classes, cfg))
 
 
 def iterate(recipe: Recipe, baseline: Snapshot, train: Train, evidence: Evidence = Evidence(),

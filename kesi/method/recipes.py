@@ -231,9 +231,13 @@ def fits(dataset: str) -> bool:
 
 
 def described(training: Training) -> dict:
-    """A training in plain values, with a digest of what its schedule does."""
-    return {**asdict(training), "milestones": list(training.milestones),
+    """A training in plain values, with a digest of what its schedule does.
+
+    What records did not have from the beginning stands there only if it decides anything.
+    """
+    said = {**asdict(training), "milestones": list(training.milestones),
             "schedule_code": code_digest(SCHEDULES[training.schedule])}
+    return {name: value for name, value in said.items() if name != "ema" or value}
 
 
 DISTILLATION = Training(epochs=40, batch_size=128, lr=0.001, schedule="onecycle", optimizer="adam",

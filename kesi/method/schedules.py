@@ -25,6 +25,7 @@ class Training:
     ``milestones``), "constant", "linear" or "cosine" (down to 0), or "onecycle" (cosine from
     lr / div_factor up to lr over the share ``warmup`` of all steps, then down to the start /
     final_div_factor, stepped every batch; momentum is cycled against it as torch does by default).
+    ``ema``: above 0, what comes out are averaged weights, see Average; 0: those of the last step.
     """
 
     epochs: int
@@ -39,6 +40,7 @@ class Training:
     warmup: float = 0.1
     div_factor: float = 10.0
     final_div_factor: float = 100.0
+    ema: float = 0.0
 
     def __post_init__(self):
         """Raises UsageError for numbers that will not do."""
@@ -60,6 +62,8 @@ class Training:
         if self.weight_decay < 0 or not 0 <= self.momentum < 1:
             raise UsageError(f"weight decay must not be negative (is {self.weight_decay}) and "
                              f"momentum must lie in [0, 1) (is {self.momentum})")
+        if not 0 <= self.ema < 1:
+            raise UsageError(f"the decay of averaged weights lies in [0, 1), not at {self.ema}")
         if not (0 < self.warmup < 1 and self.div_factor > 0 and self.final_div_factor > 0):
             raise UsageError(f"the warm-up must be a share between 0 and 1, not {self.warmup}, and "
                              "what divides the learning rate above 0")
@@ -201,6 +205,30 @@ def schedule_for(optimizer: Optimizer, training: Training, steps: int) -> lr_sch
     """The training's learning rate, to be stepped after every one
     of its epochs x ``steps`` batches."""
     return SCHEDULES[training.schedule](optimizer, training, steps)
+
+
+class Average:
+    """The moving average of a network's weights: a <- decay * a + (1 - decay) * w after every step,
+    from the weights that it starts with (Tarvainen and Valpola 2017, "Mean teachers", equation 1).
+    """
+
+    def __init__(self, model: nn.Module, decay: float):
+        self.decay = decay
+        self.weights = [one.detach().clone() for one in model.parameters()]
+
+    @torch.no_grad()
+    def follow(self, model: nn.Module) -> None:
+        """Take in the weights of now."""
+        torch._foreach_lerp_(self.weights, list(model.parameters()), 1 - self.decay)
+
+    @torch.no_grad()
+    def give(self, model: nn.Module) -> None:
+        """Put the average into the network, in place."""
+        torch._foreach_copy_(list(model.parameters()), self.weights)
+
+    def load(self, weights: Sequence[torch.Tensor]) -> None:
+        """Continue from the average of another time, which was ``weights``."""
+        torch._foreach_copy_(self.weights, [one.to(self.weights[0].device) for one in weights])
 
 
 def learning_rates(training: Training, steps: int) -> list[float]:

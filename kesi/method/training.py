@@ -14,10 +14,11 @@ from tqdm import tqdm
 from kesi.data import Dataset, Split, TrainBatches, eval_batches
 from kesi.method.objectives import CrossEntropy, Objective
 from kesi.method.pruning.masks import Masks
-from kesi.method.schedules import DIVERGED, Training, optimizer_for, schedule_for
+from kesi.method.schedules import DIVERGED, Average, Training, optimizer_for, schedule_for
 from kesi.system import distributed
 from kesi.system.errors import KesiError
 from kesi.system.execution import Step, full_precision, make_forward, make_step, set_up
+from kesi.system.norms import reestimate
 from kesi.system.seeds import derive
 
 
@@ -67,11 +68,14 @@ class Progress:
     history: list[Epoch]
     optimizer: torch.optim.Optimizer
     schedule: lr_scheduler.LRScheduler
+    average: Average | None = None
 
     def state(self) -> dict:
         """The state besides the weights and masks, to be given to fit(resume=...)."""
+        average = {} if self.average is None else {"ema": list(self.average.weights)}
         return {"epoch": self.epoch, "history": [asdict(row) for row in self.history],
-                "optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict()}
+                "optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict(),
+                **average}
 
 
 def fit(model: nn.Module,
@@ -83,6 +87,8 @@ def fit(model: nn.Module,
     ``seed`` decides order, augmentation and dropout of every epoch; with the same arguments on the
     same machine the result is the same bit for bit, also when continued with ``resume``, a
     Progress.state(), from the weights of that moment. ``masks`` are applied after every step. With
+    ``training.ema`` the last epoch ends in the averaged weights, whose batch norms see that epoch's
+    images once more; all figures before it, and its training loss, are of those being trained. With
     several processes (see kesi.system.distributed) each takes its share of every batch, and all
     return the same. Raises KesiError where a loss is not finite, before on_epoch sees that epoch.
     """
@@ -97,8 +103,11 @@ def fit(model: nn.Module,
     meanwhile = make_forward(model, options.device, precision, options.compile)
     optimizer = optimizer_for(model, training)
     schedule = schedule_for(optimizer, training, batches.steps)
+    average = Average(model, training.ema) if training.ema else None
     history: list[Epoch] = []
     if resume is not None:
+        if average is not None:
+            average.load(resume["ema"])
         optimizer.load_state_dict(resume["optimizer"])
         schedule.load_state_dict(resume["schedule"])
         history = [Epoch(**row) for row in resume["history"]]
@@ -111,21 +120,27 @@ def fit(model: nn.Module,
             started = perf_counter()
             torch.manual_seed(derive(seed, "dropout", epoch,
                                      *([distributed.rank()] if distributed.rank() else [])))
-            row = _train_epoch(model, batches, epoch, step, masks, optimizer, schedule, bar)
+            row = _train_epoch(model, batches, epoch, step, masks, optimizer, schedule, average,
+                               bar)
             last = epoch == training.epochs
+            if last and average is not None:
+                average.give(model)
+                with full_precision():
+                    reestimate(model, (images for images, _ in batches.epoch(epoch)))
             due = last or (options.eval_every and epoch % options.eval_every == 0)
             row |= _evaluate_epoch(model, dataset, options.device, due, None if last else meanwhile)
             history.append(Epoch(epoch=epoch, **row, seconds=round(perf_counter() - started, 4)))
             bar.set_postfix(loss=f"{row['train_loss']:.3f}",
                             accuracy=f"{row['train_accuracy']:.1f}%")
             if on_epoch is not None:
-                on_epoch(Progress(epoch, training.epochs, history, optimizer, schedule))
+                on_epoch(Progress(epoch, training.epochs, history, optimizer, schedule,
+                                  average))
     return history
 
 
 def _train_epoch(model: nn.Module, batches: TrainBatches,
                  epoch: int, step: Step, masks: Masks | None, optimizer: torch.optim.Optimizer,
-                 schedule: lr_scheduler.LRScheduler, bar: tqdm) -> dict:
+                 schedule: lr_scheduler.LRScheduler, average: Average | None, bar: tqdm) -> dict:
     """One pass over the training images. Nothing is read back from the device before its end."""
     model.train()
     losses, correct, sizes = [], [], []
@@ -135,6 +150,8 @@ def _train_epoch(model: nn.Module, batches: TrainBatches,
         optimizer.step()
         if masks is not None:
             masks.apply()
+        if average is not None:
+            average.follow(model)
         losses.append(loss)
         correct.append(hits)
         sizes.append(len(labels))

@@ -16,11 +16,10 @@ from markupsafe import Markup
 from kesi import models
 from kesi.data import DATASETS
 from kesi.method.snapshot import BASELINE, KESI
-from kesi.report.claims import claims_table
 from kesi.report.report import NO_PLOTS
 from kesi.report.sources import origins_table, provenance
 from kesi.report.summary import Row, Summary, main_rows, summarise
-from kesi.report.tables import main_table, rounds_table
+from kesi.report.tables import claims_table, main_table, rounds_table
 from kesi.runs.layout import METRICS
 from kesi.runs.record import read_epochs
 from kesi.runs.results import Run, common_folder, load_runs

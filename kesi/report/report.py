@@ -11,10 +11,9 @@ from pathlib import Path
 
 from kesi.checkpoints.records import encode
 from kesi.report import tables
-from kesi.report.claims import claims_table
 from kesi.report.sources import origins_table, parents_of, provenance, row_origin, versions_of
 from kesi.report.summary import Row, Summary, main_rows, summarise
-from kesi.report.tables import Table, code, main_table, plain, rounds_table
+from kesi.report.tables import Table, claims_table, code, main_table, plain, rounds_table
 from kesi.runs.record import Ensemble, Result
 from kesi.runs.results import Run, common_folder, load_runs
 from kesi.system import files

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from kesi.method import paper
-from kesi.report.summary import Row, Spread, Summary, paper_macs
+from kesi.report.summary import Paired, Row, Spread, Summary, paired, paper_macs
 from kesi.system.errors import controls
 
 NONE = "–"
@@ -227,3 +227,36 @@ def rounds_table(summary: Summary) -> Table:
                      f"that are not in the paper. The ensemble of their five pruned networks, with "
                      f"summed logits, reaches {together} %.")
     return Table(f"{run.label[:1].upper()}{run.label[1:]} round by round", columns, body, notes)
+
+
+def claims_table(summaries: Sequence[Summary]) -> Table | None:
+    """The claims of Le, Vo and Thoai (arXiv 2006.11487, sections 4 and 5), in order, for every run
+    that has what they speak of; None where no run has.
+    """
+    body = []
+    for one in summaries:
+        own, usual = one.retrained[0], one.retrained[1:]
+        pairs = [(f"{own.label} above {other.label} retraining", own.rows[-1], other.rows[-1])
+                 for other in usual]
+        pairs += [("the ensemble of the snapshots above the baseline", own.ensemble, one.baseline),
+                  (f"KESI above {own.label}", one.last, own.rows[-1]),
+                  ("KESI at the baseline or above", one.last, one.baseline)]
+        for claim, better, worse in pairs:
+            seeds = sorted(better.results.keys() & worse.results.keys())
+            if seeds:
+                found = paired(*([row.results[seed].test_accuracy for seed in seeds]
+                                 for row in (worse, better)))
+                body.append([f"{one.run.label}: {claim}", str(len(seeds)), f"{found.mean:+.2f}",
+                             found.interval or NONE, _verdict(found)])
+    return Table("Claims of the method, and what is seen here",
+                 ["claim", "seeds", "difference (points)", "95 % interval", "seen here"], body,
+                 ["Test accuracy, paired over seeds; the interval is Student's t of the paired "
+                  "differences. Of a single seed there is none."]) if body else None
+
+
+def _verdict(found: Paired) -> str:
+    if found.half is None:
+        return "one seed: yes" if found.mean >= 0 else "one seed: no"
+    if not found.told_from_chance:
+        return "not told from none"
+    return "yes" if found.mean > 0 else "no"

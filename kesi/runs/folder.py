@@ -82,8 +82,8 @@ def refuse_changes(folder: Path, before: object, now: dict) -> None:
     for key in now:
         old, new = before.get(key), now[key]
         if key == "training" and isinstance(old, dict):
-            key, old, new = next(((name, old.get(name), new[name]) for name in new
-                                  if old.get(name) != new[name]), (key, None, None))
+            key, old, new = next(((name, old.get(name), new.get(name)) for name in [*new, *old]
+                                  if old.get(name) != new.get(name)), (key, None, None))
         if old != new:
             key, old, new = _innermost(key, old, new)
             # images, epochs, milestones

@@ -57,6 +57,11 @@ def continuable(state: Checkpoint) -> bool:
             and training.get("epoch") == len(history) and isinstance(schedule, dict)
             and isinstance(schedule.get("last_epoch"), int) and isinstance(optimizer, dict)):
         return False
+    said = state.info.settings.get("training")
+    ema = training.get("ema", [])
+    averaged = shapes if isinstance(said, dict) and said.get("ema") else []
+    if not (isinstance(ema, list) and [getattr(one, "shape", None) for one in ema] == averaged):
+        return False
     groups, state = optimizer.get("param_groups"), optimizer.get("state")
     if not (isinstance(groups, list) and len(groups) == 1 and isinstance(groups[0], dict)
             and groups[0].get("params") == list(range(len(shapes))) and isinstance(state, dict)):

@@ -15,7 +15,7 @@ from kesi.checkpoints.checkpoint import Checkpoint
 from kesi.checkpoints.pretrained import load_pretrained
 from kesi.checkpoints.records import Info, encode
 from kesi.method import algorithm, sizes
-from kesi.method.distillation import Distillation, SnapshotEnsemble, agreement
+from kesi.method.distillation import SnapshotEnsemble, agreement
 from kesi.method.objectives import CrossEntropy, Objective
 from kesi.method.pruning.criteria import Evidence
 from kesi.method.recipes import Recipe, kind_of
@@ -162,9 +162,10 @@ def retrain(context: Context, training: Training, pruned: Checkpoint, folder: Pa
     return train(context, folder, name, training, pruned, objective)
 
 
-def distill(context: Context, training: Training, objective: Distillation, student: Checkpoint,
+def distill(context: Context, training: Training, objective: Objective, student: Checkpoint,
             folder: Path) -> Checkpoint:
-    """Step 5: the teachers of ``objective`` teach a snapshot; returns the last network."""
+    """Step 5: a snapshot learns as ``objective`` says, the paper's from its teachers;
+    returns the last network."""
     last = train(context, folder, KESI, training, student, objective)
     before, after = (one.info.metrics.get("test_accuracy") for one in (student, last))
     if before is not None and after is not None and after < before:

@@ -9,7 +9,7 @@ the k sums of a channel are then added. """
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from types import MethodType
 
 import torch
@@ -81,6 +81,32 @@ def counted(norms: Sequence[nn.Module]) -> Iterator[None]:
         seen = [tally for tally in tallies if tally.count]
         if seen:
             torch._foreach_add_([tally.counter for tally in seen], [tally.count for tally in seen])
+
+
+@torch.no_grad()
+def reestimate(model: nn.Module, batches: Iterable[torch.Tensor]) -> None:
+    """Take the running statistics of all batch norms anew: the means over these batches of images.
+
+    For weights that no batch has gone through in training, such as averaged ones (Izmailov et al.
+    2018, "Averaging Weights Leads to Wider Optima and Better Generalization", section 3.2).
+    """
+    found = [one for one in model.modules()
+             if isinstance(one, nn.modules.batchnorm._BatchNorm) and one.track_running_stats]
+    if not found:
+        return
+    training, momenta = model.training, [one.momentum for one in found]
+    model.eval()  # dropout is not to disturb them
+    for norm in found:
+        norm.reset_running_stats()
+        norm.train()
+        norm.momentum = None  # the mean over all batches
+    try:
+        for images in batches:
+            model(images)
+    finally:
+        for norm, momentum in zip(found, momenta, strict=True):
+            norm.momentum = momentum
+        model.train(training)
 
 
 def _forward(norm: nn.BatchNorm2d, x: torch.Tensor) -> torch.Tensor:

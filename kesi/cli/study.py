@@ -1,0 +1,111 @@
+"""kesi study: variants of the method against each other."""
+
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from kesi.cli import entry, flags
+from kesi.data import INFO
+from kesi.report import study as reports
+from kesi.runs import study as studies
+from kesi.runs.study import Variant
+from kesi.system import distributed, seeds
+from kesi.system.errors import UsageError, controls
+
+VARIANTS = "VARIANTS"
+
+
+def study(argv: Sequence[str] | None = None) -> None:
+    """Variants of the method against each other, over seeds:
+    one table, one picture, and what is told from chance.
+
+        kesi study studies/worth.py --dry-run
+        kesi study studies/worth.py --seeds 0 1 2 3 4 --save runs/worth
+
+    FILE is Python and says VARIANTS = {name: Variant, ...}, all of one data set; the others are
+    held against the first. A stage that several of them need is run once. The same command
+    continues what was interrupted, and other seeds, or variants that are added to the file, find
+    all that is there; processes with different --seeds share a folder. docs/study.md tells more.
+    """
+    parser = entry.parser(study.__doc__, "kesi study")
+    parser.add_argument("file", metavar="FILE", help="a Python file with VARIANTS")
+    parser.add_argument("--seeds", type=seeds.seed, nargs="+", default=[0], metavar="N",
+                        help="default: 0; an interval needs two")
+    parser.add_argument("--save", type=Path, metavar="DIR", help="default: runs/study-<FILE>")
+    parser.add_argument("--dry-run", action="store_true",
+                        help="print stages, shared ones once, and work; touch nothing")
+    flags.add_images(parser)
+    flags.add_run(parser)
+    args = parser.parse_args(argv)
+    args.seeds = list(dict.fromkeys(args.seeds))
+    variants = variants_of(args.file)
+    recipe = next(iter(variants.values())).recipe
+    args.dataset, args.num_classes = recipe.dataset, None
+    folder = args.save or Path("runs", f"study-{Path(args.file).stem}")
+    planned = studies.planned(variants, *flags.classes_and_size(args, recipe.family, args.data))
+    if args.dry_run:
+        print(overview(variants, planned, args, folder))
+        return
+    options = flags.options_for(args)
+    dataset = flags.dataset_for(args, recipe.family)
+    print(f"{len(variants)} variants on {dataset.name}, {len(planned)} stages a seed, on "
+          f"{options.device} -> {folder}", flush=True)
+    found = studies.run(studies.Study(variants, dataset, folder, args.seeds, options))
+    if distributed.is_main():
+        title = f"{Path(args.file).stem}: {recipe.arch} on {dataset.name}"
+        print("", reports.write(found, title, folder), sep="\n")
+
+
+def variants_of(file: str) -> dict[str, Variant]:
+    """What a study's file says. Raises UsageError where it is not one."""
+    if not file.endswith(".py"):
+        raise UsageError(f"{file} is no Python file: a study is one that says {VARIANTS} = "
+                         "{name: Variant, ...}")
+    found = getattr(entry.load_module(file, file), VARIANTS, None)
+    if not isinstance(found, dict) or not all(isinstance(one, Variant) for one in found.values()):
+        raise UsageError(f"{file} does not say {VARIANTS} = {{name: Variant, ...}}")
+    if len(found) < 2:
+        raise UsageError(f"{file} has {len(found)} variants: there is nothing to compare")
+    for name in found:
+        if not isinstance(name, str) or not name.strip() or controls(name):
+            raise UsageError(f"{file}: a variant's name is a line of text, not {name!r:.60}")
+    (first, one), *others = found.items()
+    for name, other in others:
+        for part in ("dataset", "family"):
+            was, now = getattr(one.recipe, part), getattr(other.recipe, part)
+            if was != now:
+                raise UsageError(f"{file}: all variants are of one {part}, but {first!r} of {was} "
+                                 f"and {name!r} of {now}")
+    if one.recipe.dataset not in INFO:
+        raise UsageError(f"{file}: unknown data set {one.recipe.dataset!r}; choose one of: "
+                         f"{', '.join(INFO)}")
+    return found
+
+
+def overview(variants: Mapping[str, Variant], planned: Mapping[str, studies.StagePlan],
+             args: Namespace, folder: Path) -> str:
+    """What the study would do, as text; needs no images."""
+    images = INFO[args.dataset].train_images
+    keys = {name: studies.keys_of(variant) for name, variant in variants.items()}
+
+    def work(epochs: int) -> str:
+        return f"{epochs * images:,}" if images else "?"
+
+    lines = [f"{len(variants)} variants on {args.dataset}, seeds {' '.join(map(str, args.seeds))}, "
+             f"into {folder}", "",
+             f"{'stage':<14} {'params':>12} {'MACs':>15} {'epochs':>7} {'images to process':>18}"
+             f"  variants"]
+    for key, one in planned.items():
+        users = [str(place) for place, name in enumerate(keys, start=1) if key in keys[name]]
+        lines.append(f"{one.name:<14} {one.size.nonzero_params:>12,} {one.size.macs:>15,} "
+                     f"{one.training.epochs:>7} {work(one.training.epochs):>18}  "
+                     f"{' '.join(users)}")
+    lines += ["", f"{'variant':<14} {'images to process, alone':>26}"]
+    lines += [f"{place}. {name}: {work(variant.epochs)}"
+              for place, (name, variant) in enumerate(variants.items(), start=1)]
+    once = sum(one.training.epochs for one in planned.values())
+    alone = sum(variant.epochs for variant in variants.values())
+    lines += ["", f"{len(planned)} trainings, shared ones once, of {once} epochs together for each "
+                  f"of {len(args.seeds)} seed(s): {work(once * len(args.seeds))} images to process "
+                  f"({work(alone * len(args.seeds))} if nothing was shared)"]
+    return "\n".join(lines)

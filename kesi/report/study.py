@@ -1,0 +1,103 @@
+"""What a study says: its variants in one table and one picture, each against the first one.
+
+Differences are paired: of one seed, which decides the first weights and the order of the images,
+so that what seeds have in common falls out.
+"""
+
+import statistics
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from kesi.report.report import NO_PLOTS
+from kesi.report.summary import Paired, paired, spread
+from kesi.report.tables import NONE, Table, cell
+from kesi.runs.study import Outcome, rows
+from kesi.system import files
+from kesi.system.files import csv_text
+
+Outcomes = Mapping[str, Mapping[int, Outcome]]
+
+
+def accuracies(by_seed: Mapping[int, Outcome]) -> list[float]:
+    """On the test images, in percent, by seed."""
+    return [one.result.test_accuracy for _, one in sorted(by_seed.items())]
+
+
+def differences(found: Outcomes) -> dict[str, Paired]:
+    """Every variant but the first against the first, in points of accuracy."""
+    first, *others = found
+    return {name: paired(accuracies(found[first]), accuracies(found[name])) for name in others}
+
+
+def table(found: Outcomes, title: str) -> Table:
+    """One row a variant."""
+    against, first = differences(found), next(iter(found))
+
+    def mean(by_seed: Mapping[int, Outcome], value: Callable[[Outcome], float]) -> float:
+        return statistics.fmean(map(value, by_seed.values()))
+
+    lines = []
+    for name, by_seed in found.items():
+        held_out = [one.result.val_accuracy for one in by_seed.values()]
+        lines.append([
+            name, cell(spread(accuracies(by_seed))),
+            cell(None if None in held_out else spread(held_out)), *_against(against.get(name)),
+            f"{mean(by_seed, lambda one: one.images):,.0f}",
+            cell(mean(by_seed, lambda one: one.result.nonzero_params), 3, 1e6),
+            cell(mean(by_seed, lambda one: one.result.macs), 2, 1e6), str(len(by_seed))])
+    columns = ["variant", "accuracy (%)", "held out (%)", "difference (points)",
+               "95 % interval", "told from chance", "images processed", "params (M)", "MACs (M)",
+               "seeds"]
+    shown = [place for place in range(len(columns))
+             if place != 2 or any(line[2] != NONE for line in lines)]
+    notes = [f'Differences are to "{first}", seed by seed; the interval is that of Student\'s t. '
+             "Told from chance: 0 lies outside of it. Of twenty comparisons that are nothing but "
+             f"chance, one is told from it; these are {len(against)}.",
+             "Images processed: in all trainings that lead to a variant, those that it shares "
+             "included; what teachers see is not counted. Parameters are those that are not zero."]
+    return Table(title, [columns[place] for place in shown],
+                 [[line[place] for place in shown] for line in lines], notes)
+
+
+def _against(one: Paired | None) -> list[str]:
+    if one is None or one.half is None:
+        return [NONE if one is None else f"{one.mean:+.2f}", NONE, NONE]
+    return [f"{one.mean:+.2f}", one.interval, "yes" if one.told_from_chance else "no"]
+
+
+def write(found: Outcomes, title: str, out: Path) -> str:
+    """Write study.md, study.csv (every outcome as numbers) and study.png; returns the table as
+    text, and what could not be drawn."""
+    made = table(found, title)
+    files.write_text(out / "study.csv", csv_text(rows(found)))
+    picture, said = "\n\n![study](study.png)", f"picture: {out / 'study.png'}"
+    try:
+        draw(found, title, out / "study.png")
+    except ImportError:
+        picture, said = "", NO_PLOTS
+    files.write_text(out / "study.md", made.markdown().replace("## ", "# ", 1) + picture + "\n")
+    return f"{made.text()}\n\n{said}\nreport: {out / 'study.md'}"
+
+
+def draw(found: Outcomes, title: str, path: Path) -> None:
+    """The differences with their intervals, and those of every seed as dots, as PNG."""
+    import matplotlib
+
+    from kesi.report.figures import BASELINE_COLOUR, KESI_COLOUR, STYLE, save, small
+
+    first, *others = found
+    against, base = differences(found), accuracies(found[first])
+    with matplotlib.rc_context(STYLE):
+        figure, axis = small(7.0, 1.4 + 0.36 * len(others))
+        axis.axvline(0, color=BASELINE_COLOUR, linewidth=1)
+        for place, name in enumerate(others):
+            points = [b - a for a, b in zip(base, accuracies(found[name]), strict=True)]
+            axis.plot(points, [place] * len(points), "o", color=BASELINE_COLOUR, markersize=3,
+                      alpha=0.6)
+            axis.errorbar([against[name].mean], [place], xerr=against[name].half, fmt="D",
+                          color=KESI_COLOUR, markersize=5, capsize=3)
+        axis.set_yticks(range(len(others)), others)
+        axis.set_ylim(len(others) - 0.5, -0.5)
+        axis.set_xlabel("difference in accuracy (points), its 95 % interval, and every seed")
+        figure.suptitle(f"{title}, against: {first}", fontsize=10)
+        save(figure, path)

@@ -1,0 +1,298 @@
+"""Variants of the method against each other; a stage that several of them need is run once.
+
+    <save>/study.json                             the variants, and the stages of each
+          /seed0/<stage>-<12 digits>/             an ordinary stage; the digits are of all that
+                                                  decides its outcome: settings, parent, teachers
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from kesi import models
+from kesi.checkpoints.checkpoint import Checkpoint
+from kesi.data import Dataset
+from kesi.method import algorithm
+from kesi.method.distillation import Distillation, SnapshotEnsemble
+from kesi.method.objectives import CrossEntropy, Objective
+from kesi.method.plan import StagePlan
+from kesi.method.plan import sizes as sizes_of
+from kesi.method.pruning.criteria import Evidence
+from kesi.method.pruning.filters import pruned_widths
+from kesi.method.recipes import Recipe, described
+from kesi.method.schedules import Training
+from kesi.method.snapshot import BASELINE, KESI, Snapshot, chain, digest_of
+from kesi.method.training import Options
+from kesi.runs import stage, steps
+from kesi.runs.layout import RESULT
+from kesi.runs.record import Result, read_result
+from kesi.runs.stage import Context
+from kesi.system import distributed
+from kesi.system.describe import describe
+from kesi.system.errors import UsageError
+from kesi.system.files import write_json
+from kesi.system.locks import held
+from kesi.system.provenance import provenance
+
+STUDY = "study.json"
+
+CHOICES = {"teachers": ("snapshots", "baseline", "last", "labels", None),
+           "rounds_by": ("labels", "snapshots", "baseline"), "start": ("last", "fresh")}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One training of a variant, in terms of those before it, by their places in its list.
+
+    ``start``: the one whose network is trained, pruned before in a round of its own; None: a
+    network is drawn, of the widths after ``round``. ``teachers``: none where labels teach.
+    """
+
+    name: str
+    training: Training
+    round: int = 0
+    start: int | None = None
+    teachers: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way through the method: a recipe, and who teaches what in it.
+
+    ``teachers`` of the last step: "snapshots" (all of them, the paper's), "baseline", "last" (the
+    last snapshot), "labels" (cross-entropy), or None, and the last snapshot is what comes out.
+    ``rounds_by``: who teaches in every retraining: "labels" (the paper's), the "snapshots" so far,
+    the "baseline". ``start`` of the last step: the "last" snapshot, or a "fresh" network of its
+    widths (Liu et al. 2019, "Rethinking the Value of Network Pruning", section 3), for which only
+    the stages are run that its teachers need. Raises UsageError for what will not do.
+    """
+
+    recipe: Recipe
+    teachers: str | None = "snapshots"
+    rounds_by: str = "labels"
+    start: str = "last"
+
+    def __post_init__(self):
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise UsageError(f"unknown {name} {getattr(self, name)!r}; choose one of: "
+                                 f"{', '.join(map(str, choices))}")
+        if self.start == "fresh" and self.recipe.method != "filter":
+            raise UsageError("a fresh start is for filter pruning: masks are those of trained "
+                             "weights")
+        if self.start == "fresh" and self.teachers in (None, "last"):
+            raise UsageError("a fresh start needs teachers: snapshots, baseline or labels")
+
+    def changed(self, **differences: Any) -> "Variant":
+        """The variant with differences; what is None stays, but for ``teachers``.
+
+        Its own fields by name; ``baseline``, ``retraining``, ``distillation``: a Training, or the
+        arguments of Training.changed(); ``loss``: an object, or a name; all others are arguments of
+        Recipe.changed(). Raises UsageError for what there is not, or will not do.
+        """
+        own = {one.name: differences.pop(one.name) for one in fields(self)
+               if one.name in differences}
+        recipe = own.pop("recipe", self.recipe)
+        parts = {name: differences.pop(name) for name in ("baseline", "retraining", "distillation")
+                 if name in differences}
+        loss = differences.pop("loss", None)
+        try:
+            if isinstance(loss, str):
+                recipe = recipe.changed(loss=loss, temperature=differences.pop("temperature", None))
+            elif loss is not None:
+                recipe = replace(recipe, loss=loss)
+            recipe = recipe.changed(**differences)
+            for name, part in parts.items():
+                recipe = _with_training(recipe, name, part)
+        except TypeError as error:
+            raise UsageError(f"a variant cannot differ like this: {error}") from error
+        return replace(self, recipe=recipe, **own)
+
+    def steps(self) -> list[Step]:
+        """The trainings that lead to what comes out, which is the last one's."""
+        recipe, rounds = self.recipe, len(self.recipe.rounds)
+        (name, retraining), *_ = recipe.retrainings.items()
+        fresh = self.start == "fresh"
+        found: list[Step] = []
+        if not (fresh and self.teachers == "labels"):
+            found.append(Step(BASELINE, recipe.baseline))
+            needed = 0 if fresh and self.teachers == "baseline" else rounds
+            for number, kind in enumerate(chain(name, needed)[1:], start=1):
+                found.append(Step(kind, retraining, number, number - 1,
+                                  _places(self.rounds_by, number)))
+        if self.teachers is not None:
+            found.append(Step(KESI, recipe.distillation, rounds, None if fresh else rounds,
+                              _places(self.teachers, len(found))))
+        return found
+
+    @property
+    def epochs(self) -> int:
+        """Of all its trainings together."""
+        return sum(one.training.epochs for one in self.steps())
+
+    def describe(self) -> dict:
+        """In plain values, with digests of the code of loss, criterion and schedules."""
+        return {"recipe": self.recipe.describe(),
+                **{name: getattr(self, name) for name in CHOICES}}
+
+
+def _with_training(recipe: Recipe, name: str, part: Training | Mapping) -> Recipe:
+    """The recipe with one of its trainings exchanged or changed."""
+    own = next(iter(recipe.retrainings))
+    before = recipe.retrainings[own] if name == "retraining" else getattr(recipe, name)
+    made = part if isinstance(part, Training) else before.changed(**part)
+    if name == "retraining":
+        return replace(recipe, retrainings={**recipe.retrainings, own: made})
+    return replace(recipe, **{name: made})
+
+
+def _places(teachers: str, count: int) -> tuple[int, ...]:
+    """The places of teachers among the ``count`` trainings so far."""
+    return {"labels": (), "baseline": (0,), "last": (count - 1,),
+            "snapshots": tuple(range(count))}[teachers]
+
+
+def keys_of(variant: Variant) -> list[str]:
+    """What names each of its steps before anything is run:
+    equal ones have the same settings, parents and teachers, and so the same outcome."""
+    recipe, found = variant.recipe, []
+    for one in variant.steps():
+        said = {"name": one.name, "training": described(one.training), "arch": recipe.arch,
+                "dataset": [recipe.dataset, recipe.family],
+                "loss": describe(recipe.loss) if one.teachers else None,
+                "teachers": [found[place] for place in one.teachers],
+                "start": None if one.start is None else found[one.start],
+                "pruned": _pruning(recipe, one), "widths": _widths(recipe, one)}
+        found.append(digest_of(said))
+    return found
+
+
+def _pruning(recipe: Recipe, step: Step) -> dict | None:
+    """How the network of a step is pruned before it; None where it is not."""
+    if step.start is None or step.name == KESI:
+        return None
+    return {"method": recipe.method, "criterion": recipe.describe()["criterion"],
+            "round": step.round, "amount": describe(recipe.rounds[step.round - 1])}
+
+
+def _widths(recipe: Recipe, step: Step) -> list | None:
+    """The cfg of a network that is drawn small; None for all others."""
+    if step.start is not None or not step.round:
+        return None
+    cfg = list(models.ARCHITECTURES[recipe.arch].cfg)
+    for rates in recipe.rounds[:step.round]:
+        cfg = pruned_widths(cfg, rates)
+    return cfg
+
+
+def planned(variants: Mapping[str, Variant], num_classes: int,
+            image_size: int) -> dict[str, StagePlan]:
+    """All trainings of a seed by their keys, those that variants share once, in order.
+
+    Raises UsageError where the amounts of a variant do not fit its network.
+    """
+    found: dict[str, StagePlan] = {}
+    for name, variant in variants.items():
+        try:
+            sizes = sizes_of(variant.recipe, num_classes, image_size)
+        except ValueError as error:
+            raise UsageError(f"{name}: {error}") from error
+        for key, one in zip(keys_of(variant), variant.steps(), strict=True):
+            found.setdefault(key, StagePlan(one.name, one.training, sizes[one.round]))
+    return found
+
+
+@dataclass(frozen=True)
+class Study:
+    """Variants to be run on a data set with some seeds, into a folder."""
+
+    variants: Mapping[str, Variant]
+    dataset: Dataset
+    folder: Path
+    seeds: Sequence[int] = (0,)
+    options: Options = Options()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a variant gave with one seed: the result of its last training.
+
+    ``images``: processed in all of its trainings, also those that it shares. ``stages``: the names
+    of their folders.
+    """
+
+    result: Result
+    images: int
+    stages: list[str]
+
+
+def run(study: Study) -> dict[str, dict[int, Outcome]]:
+    """Run every stage that is not finished yet; returns the outcomes by variant and seed.
+
+    Raises KesiError where another process has one of the seeds.
+    """
+    names = list(planned(study.variants, study.dataset.num_classes, study.dataset.image_size))
+    found: dict[str, dict[int, Outcome]] = {name: {} for name in study.variants}
+    for seed in study.seeds:
+        with held(study.folder / f"seed{seed}"):
+            done: dict[str, Checkpoint] = {}
+            for name, variant in study.variants.items():
+                for place, key in enumerate(keys_of(variant)):
+                    if key not in done:
+                        where = f"seed {seed}, {len(done) + 1}/{len(names)}, {name}"
+                        context = Context(study.dataset, seed, study.options, where=where)
+                        done[key] = _stage(study.folder, context, variant, place, done)
+                found[name][seed] = _outcome([done[key] for key in keys_of(variant)])
+    write_json(study.folder / STUDY, {
+        "format": 1, "dataset": study.dataset.name, "data": study.dataset.describe(),
+        "variants": {name: {**variant.describe(), "stages": {
+            str(seed): one.stages for seed, one in found[name].items()}}
+            for name, variant in study.variants.items()},
+        **provenance(study.options.device)})
+    return found
+
+
+def _stage(root: Path, context: Context, variant: Variant, place: int,
+           done: Mapping[str, Checkpoint]) -> Checkpoint:
+    """One step of a variant in the folder of all that decides its outcome."""
+    recipe, step, device = variant.recipe, variant.steps()[place], context.options.device
+    made = [done[key] for key in keys_of(variant)[:place]]
+    pruning = _pruning(recipe, step)
+    if step.start is None:
+        start: Snapshot = algorithm.draw(recipe.arch, context.dataset.num_classes, context.seed,
+                                         _widths(recipe, step))
+    else:
+        start = made[step.start]
+    if pruning is not None:
+        evidence = Evidence(context.dataset, context.seed, device=device)
+        start = algorithm.prune(start, recipe, recipe.rounds[step.round - 1], step.round, evidence)
+    teachers = [made[one] for one in step.teachers]
+    objective: Objective = CrossEntropy()
+    if teachers:
+        objective = Distillation(SnapshotEnsemble(teachers, device), recipe.loss)
+    decides = {"name": step.name, "pruned": pruning,
+               **context.settings(step.training, objective, start)}
+    folder = root / f"seed{context.seed}" / f"{step.name}-{digest_of(decides)[:12]}"
+    if step.start is None:
+        return stage.train(context, folder, step.name, step.training, lambda: start, objective)
+    if pruning is None:
+        return steps.distill(context, step.training, objective, start, folder)
+    with distributed.main_first():
+        kept = steps.keep(start, folder)
+    return steps.retrain(context, step.training, kept, folder, step.name, objective)
+
+
+def _outcome(stages: Sequence[Checkpoint]) -> Outcome:
+    results = [read_result(one.path.parent / RESULT) for one in stages]
+    return Outcome(results[-1], sum(one.images for one in results),
+                   [one.path.parent.name for one in stages])
+
+
+def rows(found: Mapping[str, Mapping[int, Outcome]]) -> list[dict]:
+    """Every outcome as a line of numbers."""
+    kept = ("test_accuracy", "test_loss", "val_accuracy", "params", "nonzero_params", "macs",
+            "network_digest")
+    return [{"variant": name, "seed": seed, "images": one.images,
+             **{field: asdict(one.result)[field] for field in kept}, "stages": " ".join(one.stages)}
+            for name, by_seed in found.items() for seed, one in by_seed.items()]

@@ -1,0 +1,245 @@
+"""kesi study: variants share their stages, come out like plain runs, and are compared in pairs."""
+
+import csv
+import json
+import math
+import random
+import shutil
+
+import pytest
+import torch
+
+from doors import fails, works
+from kesi import checkpoints
+from kesi.data import INFO, DatasetInfo, Images, load, register_dataset
+from kesi.method import algorithm, recipes
+from kesi.method.training import Options
+from kesi.report.summary import paired, t_quantile
+from kesi.runs.study import Variant, keys_of
+from kesi.system.errors import UsageError
+
+FILE = '''
+from kesi.method.recipes import recipe
+from kesi.runs.study import Variant
+
+paper = Variant(recipe("resnet20", "few", "filter").changed(epochs=(2, 1, 2), rounds=2,
+                                                               amounts=0.5, batch_size=32))
+VARIANTS = {
+    "paper": paper,
+    "labels": paper.changed(teachers="labels"),
+    "nothing after": paper.changed(teachers=None),
+    "taught in rounds": paper.changed(rounds_by="snapshots", teachers=None),
+    "random": paper.changed(criterion="random", teachers=None),
+    "the paper's again": paper.changed(loss="kl", temperature=5.0),
+}
+'''
+# baseline, two of the chain, two last steps; two that are taught; two of random filters
+STAGES = 5 + 2 + 2
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few():
+    """Digits, but only as many as a test needs."""
+    def some(root, storage, download):
+        digits = load("digits")
+        return Images(digits.train.subset(torch.arange(96)), digits.test.subset(torch.arange(50)),
+                      digits.classes)
+
+    register_dataset("few", DatasetInfo(some, 10, 96, 50, 16, flip=False, recipe="digits",
+                                        eval_every=0))
+    yield
+    del INFO["few"]
+
+
+def tiny(**differences):
+    recipe = recipes.recipe("resnet20", "few", "filter")
+    return Variant(recipe.changed(epochs=(2, 1, 2), rounds=2, amounts=0.5,
+                                  batch_size=32)).changed(**differences)
+
+
+def words(file, folder, *more):
+    return ["kesi", "study", file, "--save", folder, "--device", "cpu", "--threads", 1, *more]
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """A study of two seeds: its folder, its file and what it said."""
+    folder = tmp_path_factory.mktemp("study")
+    file = folder / "tiny.py"
+    file.write_text(FILE)
+    return folder / "runs", file, works(*words(file, folder / "runs", "--seeds", 0, 1))
+
+
+def table_of(folder):
+    with open(folder / "study.csv") as file:
+        return {(row["variant"], int(row["seed"])): row for row in csv.DictReader(file)}
+
+
+@pytest.mark.slow
+def test_shared_stages_are_run_once(study):
+    folder, file, said = study
+    for seed in (0, 1):
+        assert len(list((folder / f"seed{seed}").glob("*/result.json"))) == STAGES
+    rows = table_of(folder)
+    assert rows["paper", 0]["stages"] == rows["the paper's again", 0]["stages"]
+    chain = rows["paper", 0]["stages"].split()[:-1]
+    assert rows["labels", 0]["stages"].split()[:-1] == chain == (
+        rows["nothing after", 0]["stages"].split())
+    assert rows["random", 0]["stages"].split()[0] == chain[0] != chain[1]
+    assert rows["paper", 0]["images"] == str((2 + 1 + 1 + 2) * len(load("few").train))
+    record = json.loads((folder / "study.json").read_text())
+    assert record["variants"]["paper"]["stages"]["1"] == rows["paper", 1]["stages"].split()
+
+
+@pytest.mark.slow
+def test_the_papers_order_has_the_bits_of_a_plain_run(study):
+    folder, *_ = study
+    variant = tiny()
+    train = algorithm.in_memory(load("few"), 1, Options(eval_every=0))
+    *_, last = algorithm.kesi(variant.recipe, load("few"), train, seed=1)
+    assert table_of(folder)["paper", 1]["network_digest"] == last.digest
+
+
+@pytest.mark.slow
+def test_what_is_finished_stays_and_what_is_lost_comes_back(study, tmp_path, monkeypatch):
+    """An interrupt in the middle of a shared stage; then the same command."""
+    folder, file, _ = study
+    before = table_of(folder)
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    lost = copy / "seed1" / before["random", 1]["stages"].split()[1]
+    last = copy / "seed1" / before["paper", 1]["stages"].split()[-1]
+    for stage in (lost, last):
+        shutil.rmtree(stage)
+    apply, left = torch.nn.functional.kl_div, [2 * 3 - 1]  # of 3 steps an epoch, in the second
+
+    def counting(*arguments, **named):
+        left[0] -= 1
+        if not left[0]:
+            raise KeyboardInterrupt
+        return apply(*arguments, **named)
+
+    with monkeypatch.context() as patch, pytest.raises(AssertionError, match="continues from"):
+        patch.setattr("torch.nn.functional.kl_div", counting)
+        works(*words(file, copy, "--seeds", 0, 1))
+    assert (last / "state.pth.tar").is_file() and not (last / "result.json").exists()
+    kept = {path: path.stat().st_mtime_ns for path in copy.glob("seed0/*/result.json")}
+    said = works(*words(file, copy, "--seeds", 0, 1))
+    assert "continues after epoch 1 of 2" in said
+    assert kept == {path: path.stat().st_mtime_ns for path in kept}
+    after = table_of(copy)
+    assert {key: row["network_digest"] for key, row in after.items()} == {
+        key: row["network_digest"] for key, row in before.items()}
+
+
+@pytest.mark.slow
+def test_the_table_and_the_picture(study):
+    folder, file, said = study
+    rows = table_of(folder)
+    values = {name: [float(rows[name, seed]["test_accuracy"]) for seed in (0, 1)]
+              for name in ("paper", "random")}
+    first, second = (b - a for a, b in zip(*values.values(), strict=True))
+    mean, half = (first + second) / 2, 12.706205 * abs(first - second) / 2
+    line = next(line for line in said.splitlines() if line.startswith("random "))
+    assert f"{mean:+.2f}" in line and f"{mean - half:+.2f} to {mean + half:+.2f}" in line
+    assert ("yes" in line.split()) == (abs(mean) > half)
+    again = next(line for line in said.splitlines() if line.startswith("the paper's again"))
+    assert "+0.00" in again and " no " in again
+    assert (folder / "study.png").read_bytes().startswith(b"\x89PNG")
+    assert "![study](study.png)" in (folder / "study.md").read_text()
+
+
+def test_a_dry_run_tells_shared_stages_once_and_touches_nothing(tmp_path):
+    file = tmp_path / "tiny.py"
+    file.write_text(FILE)
+    said = works(*words(file, tmp_path / "runs", "--dry-run", "--seeds", 0, 1))
+    images = len(load("few").train)
+    epochs, alone = 2 + 1 + 1 + 2 + 2 + 4 * 1, 6 + 6 + 4 + 4 + 4 + 6
+    assert f"{STAGES} trainings, shared ones once, of {epochs} epochs" in said
+    assert f"{2 * epochs * images:,} images" in said and f"({2 * alone * images:,} if" in said
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("text, says", [
+    ("VARIANTS = {", "SyntaxError"), ("x = 1", "does not say VARIANTS"),
+    ("VARIANTS = {'a': 1, 'b': 2}", "does not say VARIANTS"),
+    (FILE + "\nVARIANTS = {'one': paper}", "nothing to compare"),
+    (FILE + "\npaper.changed(teachers='nobody')", "unknown teachers 'nobody'"),
+    (FILE + "\npaper.changed(epocs=3)", "cannot differ like this"),
+    (FILE + "\npaper.changed(criterion='none')", "unknown criterion 'none'"),
+    (FILE + "\npaper.changed(retraining={'lr': -1})", "learning rate must be above 0"),
+    (FILE + "\nVARIANTS = {'a': paper, 'a\\nb': paper}", "a line of text"),
+    (FILE + "\nVARIANTS['c'] = Variant(recipe('resnet20', 'cifar10', 'filter'))",
+     "all variants are of one dataset"),
+    (FILE + "\nVARIANTS['c'] = Variant(recipe('resnet20', 'few', 'weight'), start='fresh')",
+     "fresh start is for filter"),
+    (FILE + "\nfrom dataclasses import replace"
+     "\nVARIANTS['c'] = Variant(replace(paper.recipe, rounds=((0.5,),)))", "9 widths to prune")])
+def test_a_bad_file_is_refused_in_one_line(tmp_path, text, says):
+    file = tmp_path / "bad.py"
+    file.write_text(text)
+    fails(*words(file, tmp_path / "runs"), code=2, says=says)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_no_file_and_no_python(tmp_path):
+    fails(*words(tmp_path / "none.py", tmp_path), code=2, says="there is no such file")
+    fails(*words(tmp_path, tmp_path), code=2, says="no Python file")
+
+
+@pytest.mark.parametrize("freedom, tabled", [(1, 12.7062), (2, 4.3027), (3, 3.1824), (4, 2.7764),
+                                             (9, 2.2622), (30, 2.0423)])
+def test_the_quantiles_are_those_of_the_tables(freedom, tabled):
+    assert t_quantile(0.95, freedom) == pytest.approx(tabled, abs=5e-5)
+
+
+def test_the_interval_is_students():
+    """Its ends are where the density of t, integrated, leaves 2.5 % on either side."""
+    draw = random.Random(0)
+    first, second = ([draw.gauss(0, 1) for _ in range(6)] for _ in range(2))
+    found = paired(first, second)
+    differences = torch.tensor(second, dtype=torch.float64) - torch.tensor(first)
+    assert found.mean == pytest.approx(float(differences.mean()), abs=1e-6)
+    t = found.half / float(differences.std()) * math.sqrt(6)
+    places = torch.linspace(-t, t, 20001, dtype=torch.float64)
+    density = torch.exp(torch.lgamma(torch.tensor(3.0)) - torch.lgamma(torch.tensor(2.5))) / (
+        math.sqrt(5 * math.pi)) * (1 + places.square() / 5) ** -3
+    assert float(torch.trapezoid(density, places)) == pytest.approx(0.95, abs=1e-5)
+    assert paired([1.0], [2.0]).half is None and paired([1.0], [2.0]).told_from_chance is None
+
+
+def test_a_key_knows_all_that_decides():
+    """Whatever differs between two variants gives other stages from there on, and none before."""
+    paper, order = tiny(), ["baseline", "onecycle-1", "onecycle-2", "kesi"]
+    for differs, since in (({"baseline": {"weight_decay": 5e-4}}, 0), ({"batch_size": 50}, 0),
+                           ({"criterion": "l2"}, 1), ({"retraining": {"lr": 0.05}}, 1),
+                           ({"amounts": 0.25}, 1), ({"rounds_by": "baseline"}, 1),
+                           ({"distillation": {"optimizer": "sgd"}}, 3), ({"loss": "dist"}, 3),
+                           ({"temperature": 2.0}, 3), ({"teachers": "last"}, 3),
+                           ({"start": "fresh"}, 3)):
+        same = [a == b for a, b in zip(keys_of(paper), keys_of(paper.changed(**differs)),
+                                       strict=True)]
+        assert same == [place < since for place in range(len(order))], differs
+    with pytest.raises(UsageError, match="needs teachers"):
+        paper.changed(start="fresh", teachers="last")
+
+
+@pytest.mark.slow
+def test_the_last_step_starts_from_a_fresh_network(tmp_path):
+    """Drawn anew, of the last widths; by labels or by the baseline it needs no chain of snapshots.
+    """
+    file = tmp_path / "fresh.py"
+    file.write_text(FILE + '''
+VARIANTS = {name: paper.changed(start="fresh", teachers=name)
+            for name in ("snapshots", "baseline", "labels")}
+''')
+    works(*words(file, tmp_path / "runs"))
+    rows, images = table_of(tmp_path / "runs"), len(load("few").train)
+    assert [int(row["images"]) // images for row in rows.values()] == [6, 4, 2]
+    assert len({row["params"] for row in rows.values()}) == 1
+    folder = tmp_path / "runs" / "seed0"
+    snapshot = checkpoints.load(folder / rows["snapshots", 0]["stages"].split()[-2]).network
+    recipe = tiny().recipe
+    start = algorithm.draw("resnet20", 10, 0, snapshot.cfg)
+    train = algorithm.in_memory(load("few"), 0, Options(eval_every=0))
+    alone = train("kesi", start, recipe.distillation)
+    assert rows["labels", 0]["network_digest"] == alone.digest
