@@ -83,6 +83,7 @@ def run_pipeline(doc: str, family: str, argv: Sequence[str] | None = None, prog:
                           help="epochs of the stages, instead of the recipe's")
     training.add_argument("--epochs-scale", type=float, metavar="X",
                           help="multiply the epochs of every stage (default: 1)")
+    targets.add_budget(training)
     training.add_argument("--batch-size", type=int, metavar="N",
                           help="of every stage, instead of the recipe's")
     training.add_argument("--lr", type=float,
@@ -91,7 +92,8 @@ def run_pipeline(doc: str, family: str, argv: Sequence[str] | None = None, prog:
     output.add_argument("--save", type=Path, metavar="DIR",
                         help="default: runs/<dataset>-<arch>-<method>")
     output.add_argument("--dry-run", action="store_true",
-                        help="print stages, sizes and work; touch nothing")
+                        help="print stages, sizes, work, and the time that it takes here; touch "
+                             "nothing")
     output.add_argument("--fresh", action="store_true",
                         help="start over; the old run is moved aside")
     output.add_argument("--no-report", action="store_true",
