@@ -22,8 +22,7 @@ from kesi.data import INFO
 from kesi.method import paper, plan, recipes
 from kesi.method.recipes import Recipe
 from kesi.method.snapshot import BASELINE, KESI
-from kesi.runs.layout import CHECKPOINT, RUN
-from kesi.runs.record import Ensemble, Result, stage_names
+from kesi.runs.record import CHECKPOINT, RUN, Ensemble, Result, stage_names
 from kesi.runs.results import Run, load_run
 from kesi.system import locks
 from kesi.system.errors import KesiError, UsageError, first_line

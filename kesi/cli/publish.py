@@ -10,7 +10,7 @@ from kesi.cli.flags import add_left_images, images_folder
 from kesi.report import published
 from kesi.report.page import page
 from kesi.report.report import report
-from kesi.runs.layout import CHECKPOINT
+from kesi.runs.record import CHECKPOINT
 from kesi.runs.results import Run, load_runs
 from kesi.system.errors import UsageError
 from kesi.system.files import make_folder, write_json, write_text

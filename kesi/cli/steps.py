@@ -16,8 +16,8 @@ from kesi.method.snapshot import ENSEMBLE, KESI, StageName
 from kesi.method.training import evaluate
 from kesi.runs import lineage, steps
 from kesi.runs.folder import note_images
-from kesi.runs.layout import CHECKPOINT, PRUNED
 from kesi.runs.lineage import snapshots_of
+from kesi.runs.record import CHECKPOINT, PRUNED
 from kesi.runs.resume import STATE
 from kesi.runs.stage import Context
 from kesi.system.errors import UsageError

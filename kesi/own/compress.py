@@ -35,8 +35,7 @@ from kesi.own.registry import Factory, register, reserved
 from kesi.report.report import Report, report
 from kesi.runs import pipeline
 from kesi.runs.folder import move_aside
-from kesi.runs.layout import METRICS
-from kesi.runs.record import Faster, read_epochs
+from kesi.runs.record import METRICS, Faster, read_epochs
 from kesi.runs.results import load_run
 from kesi.system import execution
 from kesi.system.errors import UsageError, first_line

@@ -20,8 +20,7 @@ from kesi.report.report import NO_PLOTS
 from kesi.report.sources import origins_table, provenance
 from kesi.report.summary import Row, Summary, main_rows, summarise
 from kesi.report.tables import claims_table, main_table, rounds_table
-from kesi.runs.layout import METRICS
-from kesi.runs.record import read_epochs
+from kesi.runs.record import METRICS, read_epochs
 from kesi.runs.results import Run, common_folder, load_runs
 from kesi.system.errors import UsageError
 from kesi.system.files import write_text

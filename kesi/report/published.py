@@ -23,8 +23,17 @@ from kesi.method.training import evaluate
 from kesi.models import Network
 from kesi.report.report import texts
 from kesi.report.verify import Verifier, figures_only
-from kesi.runs.layout import METRICS, RESULT, RUN
-from kesi.runs.record import Ensemble, Result, RunRecord, history_digest, read_epochs, read_result
+from kesi.runs.record import (
+    METRICS,
+    RESULT,
+    RUN,
+    Ensemble,
+    Result,
+    RunRecord,
+    history_digest,
+    read_epochs,
+    read_result,
+)
 from kesi.runs.results import Run, load_runs
 from kesi.system.errors import KesiError, UsageError
 from kesi.system.files import make_folder, read_json, read_text, write_json, write_text

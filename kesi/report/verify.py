@@ -25,9 +25,20 @@ from kesi.method.distillation import SnapshotEnsemble, agreement
 from kesi.method.snapshot import BASELINE, ENSEMBLE, KESI, StageName, chain, ensemble_name
 from kesi.method.training import Epoch, evaluate
 from kesi.report.report import texts
-from kesi.runs import layout, results
-from kesi.runs.layout import ASIDE, CHECKPOINT, METRICS, PRUNED, RESULT
-from kesi.runs.record import Ensemble, Result, RunRecord, read_epochs, read_result
+from kesi.runs import results
+from kesi.runs.record import (
+    ASIDE,
+    CHECKPOINT,
+    METRICS,
+    PRUNED,
+    RESULT,
+    Ensemble,
+    Result,
+    RunRecord,
+    read_epochs,
+    read_result,
+    seed_of,
+)
 from kesi.runs.stage import finished_info, result_of
 from kesi.system.errors import KesiError, UsageError, first_line
 from kesi.system.files import read_text
@@ -61,7 +72,7 @@ def verify(run: Path, dataset: Dataset | None = None, device: str = "cpu") -> "V
     """
     verifier = Verifier(run, dataset, device)
     record, recipe = verifier.record, verifier.record.recipe
-    found = {seed for path in Path(run).iterdir() if (seed := layout.seed_of(path)) is not None}
+    found = {seed for path in Path(run).iterdir() if (seed := seed_of(path)) is not None}
     verifier.check("run.json", set(record.seeds) == found and bool(found),
                    f"it speaks of seeds {sorted(record.seeds)}, and there are folders of "
                    f"{sorted(found)}")
@@ -74,7 +85,7 @@ def verify(run: Path, dataset: Dataset | None = None, device: str = "cpu") -> "V
     try:
         finished = results.load_runs([Path(run)])[0]
         for folder, stage in record.handed_over.items():
-            number = layout.seed_of(Path(folder))
+            number = seed_of(Path(folder))
             if verifier.check("run.json", KESI in finished.seeds.get(number, {}),
                               f"it hands over {stage} of {folder}, which is not finished"):
                 verifier.equal("run.json", f"what is handed over of {folder}", stage,

@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from kesi.method.training import Progress
-from kesi.runs.layout import RESULT
-from kesi.runs.record import Result, read_result
+from kesi.runs.record import RESULT, Result, read_result
 from kesi.system.errors import KesiError
 
 

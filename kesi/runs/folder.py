@@ -10,8 +10,18 @@ from kesi import checkpoints
 from kesi.checkpoints import fields
 from kesi.checkpoints.records import Info, decode
 from kesi.data.datasets import SHIPPED
-from kesi.runs.layout import CHECKPOINT, IMAGES, PRUNED, RESULT, RUN
-from kesi.runs.record import Ensemble, Result, RunRecord, read_result, read_run
+from kesi.runs.record import (
+    CHECKPOINT,
+    IMAGES,
+    PRUNED,
+    RESULT,
+    RUN,
+    Ensemble,
+    Result,
+    RunRecord,
+    read_result,
+    read_run,
+)
 from kesi.system import distributed
 from kesi.system.errors import KesiError, UsageError
 from kesi.system.files import make_folder, read_json, write_json

@@ -24,8 +24,7 @@ from kesi.method.training import Options
 from kesi.runs import steps
 from kesi.runs.clock import Clock
 from kesi.runs.folder import move_aside, note_images, refuse_changes
-from kesi.runs.layout import RUN, seed_of
-from kesi.runs.record import Faster, Fitted, RunRecord, read_run
+from kesi.runs.record import RUN, Faster, Fitted, RunRecord, read_run, seed_of
 from kesi.runs.results import handed_over, load_run
 from kesi.runs.stage import Context, Watch, warn_of_another_device
 from kesi.system import distributed

@@ -1,6 +1,7 @@
-"""What stands in the JSON files of a run."""
+"""The names of files and folders in a run, and what stands in its JSON files."""
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,7 +18,28 @@ from kesi.method.training import Epoch
 from kesi.system.errors import KesiError, UsageError
 from kesi.system.files import read_json, read_text
 
+CHECKPOINT, PRUNED = "checkpoint.pth.tar", "pruned.pth.tar"
+
+# what a stage came out as whose own network was lost, and is named by others
+OTHER = "other.pth.tar"
+
+# where the images are on this machine: of use here only, and no part of what is published
+IMAGES = "images.json"
+
+METRICS, RESULT, RUN = "metrics.jsonl", "result.json", "run.json"
+
+# what move_aside() calls a folder that is in the way of a fresh start
+ASIDE = re.compile(r"\.old-\d+$")
+
 Seeds = Annotated[list, fields.several(fields.whole(0))]
+
+
+def seed_of(folder: Path) -> int | None:
+    """The seed whose stages are in a folder of a run: 0 of "seed0"; None if it is no such folder.
+    """
+    number = folder.name.removeprefix("seed")
+    return (int(number) if number != folder.name and number.isdecimal() and number.isascii()
+            else None)
 
 
 def _layer(value: object) -> bool:

@@ -11,8 +11,16 @@ from kesi.data import INFO
 from kesi.method import paper
 from kesi.method.recipes import METHODS
 from kesi.method.snapshot import KESI, chain, ensemble_name
-from kesi.runs.layout import RESULT, RUN, seed_of
-from kesi.runs.record import Ensemble, Result, RunRecord, read_result, read_run
+from kesi.runs.record import (
+    RESULT,
+    RUN,
+    Ensemble,
+    Result,
+    RunRecord,
+    read_result,
+    read_run,
+    seed_of,
+)
 from kesi.system.errors import KesiError, UsageError
 
 

@@ -29,9 +29,8 @@ from kesi.method.training import Epoch, Options, Progress, evaluate, fit
 from kesi.runs import resume
 from kesi.runs.clock import Clock, epoch_line
 from kesi.runs.folder import dependent, finished, lost, refuse_changes, start_over
-from kesi.runs.layout import CHECKPOINT, METRICS, OTHER, RESULT
 from kesi.runs.lineage import check_images, method_of, reference
-from kesi.runs.record import Result, history_digest, network_of
+from kesi.runs.record import CHECKPOINT, METRICS, OTHER, RESULT, Result, history_digest, network_of
 from kesi.system import distributed, execution
 from kesi.system.describe import describe
 from kesi.system.errors import KesiError, UsageError

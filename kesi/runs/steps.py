@@ -24,9 +24,8 @@ from kesi.method.sizes import parameters
 from kesi.method.snapshot import BASELINE, ENSEMBLE, KESI, Pruned, Snapshot, StageName
 from kesi.method.training import Epoch, evaluate
 from kesi.runs.folder import finished
-from kesi.runs.layout import CHECKPOINT, PRUNED, RESULT
 from kesi.runs.lineage import fitting, method_of, reference
-from kesi.runs.record import Ensemble, read_result
+from kesi.runs.record import CHECKPOINT, PRUNED, RESULT, Ensemble, read_result
 from kesi.runs.stage import Context, result_of, train
 from kesi.system import distributed
 from kesi.system.describe import describe

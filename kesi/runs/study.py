@@ -25,8 +25,7 @@ from kesi.method.schedules import Training
 from kesi.method.snapshot import BASELINE, KESI, Snapshot, chain, digest_of
 from kesi.method.training import Options
 from kesi.runs import stage, steps
-from kesi.runs.layout import RESULT
-from kesi.runs.record import Result, read_result
+from kesi.runs.record import RESULT, Result, read_result
 from kesi.runs.stage import Context
 from kesi.system import distributed
 from kesi.system.describe import describe

@@ -11,8 +11,7 @@ import os
 import time
 from pathlib import Path
 
-from kesi.runs.layout import METRICS, RUN
-from kesi.runs.record import read_epochs
+from kesi.runs.record import METRICS, RUN, read_epochs
 from kesi.system.errors import KesiError, UsageError
 from kesi.system.files import make_folder
 
