@@ -316,10 +316,11 @@ def test_the_page_on_own_networks_can_be_followed(tmp_path):
     page = pieces((ROOT / "docs/own-network.md").read_text())
     python, commands = ([piece.text for piece in page if piece.kind == kind]
                         for kind in ("python", "command"))
-    module, compress, again, check, load = python
+    module, compress, told, again, check, load = python
     (tmp_path / "my_networks.py").write_text(module)
     assert "epochs=(20, 10, 10)" in compress and again in compress
-    out = ran("-c", (compress + again + check).replace("epochs=(20, 10, 10)", "epochs=(1, 1, 1)"))
+    whole = compress + told + again + check
+    out = ran("-c", whole.replace("epochs=(20, 10, 10)", "epochs=(1, 1, 1)"))
     assert out.endswith("[]\n")
     ran("-c", load)
     install, export, compare, pipeline = map(shlex.split, commands)

@@ -18,7 +18,7 @@ from kesi.tools.compare import Table, baseline_of, compared
 from kesi.tools.export import BATCHES, Exported
 from kesi.tools.formats import FORMATS, OPSET
 from kesi.tools.handover.folder import hand_over, runtime
-from kesi.tools.inputs import Inputs, inputs_of
+from kesi.tools.inputs import Inputs, inputs_of, rgb_only
 
 
 def export(argv: Sequence[str] | None = None) -> None:
@@ -50,6 +50,7 @@ def export(argv: Sequence[str] | None = None) -> None:
     web = runtime(Path(args.web) if args.web else None) if args.web is not None else None
     chosen_device(args)  # the CPU, with as many --threads
     checkpoint = checkpoints.load(args.checkpoint, args.arch)
+    rgb_only(checkpoint.network)  # before anything is said of its images
     args.data = images_folder(args, args.checkpoint)
     inputs = inputs_of(checkpoint, args.dataset, args.image_size, args.data)
     baseline = baseline_of(checkpoint, args.baseline, args.arch)

@@ -18,6 +18,7 @@ from kesi.data import INFO, Dataset, Split, load
 from kesi.data.augment import Augmentation, PadCrop, RandomResizedCrop
 from kesi.data.datasets import family_of
 from kesi.method.sizes import channels_of
+from kesi.models import Network
 from kesi.system.errors import KesiError, UsageError
 
 
@@ -79,6 +80,13 @@ class Inputs:
         return self.mean, self.std
 
 
+def rgb_only(model: Network) -> None:
+    """Raises UsageError for a network that takes images of other channels than RGB."""
+    if (channels := channels_of(model)) != 3:
+        raise UsageError(f"{model.arch} takes images of {channels} channel(s), and only networks "
+                         f"for RGB images are exported, compared and looked at")
+
+
 def inputs_of(checkpoint: Checkpoint, dataset: str | None = None, image_size: int | None = None,
               root: str | Path = "data") -> Inputs:
     """What a checkpoint says about its images; ``dataset`` and ``image_size`` name other ones to
@@ -91,9 +99,7 @@ def inputs_of(checkpoint: Checkpoint, dataset: str | None = None, image_size: in
     """
     said = checkpoint.info.data
     model = checkpoint.network
-    if (channels := channels_of(model)) != 3:
-        raise UsageError(f"{model.arch} takes images of {channels} channel(s), and only networks "
-                         f"for RGB images are exported, compared and looked at")
+    rgb_only(model)
     large = models.ARCHITECTURES[model.arch].image_size > 64  # the networks for photographs
     if said:
         found = _as_said(checkpoint, said)
