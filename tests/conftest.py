@@ -6,11 +6,22 @@ import os
 import pytest
 import torch
 
+import models
+
 _available = torch.cuda.is_available
 if _available():
     torch.cuda.init()
     torch.cuda.device_count()  # looks at the variable below the first time
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # for the processes that tests start
+
+
+@pytest.fixture
+def registry():
+    """Networks registered by a test are gone after it."""
+    before = dict(models.ARCHITECTURES)
+    yield
+    models.ARCHITECTURES.clear()
+    models.ARCHITECTURES.update(before)
 
 
 @pytest.hookimpl(tryfirst=True)

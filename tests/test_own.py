@@ -116,15 +116,6 @@ def digits(size: int, count: int):
             (test.take(0, 100).numpy(), test.labels[:100].numpy()))
 
 
-@pytest.fixture
-def registry():
-    """Networks registered by a test are gone after it."""
-    before = dict(models.ARCHITECTURES)
-    yield
-    models.ARCHITECTURES.clear()
-    models.ARCHITECTURES.update(before)
-
-
 def seeded(build):
     torch.manual_seed(0)
     return build()
@@ -471,8 +462,8 @@ def test_the_page_that_walks_through_it_does_what_it_says(tmp_path, monkeypatch,
     """The code of docs/own-network.md, in order, in one folder."""
     text = (ROOT / "docs" / "own-network.md").read_text()
     blocks = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-    assert len(blocks) == 5
-    module, walk, again, check, loading = blocks
+    assert len(blocks) == 6
+    module, walk, told, again, check, loading = blocks
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "my_networks.py").write_text(module)
@@ -485,6 +476,8 @@ def test_the_page_that_walks_through_it_does_what_it_says(tmp_path, monkeypatch,
     assert min(said) > 60, said  # of ten classes: all of them learned
     before = sum(value.numel() for value in names["network"].parameters())
     assert sum(value.numel() for value in result.network.parameters()) < 0.8 * before
+    exec(told, names)
+    assert names["result"].stage in ("kesi", "onecycle-1")
     capsys.readouterr()
     exec(again, names)
     assert "kesi is finished already" in capsys.readouterr().out

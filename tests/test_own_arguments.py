@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import nn
 
 import kesi
-import models
 from datagen import write_imagefolder
 from doors import fails, script, works
 from kesi.data import load
@@ -20,17 +19,9 @@ from kesi.runs.record import read_epochs, read_run
 from kesi.system.errors import UsageError
 
 pytest.importorskip("torch_pruning")
+pytestmark = pytest.mark.usefixtures("registry")
 
 CPU = Options(device="cpu", eval_every=0)
-
-
-@pytest.fixture(autouse=True)
-def registry():
-    """Networks registered by a test are gone after it."""
-    before = dict(models.ARCHITECTURES)
-    yield
-    models.ARCHITECTURES.clear()
-    models.ARCHITECTURES.update(before)
 
 
 def network() -> nn.Module:

@@ -18,18 +18,9 @@ from kesi.own import graphs
 from kesi.system.errors import UsageError
 
 pytest.importorskip("torch_pruning")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("registry")]
 
 CPU = Options(device="cpu", eval_every=0)
-
-
-@pytest.fixture(autouse=True)
-def registry():
-    """Networks registered by a test are gone after it."""
-    before = dict(models.ARCHITECTURES)
-    yield
-    models.ARCHITECTURES.clear()
-    models.ARCHITECTURES.update(before)
 
 
 def digits(count: int = 48):

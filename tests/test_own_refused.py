@@ -14,17 +14,9 @@ from kesi.method.training import Options, fit
 from kesi.system.errors import UsageError
 
 pytest.importorskip("torch_pruning")
+pytestmark = pytest.mark.usefixtures("registry")
 
 CPU = Options(device="cpu", eval_every=0)
-
-
-@pytest.fixture(autouse=True)
-def registry():
-    """Networks registered by a test are gone after it."""
-    before = dict(models.ARCHITECTURES)
-    yield
-    models.ARCHITECTURES.clear()
-    models.ARCHITECTURES.update(before)
 
 
 def digits(count: int = 40):

@@ -13,6 +13,7 @@ from datagen import write_imagefolder
 from doors import fails, works
 from kesi import models
 from kesi.data import load
+from kesi.method.algorithm import draw
 from kesi.method.plan import Speed
 from kesi.method.recipes import recipe
 from kesi.method.sizes import macs
@@ -129,7 +130,7 @@ def test_latency_is_measured_in_onnxruntime(quick_clock):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     assert faster.runtime() == "onnxruntime"
-    small, large = faster.seconds_of([faster.drawn("resnet20", 10, cfg) for cfg in (
+    small, large = faster.seconds_of([draw("resnet20", 10, 0, cfg).network for cfg in (
         [1] * 9, models.ARCHITECTURES["resnet20"].cfg)], 32, 32)
     assert 0 < small < large
 

@@ -14,16 +14,7 @@ from kesi.tools.inputs import inputs_of
 timm = pytest.importorskip("timm", reason="timm is not installed")
 pytest.importorskip("torch_pruning")
 pytest.importorskip("onnxruntime")
-pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(autouse=True)
-def registry():
-    """Networks registered by a test are gone after it."""
-    before = dict(models.ARCHITECTURES)
-    yield
-    models.ARCHITECTURES.clear()
-    models.ARCHITECTURES.update(before)
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("registry")]
 
 
 @pytest.mark.parametrize("name", ["resnet10t", "mobilenetv3_small_050", "repvgg_a0"])

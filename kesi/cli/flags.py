@@ -71,13 +71,8 @@ def chosen_device(args: argparse.Namespace) -> str:
         if not 1 <= args.threads <= 1024:
             raise UsageError(f"--threads must be at least 1 and at most 1024, not {args.threads}")
         torch.set_num_threads(args.threads)
-    try:
-        torch.empty(1, device=args.device)
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"--device {args.device}: {str(error).splitlines()[0]}") from error
-    return args.device
+    return device_for(args.device)
 
-FOLDER = "imagefolder"
 
 DEFAULT_CLASSES = 10  # of a folder of images that nobody has looked into
 
@@ -214,7 +209,8 @@ def recipe_for(args: argparse.Namespace, family: str, method: str | None = None,
                                                           "criterion", "loss", "compare")}
     given = {RENAMED.get(name, name): value for name, value in given.items() if value is not None}
     recipe = recipes.recipe(args.arch, args.dataset, method or args.method, family)
-    if args.dataset == FOLDER and hasattr(args, "data") and not {"epochs", "scale"} & given.keys():
+    if (recipes.fits(args.dataset) and hasattr(args, "data")
+            and not {"epochs", "scale"} & given.keys()):
         if images := count(Path(args.data, "train")):  # where there are none, loading says so
             recipe = recipe.fitted(images)
     recipe = recipe.changed(**given)

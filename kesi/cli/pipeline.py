@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kesi.cli import entry, flags, targets
+from kesi.data.datasets import FOLDER
 from kesi.method import plan, recipes
 from kesi.method.objectives import LOSSES
 from kesi.method.snapshot import BASELINE
@@ -102,7 +103,7 @@ def run_pipeline(doc: str, family: str, argv: Sequence[str] | None = None, prog:
                         help="write event files to <save>/tensorboard as well, epoch by epoch")
     args = parser.parse_args(argv)
     if folder:
-        args.dataset, args.data = flags.FOLDER, args.images
+        args.dataset, args.data = FOLDER, args.images
         if args.percent is None and not targets.given(args):
             measure = "sparsity" if args.method == "weight" else "macs"
             setattr(args, measure, TARGET)
@@ -129,38 +130,38 @@ def run_pipeline(doc: str, family: str, argv: Sequence[str] | None = None, prog:
                                                                                  args.data))
         scale, hours = targets.dry(args, named, dataset, images, options,
                                    list(known.values()))
-        for recipe, _, folder in jobs:
+        for recipe, _, out in jobs:
             print(plan.overview(recipe.changed(scale=scale), dataset.num_classes,
-                                dataset.image_size, images and images[0], args.seeds, folder))
+                                dataset.image_size, images and images[0], args.seeds, out))
             if recipe.fitted_to and args.budget is None:
                 print(recipe.fit())
         print(hours)
         return
     dataset = flags.dataset_for(args, family)
     fitted = targets.fitted(args, named, dataset, options, list(known.values()))
-    chosen = folder  # else kesi is what a run is for
     baseline, shared = args.model or args.baseline_folder, args.baseline_folder is not None
     if shared:
         baseline = str(Path(baseline, "seed{seed}"))
-    for recipe, measured, folder in jobs:
+    for recipe, measured, out in jobs:
         if fitted is not None:
             recipe = recipe.changed(scale=fitted.scale)
         live = None
         if args.tensorboard and distributed.is_main():
-            live = tensorboard.Live(folder, folder / "tensorboard")
+            live = tensorboard.Live(out, out / "tensorboard")
         print(f"{args.arch} on {args.dataset}, {recipe.method} pruning, on {options.device} -> "
-              f"{folder}\n{len(dataset.train):,} training and {len(dataset.test):,} test images of "
+              f"{out}\n{len(dataset.train):,} training and {len(dataset.test):,} test images of "
               f"{dataset.num_classes} classes"
               + (f"\n{recipe.fit()}" if recipe.fitted_to and fitted is None else "")
-              + f"\nto watch: tensorboard --logdir {folder / 'tensorboard'}" * args.tensorboard,
+              + f"\nto watch: tensorboard --logdir {out / 'tensorboard'}" * args.tensorboard,
               flush=True)
-        pipeline.run(pipeline.Settings(recipe, dataset, folder, args.seeds, baseline, shared,
-                                       args.pretrained, options, args.fresh, live, measured,
-                                       fitted, chosen and dataset.val is not None, args.data))
+        pipeline.run(pipeline.Settings(
+            recipe, dataset, out, args.seeds, baseline, shared, args.pretrained, options,
+            args.fresh, live, latency=measured, budget=fitted, root=args.data,
+            choose=folder and dataset.val is not None))  # else kesi is what a run is for
         if measured is not None and distributed.is_main():
-            print(faster.reached(measured, folder / f"seed{args.seeds[0]}").text(), flush=True)
+            print(faster.reached(measured, out / f"seed{args.seeds[0]}").text(), flush=True)
         if baseline is None:  # the second method starts from the same one
-            baseline = str(folder / "seed{seed}" / BASELINE)
+            baseline = str(out / "seed{seed}" / BASELINE)
             args.pretrained = None
     if not args.no_report and distributed.is_main():
         print(report.report(list(folders.values())).text)

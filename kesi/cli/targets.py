@@ -10,6 +10,7 @@ import torch
 from kesi.data import INFO, Dataset
 from kesi.data.arrays import from_arrays
 from kesi.data.augment import RandomResizedCrop
+from kesi.data.datasets import FOLDER
 from kesi.data.sources import imagefolder
 from kesi.data.split import height_width
 from kesi.method.pruning.allocation import ALLOCATIONS, LATENCY, MEASURES
@@ -119,11 +120,11 @@ def stand_in(args: argparse.Namespace, family: str, num_classes: int,
     """
     info, folder = INFO[args.dataset], Path(args.data)
     counts = (info.train_images, info.test_images)
-    if args.dataset == "imagefolder":
-        test = folder / "test" if (folder / "test").is_dir() else folder / "val"
-        counts = (imagefolder.count(folder / "train"), imagefolder.count(test))
+    if args.dataset == FOLDER:
+        counts = (imagefolder.count(folder / "train"),
+                  imagefolder.count(imagefolder.test_folder(folder)))
     stored = info.stored_size(family, image_size)
-    shape = (max(BATCH, num_classes), *height_width(stored), 3)
+    shape = (max(BATCH, num_classes), *height_width(stored), args.channels or 3)
     noise = torch.randint(256, shape, dtype=torch.uint8,
                           generator=torch.Generator().manual_seed(0))
     labels = torch.arange(len(noise)) % num_classes

@@ -76,6 +76,8 @@ class DatasetInfo:
         return self.default_size(self.family)
 
 
+FOLDER = "imagefolder"  # images of one's own
+
 INFO = {
     "cifar10": DatasetInfo(cifar.load_cifar10, 10, 50_000, 10_000, 32, CIFAR_STATISTICS,
                            in_paper=True),
@@ -83,7 +85,7 @@ INFO = {
                             in_paper=True),
     "digits": DatasetInfo(digits.load_digits, 10, 300, 1_497, 16, flip=False, recipe="digits",
                           eval_every=0),
-    "imagefolder": DatasetInfo(imagefolder.load_imagefolder),
+    FOLDER: DatasetInfo(imagefolder.load_imagefolder),
     "tinyimagenet": DatasetInfo(tinyimagenet.load_tinyimagenet, 200, 100_000, 10_000, 64,
                                 IMAGENET_STATISTICS, family="tinyimagenet", in_paper=True),
 }

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from kesi import models
-from kesi.data.datasets import FAMILIES, INFO
+from kesi.data.datasets import FAMILIES, FOLDER, INFO
 from kesi.method.objectives import CrossEntropy, KullbackLeibler, Loss, Objective, loss_of
 from kesi.method.pruning.allocation import (
     Cost,
@@ -19,7 +19,7 @@ from kesi.method.pruning.allocation import (
     uniform,
 )
 from kesi.method.pruning.criteria import criterion_of
-from kesi.method.pruning.filters import widths_of
+from kesi.method.pruning.filters import pruned_widths, widths_of
 from kesi.method.schedules import SCHEDULES, Training
 from kesi.method.snapshot import BASELINE, KESI
 from kesi.system.describe import code_digest, describe
@@ -152,6 +152,13 @@ class Recipe:
                 f"{self.fitted_to:,} training images (the recipe is for "
                 f"{MADE_FOR[self.family]:,}); --epochs sets others")
 
+    def widths(self, rounds: int | None = None) -> list:
+        """The cfg of its network after so many rounds of pruning (default: all)."""
+        cfg = list(models.ARCHITECTURES[self.arch].cfg)
+        for rates in self.rounds[:rounds] if self.method == "filter" else ():
+            cfg = pruned_widths(cfg, rates)
+        return cfg
+
     def _compared(self, compare: bool | Sequence[str]) -> list[str]:
         own, *others = self.retrainings
         if isinstance(compare, bool):
@@ -227,7 +234,7 @@ class Recipe:
 def fits(dataset: str) -> bool:
     """Whether epochs are made to fit the number of images where nobody says how many: of a folder
     of images, and of images in memory; a data set that is known by name has its recipe."""
-    return dataset == "imagefolder" or dataset not in INFO
+    return dataset == FOLDER or dataset not in INFO
 
 
 def described(training: Training) -> dict:

@@ -17,7 +17,7 @@ import torch
 
 from kesi.data import Dataset
 from kesi.method.pruning.weights import masks_from_zeros
-from kesi.method.sizes import macs, parameters
+from kesi.method.sizes import channels_of, macs, parameters
 from kesi.method.snapshot import BASELINE, KESI, Snapshot, chain, ensemble_name
 from kesi.method.training import evaluate
 from kesi.models import Network
@@ -84,8 +84,7 @@ def copy_records(run: Run, out: Path) -> None:
 
 def answers(network: Network, image_size: int) -> list[list[float]]:
     """The logits of a network for IMAGES images of normally distributed noise, seed 0."""
-    channels = next(network.parameters()).shape[1]
-    noise = torch.randn(IMAGES, channels, image_size, image_size,
+    noise = torch.randn(IMAGES, channels_of(network), image_size, image_size,
                         generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         return network.eval()(noise).tolist()

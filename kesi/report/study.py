@@ -6,12 +6,13 @@ so that what seeds have in common falls out.
 
 import statistics
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 from kesi.report.report import NO_PLOTS
 from kesi.report.summary import Paired, paired, spread
 from kesi.report.tables import NONE, Table, cell
-from kesi.runs.study import Outcome, rows
+from kesi.runs.study import Outcome
 from kesi.system import files
 from kesi.system.files import csv_text
 
@@ -63,6 +64,15 @@ def _against(one: Paired | None) -> list[str]:
     if one is None or one.half is None:
         return [NONE if one is None else f"{one.mean:+.2f}", NONE, NONE]
     return [f"{one.mean:+.2f}", one.interval, "yes" if one.told_from_chance else "no"]
+
+
+def rows(found: Outcomes) -> list[dict]:
+    """Every outcome as a line of numbers."""
+    kept = ("test_accuracy", "test_loss", "val_accuracy", "params", "nonzero_params", "macs",
+            "network_digest")
+    return [{"variant": name, "seed": seed, "images": one.images,
+             **{field: asdict(one.result)[field] for field in kept}, "stages": " ".join(one.stages)}
+            for name, by_seed in found.items() for seed, one in by_seed.items()]
 
 
 def write(found: Outcomes, title: str, out: Path) -> str:

@@ -24,7 +24,7 @@ from kesi.method.training import Options
 from kesi.runs import steps
 from kesi.runs.clock import Clock
 from kesi.runs.folder import move_aside, note_images, refuse_changes
-from kesi.runs.record import RUN, Faster, Fitted, RunRecord, read_run, seed_of
+from kesi.runs.record import RUN, Faster, Fitted, RunRecord, read_run
 from kesi.runs.results import handed_over, load_run
 from kesi.runs.stage import Context, Watch, warn_of_another_device
 from kesi.system import distributed
@@ -160,13 +160,14 @@ class _InFolder:
 def _choose(folder: Path) -> None:
     """Note for every finished seed which network is handed over."""
     found = load_run(folder)
-    chosen = {f"seed{seed}": handed_over(found, seed)
+    chosen = {seed: handed_over(found, seed)
               for seed, results in sorted(found.seeds.items()) if KESI in results}
-    write_json(folder / RUN, encode(replace(found.record, handed_over=chosen)))
+    write_json(folder / RUN, encode(replace(found.record, handed_over={
+        f"seed{seed}": stage for seed, stage in chosen.items()})))
     for seed, stage in chosen.items():
-        accuracy = found.seeds[seed_of(Path(seed))][stage].val_accuracy
-        print(f"handed over by {accuracy:.2f} % of the held-out images: {folder / seed / stage}",
-              flush=True)
+        accuracy = found.seeds[seed][stage].val_accuracy
+        print(f"handed over by {accuracy:.2f} % of the held-out images: "
+              f"{folder / f'seed{seed}' / stage}", flush=True)
 
 
 def _open(settings: Settings) -> None:

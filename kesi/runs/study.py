@@ -6,11 +6,10 @@
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from kesi import models
 from kesi.checkpoints.checkpoint import Checkpoint
 from kesi.data import Dataset
 from kesi.method import algorithm
@@ -19,7 +18,6 @@ from kesi.method.objectives import CrossEntropy, Objective
 from kesi.method.plan import StagePlan
 from kesi.method.plan import sizes as sizes_of
 from kesi.method.pruning.criteria import Evidence
-from kesi.method.pruning.filters import pruned_widths
 from kesi.method.recipes import Recipe, described
 from kesi.method.schedules import Training
 from kesi.method.snapshot import BASELINE, KESI, Snapshot, chain, digest_of
@@ -177,12 +175,7 @@ def _pruning(recipe: Recipe, step: Step) -> dict | None:
 
 def _widths(recipe: Recipe, step: Step) -> list | None:
     """The cfg of a network that is drawn small; None for all others."""
-    if step.start is not None or not step.round:
-        return None
-    cfg = list(models.ARCHITECTURES[recipe.arch].cfg)
-    for rates in recipe.rounds[:step.round]:
-        cfg = pruned_widths(cfg, rates)
-    return cfg
+    return None if step.start is not None or not step.round else recipe.widths(step.round)
 
 
 def planned(variants: Mapping[str, Variant], num_classes: int,
@@ -232,17 +225,20 @@ def run(study: Study) -> dict[str, dict[int, Outcome]]:
     Raises KesiError where another process has one of the seeds.
     """
     names = list(planned(study.variants, study.dataset.num_classes, study.dataset.image_size))
+    keys = {name: keys_of(variant) for name, variant in study.variants.items()}
     found: dict[str, dict[int, Outcome]] = {name: {} for name in study.variants}
     for seed in study.seeds:
         with held(study.folder / f"seed{seed}"):
             done: dict[str, Checkpoint] = {}
             for name, variant in study.variants.items():
-                for place, key in enumerate(keys_of(variant)):
+                made: list[Checkpoint] = []
+                for key, step in zip(keys[name], variant.steps(), strict=True):
                     if key not in done:
                         where = f"seed {seed}, {len(done) + 1}/{len(names)}, {name}"
                         context = Context(study.dataset, seed, study.options, where=where)
-                        done[key] = _stage(study.folder, context, variant, place, done)
-                found[name][seed] = _outcome([done[key] for key in keys_of(variant)])
+                        done[key] = _stage(study.folder, context, variant.recipe, step, made)
+                    made.append(done[key])
+                found[name][seed] = _outcome(made)
     write_json(study.folder / STUDY, {
         "format": 1, "dataset": study.dataset.name, "data": study.dataset.describe(),
         "variants": {name: {**variant.describe(), "stages": {
@@ -252,12 +248,11 @@ def run(study: Study) -> dict[str, dict[int, Outcome]]:
     return found
 
 
-def _stage(root: Path, context: Context, variant: Variant, place: int,
-           done: Mapping[str, Checkpoint]) -> Checkpoint:
-    """One step of a variant in the folder of all that decides its outcome."""
-    recipe, step, device = variant.recipe, variant.steps()[place], context.options.device
-    made = [done[key] for key in keys_of(variant)[:place]]
-    pruning = _pruning(recipe, step)
+def _stage(root: Path, context: Context, recipe: Recipe, step: Step,
+           made: Sequence[Checkpoint]) -> Checkpoint:
+    """One step of a variant, after those that are ``made``, in the folder of all that decides its
+    outcome."""
+    device, pruning = context.options.device, _pruning(recipe, step)
     if step.start is None:
         start: Snapshot = algorithm.draw(recipe.arch, context.dataset.num_classes, context.seed,
                                          _widths(recipe, step))
@@ -286,12 +281,3 @@ def _outcome(stages: Sequence[Checkpoint]) -> Outcome:
     results = [read_result(one.path.parent / RESULT) for one in stages]
     return Outcome(results[-1], sum(one.images for one in results),
                    [one.path.parent.name for one in stages])
-
-
-def rows(found: Mapping[str, Mapping[int, Outcome]]) -> list[dict]:
-    """Every outcome as a line of numbers."""
-    kept = ("test_accuracy", "test_loss", "val_accuracy", "params", "nonzero_params", "macs",
-            "network_digest")
-    return [{"variant": name, "seed": seed, "images": one.images,
-             **{field: asdict(one.result)[field] for field in kept}, "stages": " ".join(one.stages)}
-            for name, by_seed in found.items() for seed, one in by_seed.items()]

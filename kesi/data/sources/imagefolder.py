@@ -21,7 +21,7 @@ def load_imagefolder(root: Path, storage: Storage, download: bool) -> Images:
     """
     if not (root / "train").is_dir():
         raise KesiError(_without_train(root))
-    test_name = "test" if (root / "test").is_dir() else "val"
+    test_name = test_folder(root).name
     if not (root / test_name).is_dir():
         raise KesiError(f"{root / 'test'} is not there: put test images into "
                         f"{root / 'test'}/<class>/, or into val/")
@@ -38,6 +38,11 @@ def load_imagefolder(root: Path, storage: Storage, download: bool) -> Images:
     train, decoded = _split(root, "train", classes, storage)
     test, _ = _split(root, test_name, classes, replace(storage, squeeze=False))
     return Images(train, test, classes, decoded.mean, decoded.std)
+
+
+def test_folder(root: Path) -> Path:
+    """Where the test images are: in test/, or where that is not there, in val/."""
+    return root / "test" if (root / "test").is_dir() else root / "val"
 
 
 def _without_train(root: Path) -> str:

@@ -14,9 +14,9 @@ from time import perf_counter
 
 import torch
 
-from kesi import models
 from kesi.data import Dataset, TrainBatches
 from kesi.method import plan
+from kesi.method.algorithm import draw
 from kesi.method.objectives import CrossEntropy
 from kesi.method.plan import Speed
 from kesi.method.recipes import Recipe
@@ -30,7 +30,6 @@ from kesi.system import distributed, execution
 from kesi.system.errors import UsageError
 from kesi.system.execution import make_step
 from kesi.system.provenance import device_name
-from kesi.tools.targets.faster import drawn, last_of
 
 BUDGET = "budget"
 
@@ -108,8 +107,9 @@ def expected(recipes: Sequence[Recipe], dataset: Dataset, seeds: int, options: O
 
 def speed(recipe: Recipe, dataset: Dataset, options: Options) -> Speed:
     """How fast this machine trains the recipe's first network and its last one."""
-    widths = tuple(models.ARCHITECTURES[recipe.arch].cfg), last_of(recipe)
-    networks = [drawn(recipe.arch, dataset.num_classes, cfg) for cfg in dict.fromkeys(widths)]
+    widths = tuple(recipe.widths(0)), tuple(recipe.widths())
+    networks = [draw(recipe.arch, dataset.num_classes, 0, cfg).network
+                for cfg in dict.fromkeys(widths)]
     costs = [macs(network, dataset.image_size) for network in networks]
     batch = recipe.baseline.batch_size
     if torch.device(options.device).type != "cuda":

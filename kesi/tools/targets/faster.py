@@ -16,11 +16,10 @@ from torch import nn
 
 from kesi import checkpoints, models
 from kesi.checkpoints import fields
+from kesi.method.algorithm import draw
 from kesi.method.pruning.allocation import LATENCY
-from kesi.method.pruning.filters import pruned_widths
 from kesi.method.recipes import Recipe
 from kesi.method.snapshot import BASELINE, KESI
-from kesi.models import Network
 from kesi.runs.folder import chosen
 from kesi.runs.record import Faster
 from kesi.system import distributed
@@ -67,29 +66,14 @@ def faster(recipe: Recipe, times: float, num_classes: int, image_size: int, allo
         if not pairs:
             print(f"measuring widths in {runtime()}, batch {batch}, {where} ...", flush=True)
         if cfg not in pairs:
-            both = [drawn(recipe.arch, num_classes, one) for one in (unpruned, cfg)]
+            both = [draw(recipe.arch, num_classes, 0, one).network for one in (unpruned, cfg)]
             pairs[cfg] = seconds_of(both, image_size, batch)
         before, after = pairs[cfg]
         return after / before
 
     made = recipe.towards(LATENCY, 1 / times, num_classes, image_size, allocation, round_to, cost)
     return made, Faster(**asked, runtime=runtime(), threads=1, device=where,
-                        seconds=pairs[last_of(made)])
-
-
-def last_of(recipe: Recipe) -> tuple:
-    """The widths that a recipe leads to."""
-    cfg = tuple(models.ARCHITECTURES[recipe.arch].cfg)
-    for rates in recipe.rounds if recipe.method == "filter" else ():
-        cfg = tuple(pruned_widths(cfg, rates))
-    return cfg
-
-
-def drawn(arch: str, num_classes: int, cfg: Sequence) -> Network:
-    """A network of these widths for a clock, which does not mind its weights."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return models.create(arch, num_classes, list(cfg))
+                        seconds=pairs[tuple(made.widths())])
 
 
 def reached(asked: Faster, seed: Path) -> Faster:
