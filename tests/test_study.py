@@ -172,6 +172,13 @@ def test_a_dry_run_tells_shared_stages_once_and_touches_nothing(tmp_path):
      "all variants are of one dataset"),
     (FILE + "\nVARIANTS['c'] = Variant(recipe('resnet20', 'few', 'weight'), start='fresh')",
      "fresh start is for filter"),
+    (FILE + "\nVARIANTS['c'] = paper.changed(images='unlabelled')", "say where they are with"),
+    (FILE + "\npaper.changed(images='unlabelled', teachers='labels')", "need teachers"),
+    (FILE + "\npaper.changed(images='unlabelled', loss='dkd')", "reads the label of every"),
+    (FILE + "\npaper.changed(teachers=0)", "at least 1 and at most 100, not 0"),
+    (FILE + "\npaper.changed(retraining={'mixup': True})", "mixed images have none"),
+    (FILE + "\npaper.changed(loss='labels', distillation={'mixup': True})",
+     "mixed images have none"),
     (FILE + "\nfrom dataclasses import replace"
      "\nVARIANTS['c'] = Variant(replace(paper.recipe, rounds=((0.5,),)))", "9 widths to prune")])
 def test_a_bad_file_is_refused_in_one_line(tmp_path, text, says):
@@ -215,6 +222,7 @@ def test_a_key_knows_all_that_decides():
                            ({"amounts": 0.25}, 1), ({"rounds_by": "baseline"}, 1),
                            ({"distillation": {"optimizer": "sgd"}}, 3), ({"loss": "dist"}, 3),
                            ({"temperature": 2.0}, 3), ({"teachers": "last"}, 3),
+                           ({"images": "unlabelled"}, 3), ({"distillation": {"mixup": True}}, 3),
                            ({"start": "fresh"}, 3)):
         same = [a == b for a, b in zip(keys_of(paper), keys_of(paper.changed(**differs)),
                                        strict=True)]
@@ -243,3 +251,26 @@ VARIANTS = {name: paper.changed(start="fresh", teachers=name)
     train = algorithm.in_memory(load("few"), 0, Options(eval_every=0))
     alone = train("kesi", start, recipe.distillation)
     assert rows["labels", 0]["network_digest"] == alone.digest
+
+
+@pytest.mark.slow
+def test_independent_teachers_are_baselines_of_other_seeds(tmp_path):
+    """Drawn and trained like the first one, which is the one that is pruned."""
+    file = tmp_path / "independent.py"
+    file.write_text(FILE + '''
+VARIANTS = {"snapshots": paper, "independent": paper.changed(teachers=3)}
+''')
+    works(*words(file, tmp_path / "runs"))
+    rows, folder = table_of(tmp_path / "runs"), tmp_path / "runs" / "seed0"
+    chain, (*shared, second, third, last) = (rows[name, 0]["stages"].split()
+                                             for name in ("snapshots", "independent"))
+    assert shared == chain[:-1]
+    told = checkpoints.load(folder / last).info.teachers
+    assert [one.network for one in told] == [
+        checkpoints.load(folder / name).digest for name in (shared[0], second, third)]
+    assert len({one.network for one in told}) == 3
+    # each is what that seed alone would give
+    seed = checkpoints.load(folder / second).info.seed
+    train = algorithm.in_memory(load("few"), seed, Options(eval_every=0))
+    alone = train("baseline", algorithm.draw("resnet20", 10, seed), tiny().recipe.baseline)
+    assert checkpoints.load(folder / second).digest == alone.digest

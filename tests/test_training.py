@@ -11,10 +11,13 @@ from torch import nn
 
 import models
 from kesi.data import TrainBatches, load
+from kesi.method.distillation import Distillation, SnapshotEnsemble
+from kesi.method.objectives import CrossEntropy
 from kesi.method.pruning import Masks, prune_weights
 from kesi.method.recipes import DISTILLATION, ONE_CYCLE, USUAL, described, recipe
 from kesi.method.schedules import learning_rates, optimizer_for, schedule_for
-from kesi.method.training import Options, evaluate, fit
+from kesi.method.snapshot import Snapshot
+from kesi.method.training import Options, evaluate, fit, mix
 from kesi.system.errors import KesiError, UsageError
 
 LAST_ONLY = Options(eval_every=0)
@@ -95,15 +98,19 @@ def test_same_seed_same_result_bit_for_bit_and_another_seed_another(digits):
                          [replace(ONE_CYCLE, epochs=3, batch_size=64),
                           replace(DISTILLATION, epochs=3, batch_size=100),
                           replace(recipe("resnet20", "digits", "filter").baseline.scaled(0.05)),
-                          replace(ONE_CYCLE, epochs=3, batch_size=100, ema=0.8)],
-                         ids=["one-cycle sgd", "one-cycle adam", "multi-step", "averaged"])
+                          replace(ONE_CYCLE, epochs=3, batch_size=100, ema=0.8),
+                          replace(DISTILLATION, epochs=3, batch_size=100, mixup=True)],
+                         ids=["one-cycle sgd", "one-cycle adam", "multi-step", "averaged", "mixed"])
 def test_a_continued_run_equals_an_uninterrupted_one_bit_for_bit(digits, stage):
     def start():
         network = small()
         return network, prune_weights(network, 0.3)
 
+    teachers = SnapshotEnsemble([Snapshot("teacher", small(seed=1))])
+    objective = Distillation(teachers) if stage.mixup else CrossEntropy()
     whole, masks = start()
-    expected = fit(whole, digits, stage, seed=5, masks=masks, options=LAST_ONLY)
+    expected = fit(whole, digits, stage, seed=5, masks=masks, options=LAST_ONLY,
+                   objective=objective)
 
     states = {}
 
@@ -114,18 +121,49 @@ def test_a_continued_run_equals_an_uninterrupted_one_bit_for_bit(digits, stage):
         states[progress.epoch] = file
 
     network, masks = start()
-    fit(network, digits, stage, seed=5, masks=masks, options=LAST_ONLY, on_epoch=keep)
+    fit(network, digits, stage, seed=5, masks=masks, options=LAST_ONLY, objective=objective,
+        on_epoch=keep)
     for epoch in range(1, stage.epochs):
         states[epoch].seek(0)
         saved = torch.load(states[epoch], weights_only=True)
         resumed = small(seed=9)
         resumed.load_state_dict(saved["weights"])
         found = fit(resumed, digits, stage, seed=5, masks=Masks(resumed, saved["masks"]),
-                    options=LAST_ONLY, resume=saved["state"])
+                    options=LAST_ONLY, objective=objective, resume=saved["state"])
         assert torch.equal(weights(resumed), weights(whole))
         without_time = [[replace(row, seconds=0) for row in history]
                         for history in (found, expected)]
         assert without_time[0] == without_time[1]
+
+
+def test_mixed_images_are_two_of_a_batch_and_the_teachers_see_them(digits):
+    one_hot = torch.eye(64)[:, :, None, None]
+    mixed = mix(one_hot, torch.Generator().manual_seed(0))[:, :, 0, 0]
+    own, others = mixed.diagonal(), mixed - mixed.diag().diag()
+    assert torch.allclose(mixed.sum(1), torch.ones(64)) and bool((mixed >= 0).all())
+    assert int((others > 0).sum(1).max()) == 1  # one other image each
+    assert 0.4 < float(own.mean()) < 0.6 and float(own.std()) > 0.2
+
+    seen = []
+
+    class Spy(Distillation):
+        def __call__(self, logits, images, labels):
+            seen.append(images.clone())
+            return super().__call__(logits, images, labels)
+
+    stage = replace(DISTILLATION, epochs=1, batch_size=300)
+    for mixup in (False, True):
+        fit(small(), digits, replace(stage, mixup=mixup), seed=0, options=LAST_ONLY,
+            objective=Spy(SnapshotEnsemble([Snapshot("teacher", small(seed=1))])))
+    plain, mixed = seen
+    assert not torch.equal(plain, mixed)
+    # every mixed image lies on a line between itself and one other
+    apart = mixed.flatten(1) - plain.flatten(1)
+    towards = plain.flatten(1)[None] - plain.flatten(1)[:, None]  # (N, N, pixels)
+    along = torch.nn.functional.cosine_similarity(apart[:, None], towards, dim=2)
+    assert bool(((along.amax(1) > 0.999) | (apart.norm(dim=1) < 1e-4)).all())
+    with pytest.raises(UsageError, match="mixed images have none"):
+        fit(small(), digits, replace(ONE_CYCLE, epochs=1, mixup=True), seed=0)
 
 
 def test_averaged_weights_are_the_average_and_their_norms_see_the_images(digits):

@@ -137,6 +137,13 @@ def add_images(group: argparse.ArgumentParser, family: str = "cifar") -> None:
                            help="never ask the network for a data set")
 
 
+def add_unlabelled(group: argparse.ArgumentParser) -> None:
+    """--unlabelled."""
+    group.add_argument("--unlabelled", type=Path, metavar="DIR", help="more images, which need no "
+                       "labels: the last step draws as many an epoch as without, from these and "
+                       "the training images")
+
+
 def add_run(group: argparse.ArgumentParser) -> None:
     """--device, --threads, --eval-every, --save-every, --precision, --compile, --deterministic."""
     group.add_argument("--device", default="auto", metavar="NAME",
@@ -260,4 +267,4 @@ def dataset_for(args: argparse.Namespace, family: str) -> Dataset:
     with distributed.main_first():
         return load(args.dataset, args.data, image_size=args.image_size,
                     val_fraction=args.val_fraction, download=args.download, family=family,
-                    channels=args.channels)
+                    channels=args.channels, unlabelled=getattr(args, "unlabelled", None))

@@ -61,6 +61,7 @@ def run_pipeline(doc: str, family: str, argv: Sequence[str] | None = None, prog:
         data.add_argument("images", metavar="FOLDER", help="holds train/<class>/ and test/<class>/")
         data.add_argument("--photos", action="store_true", help="photographs, seen at 224 px")
     flags.add_data(data, "tinyimagenet" if tiny else "cifar10", family)
+    flags.add_unlabelled(data)
     data.add_argument("--num-classes", type=int, metavar="N",
                       help="for --dry-run of an imagefolder")
     flags.add_network(method, "resnet18" if tiny else "resnet56", both=True)

@@ -9,7 +9,7 @@ from kesi.checkpoints.checkpoint import Checkpoint
 from kesi.cli import entry, flags
 from kesi.method import recipes
 from kesi.method.distillation import Distillation, SnapshotEnsemble
-from kesi.method.objectives import LOSSES
+from kesi.method.objectives import LOSSES, check_labels
 from kesi.method.pruning.criteria import CRITERIA, Evidence
 from kesi.method.pruning.weights import conv_weights
 from kesi.method.snapshot import ENSEMBLE, KESI, StageName
@@ -148,6 +148,7 @@ def ensemble_finetune(doc: str, family: str, checkpoint_paths: Sequence[str] = (
     parser.add_argument("--temperature", type=float, metavar="T", help="default: the paper's 5")
     parser.add_argument("--loss", metavar="NAME", help="what the student is told: "
                         f"{', '.join(LOSSES)} (default: kl, the paper's)")
+    flags.add_unlabelled(parser)
     args = _parse_retraining(parser, "kesi beside the folder of --refine", family)
     parent = _refined(args, CHECKPOINT)
     recipe = recipes.recipe(parent.network.arch, args.dataset,
@@ -161,6 +162,7 @@ def ensemble_finetune(doc: str, family: str, checkpoint_paths: Sequence[str] = (
         paths, how = [checkpoints.find(path) for path in args.teachers or checkpoint_paths], "given"
     else:
         paths, how = [one.path for one in snapshots_of(parent)], f"found beside {parent.path}"
+    check_labels(recipe.loss, args.unlabelled is not None, training.mixup)
     print(f"{len(paths)} teachers, {how}:", *paths, sep="\n  ", flush=True)
     dataset = flags.dataset_for(args, family)
     # every one, before anything is computed
@@ -177,7 +179,8 @@ def ensemble_finetune(doc: str, family: str, checkpoint_paths: Sequence[str] = (
     if args.evaluate:
         _tell(parent.path, dataset, options.device, args.arch)
         return
-    objective = Distillation(SnapshotEnsemble(teachers, options.device), recipe.loss)
+    objective = Distillation(SnapshotEnsemble(teachers, options.device), recipe.loss,
+                             dataset.unlabelled is not None)
     steps.distill(context, training, objective, parent, folder)
     note_images(folder, args.dataset, args.data)
 

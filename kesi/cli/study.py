@@ -35,6 +35,7 @@ def study(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--dry-run", action="store_true",
                         help="print stages, shared ones once, and work; touch nothing")
     flags.add_images(parser)
+    flags.add_unlabelled(parser)
     flags.add_run(parser)
     args = parser.parse_args(argv)
     args.seeds = list(dict.fromkeys(args.seeds))

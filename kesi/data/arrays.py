@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kesi.data.augment import PadCrop
 from kesi.data.datasets import SMALLEST, Dataset
-from kesi.data.split import Images, Split, histogram, hold_out, mean_and_std
+from kesi.data.split import UNKNOWN, Images, Split, histogram, hold_out, mean_and_std
 from kesi.system.errors import UsageError, first_line
 
 # (images, labels); or (image, label) by position; or batches of (images, labels)
@@ -26,15 +26,17 @@ ITEMS = 512  # of a torch Dataset at a time, so that floats take little memory
 def from_arrays(train: Pairs, test: Pairs, classes: int | Sequence[str] | None = None, *,
                 name: str = "images", padding: int | None = None, flip: bool = True,
                 val_fraction: float = 0.0, mean: Sequence[float] | None = None,
-                std: Sequence[float] | None = None) -> Dataset:
+                std: Sequence[float] | None = None,
+                unlabelled: Tensor | np.ndarray | None = None) -> Dataset:
     """A data set of images and whole labels from 0, in any form that split_of() takes.
 
     classes: their names or their number (default: as many as the labels say). Training crops the
     images out of themselves, padded by `padding` pixels (default: an eighth of the shorter side),
     and mirrors every other one where `flip`. mean, std: what a network trained elsewhere has seen
     subtracted and divided by, for each channel, of values scaled to 0..1 (default: those of the
-    training images). val_fraction of each class of the training images is held out. Raises
-    UsageError for anything else than such images and labels.
+    training images). val_fraction of each class of the training images is held out. unlabelled:
+    more images, an array, for what needs no labels. Raises UsageError for anything else than such
+    images and labels.
     """
     train_split, test_split = split_of(train, "training"), split_of(test, "test")
     names = _class_names(classes, train_split, test_split)
@@ -53,7 +55,18 @@ def from_arrays(train: Pairs, test: Pairs, classes: int | Sequence[str] | None =
     kept, held_out = hold_out(train_split, val_fraction) if val_fraction else (train_split, None)
     size = height if height == width else (height, width)
     return Dataset(str(name), kept, images.test, held_out, names, mean, std, size,
-                   PadCrop(size, padding, bool(flip)))
+                   PadCrop(size, padding, bool(flip)), _unlabelled(unlabelled, train_split))
+
+
+def _unlabelled(images: Tensor | np.ndarray | None, train: Split) -> Split | None:
+    if images is None:
+        return None
+    pixels = _pixels(images, "unlabelled")
+    if pixels.shape[1:] != train.images.shape[1:]:
+        raise UsageError("the unlabelled images have {}x{} px in {} channels and the training "
+                         "images {}x{} in {}: make them equal".format(*pixels.shape[1:],
+                                                                      *train.images.shape[1:]))
+    return Split(pixels, torch.full((len(pixels),), UNKNOWN))
 
 
 def split_of(images: Pairs, which: str = "given") -> Split:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kesi.data.augment import Normalise
 from kesi.data.datasets import Dataset
-from kesi.data.split import Size, Split, height_width
+from kesi.data.split import Size, Split, height_width, together
 from kesi.system import seeds
 from kesi.system.errors import UsageError
 
@@ -25,6 +25,9 @@ class TrainBatches:
     A last batch with fewer than two images for each rank is left out, because BatchNorm cannot take
     a batch of one image. A rank gets one image more or less than another where `world` does not
     divide a batch.
+
+    With ``unlabelled`` an epoch has as many images as without, drawn from the training images and
+    those without labels together, anew in every epoch.
 
     Where the images, padded, take at most `resident_bytes` (default: 4 GiB on a GPU and at most
     half of what is free there, 1 GiB on a CPU), they are put on the device once. Otherwise a thread
@@ -43,19 +46,23 @@ class TrainBatches:
         rank: int = 0,
         world: int = 1,
         resident_bytes: int | None = None,
+        unlabelled: bool = False,
     ) -> None:
         """Raises UsageError where a batch, or the split, has fewer than two images a rank."""
         split, self.device = dataset.train, torch.device(device)
-        if batch_size < 2 * world or len(split) < 2 * world:
+        count = len(split)
+        if unlabelled and dataset.unlabelled is not None:
+            split = together(split, dataset.unlabelled)
+        if batch_size < 2 * world or count < 2 * world:
             small = batch_size < 2 * world
             what = "batch size" if small else "a training split of"
-            raise UsageError(f"{what} {batch_size if small else f'{len(split)} image(s)'} is too "
+            raise UsageError(f"{what} {batch_size if small else f'{count} image(s)'} is too "
                              f"small: BatchNorm needs two images a batch for each of {world} "
                              f"process(es)")
         self.split, self.augmentation, self.seed = split, dataset.augmentation, seed
         self.batch_size, self.rank, self.world = batch_size, rank, world
-        rest = len(split) % batch_size
-        self.images = len(split) - (rest if rest < 2 * world else 0)
+        rest = count % batch_size
+        self.images = count - (rest if rest < 2 * world else 0)
         self.steps = -(-self.images // batch_size)
         self._normalise = Normalise.of(dataset.mean, dataset.std, self.device)
         self._labels = split.labels.to(self.device)

@@ -13,7 +13,8 @@ that is given with `--with`:
     register_dataset("pets", DatasetInfo(load, num_classes=2, side=64))
 """
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -124,6 +125,13 @@ class Dataset:
     std: tuple[float, ...]
     image_size: Size  # pixels that the network sees
     augmentation: Augmentation
+    unlabelled: Split | None = None  # more images, which teachers answer for; labels are UNKNOWN
+
+    def __post_init__(self):
+        """Raises UsageError where images without labels are no others than the test images."""
+        if self.unlabelled is not None and (count := _shared(self.unlabelled, self.test)):
+            raise UsageError(f"{count:,} of the {len(self.unlabelled):,} images without labels are "
+                             f"test images of {self.name}: leave them out")
 
     @property
     def num_classes(self) -> int:
@@ -186,6 +194,7 @@ def load(
     download: bool = True,
     family: str = "cifar",
     channels: int | None = None,
+    unlabelled: str | Path | None = None,
 ) -> Dataset:
     """Loads a data set.
 
@@ -193,7 +202,8 @@ def load(
     pixels that the network sees, a number or (height, width); the default is the data set's own (32
     for a folder of images), and 224 for family "tinyimagenet", which takes squares only.
     val_fraction: the share of each class of the training images to hold out. channels: 1 for grey,
-    3 for RGB (default: the data set's own, 3 for a folder of images). Mean and std are those of all
+    3 for RGB (default: the data set's own, 3 for a folder of images). unlabelled: a folder of more
+    images, for what needs no labels, stored like the training images. Mean and std are those of all
     training images, held out or not, where the data set does not fix them.
 
     Raises UsageError for a bad argument and KesiError for missing or damaged files and a failed
@@ -216,10 +226,32 @@ def load(
     train, test = (_at(split, stored) for split in (found.train, found.test))
     statistics = info.statistics or (found.mean and (found.mean, found.std))
     mean, std = statistics or mean_and_std(histogram(train.images))
+    others = None
+    if unlabelled is not None:
+        tested, folder = (path.resolve() for path in (imagefolder.test_folder(Path(root)),
+                                                      Path(unlabelled)))
+        if tested.is_relative_to(folder) or folder.is_relative_to(tested):
+            raise UsageError(f"{unlabelled} holds the test images: --unlabelled takes others")
+        others = _at(imagefolder.load_unlabelled(
+            Path(unlabelled), replace(storage, channels=found.train.images.shape[3])), stored)
     train, val = hold_out(train, val_fraction) if val_fraction else (train, None)
     augmentation = RandomResizedCrop(size, info.flip) if photographs else (
         PadCrop(size, min(height_width(size)) // 8, info.flip))  # 4 px at 32, as in the paper
-    return Dataset(name, train, test, val, found.classes, mean, std, size, augmentation)
+    return Dataset(name, train, test, val, found.classes, mean, std, size, augmentation,
+                   others)
+
+
+def _shared(split: Split, others: Split) -> int:
+    """How many images of a split are among others, pixel by pixel, where they are of one shape."""
+    def digests(one: Split) -> Iterator[bytes]:
+        for first in range(0, len(one), 4096):
+            for image in one.take(first, min(first + 4096, len(one))).numpy():
+                yield hashlib.sha256(image.tobytes()).digest()
+
+    if split.images.shape[1:] != others.images.shape[1:]:
+        return 0
+    known = set(digests(others))
+    return sum(one in known for one in digests(split))
 
 
 def _at(split: Split, size: Size) -> Split:

@@ -14,6 +14,8 @@ from kesi.system.errors import UsageError
 
 HOLD_OUT_SEED = 0  # fixed: all runs of a comparison hold out the same images, whatever their seed
 
+UNKNOWN = -100  # the label of an image that has none
+
 Size = int | tuple[int, int]  # pixels: of a square, or (height, width)
 
 
@@ -71,6 +73,16 @@ class Split:
         sizes = None if self.sizes is None else self.sizes[positions]
         rows = self.indices()[positions]
         return Split(self.images, self.labels[positions], rows, sizes, self.pixels)
+
+
+def together(first: Split, second: Split) -> Split:
+    """Both splits, of images of one shape, in one, with their images in memory."""
+    sizes = None
+    if not first.sizes is second.sizes is None:
+        sizes = torch.cat([torch.full((len(one), 2), one.side) if one.sizes is None else one.sizes
+                           for one in (first, second)])
+    return Split(torch.cat([one.take(0, len(one)) for one in (first, second)]),
+                 torch.cat([first.labels, second.labels]), sizes=sizes)
 
 
 def digest_of(values: Tensor) -> str:

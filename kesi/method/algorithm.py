@@ -61,9 +61,10 @@ def iterate(recipe: Recipe, baseline: Snapshot, train: Train, evidence: Evidence
 
 
 def distil(recipe: Recipe, snapshots: Sequence[Snapshot], train: Train,
-           device: str = "cpu") -> Snapshot:
-    """Step 5: the ensemble of all snapshots teaches the last one."""
-    objective = Distillation(SnapshotEnsemble(snapshots, device), recipe.loss)
+           device: str = "cpu", unlabelled: bool = False) -> Snapshot:
+    """Step 5: the ensemble of all snapshots teaches the last one,
+    ``unlabelled``: also on images without labels."""
+    objective = Distillation(SnapshotEnsemble(snapshots, device), recipe.loss, unlabelled)
     return train(KESI, snapshots[-1], recipe.distillation, objective)
 
 

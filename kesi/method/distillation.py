@@ -123,11 +123,20 @@ def agreement(logits: torch.Tensor, labels: torch.Tensor) -> Agreement:
 
 class Distillation:
     """The objective of step 5: do what the teachers do, as a loss says;
-    the paper's leaves the labels out."""
+    the paper's leaves the labels out.
 
-    def __init__(self, ensemble: SnapshotEnsemble, loss: Loss = KullbackLeibler()):
-        self.ensemble, self.loss = ensemble, loss
+    ``unlabelled``: also on the data set's images without labels.
+    """
+
+    def __init__(self, ensemble: SnapshotEnsemble, loss: Loss = KullbackLeibler(),
+                 unlabelled: bool = False):
+        self.ensemble, self.loss, self.unlabelled = ensemble, loss, unlabelled
         self._teachers = ensemble
+
+    @property
+    def labels(self) -> str:
+        """Whose labels the loss reads (kesi.method.objectives.check_labels)."""
+        return getattr(self.loss, "labels", "all")
 
     def hold_in(self, dtype: torch.dtype) -> None:
         """Have the teachers' weights in this type from now on; their logits stay in fp32."""

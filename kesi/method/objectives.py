@@ -43,6 +43,20 @@ class Loss(Protocol):
                  labels: torch.Tensor) -> torch.Tensor: ...
 
 
+def check_labels(told: object, unlabelled: bool, mixup: bool) -> None:
+    """Raises UsageError where an objective, or a loss, reads labels that images do not have.
+
+    One that does not say whose ``labels`` it reads may read all of them.
+    """
+    reads, name = getattr(told, "labels", "all"), getattr(told, "__name__", type(told).__name__)
+    if unlabelled and reads == "all":
+        raise UsageError(f"{name} reads the label of every image, and some have none: take a loss "
+                         "that leaves them out, such as kl, labels, dist or standardised")
+    if mixup and reads != "no":
+        raise UsageError(f"{name} reads labels, and mixed images have none: mixup is for a last "
+                         "step, or retrainings, that teachers teach without labels")
+
+
 def mean_probabilities(teachers: torch.Tensor, temperature: float = 1.0,
                        weights: torch.Tensor | None = None) -> torch.Tensor:
     """The mean over the teachers (K, B, C) of softmax(logits / temperature): (B, C).
@@ -113,7 +127,8 @@ class Taught:
 
     ``weights`` of the teachers in that mean: the ensemble is what the student is to become, so one
     distribution is imitated, not the teachers one by one. ``alpha``: the share of the cross-entropy
-    against the labels, the rest is the teachers' (Hinton et al. 2015, section 2).
+    against the labels, of images that have one, the rest is the teachers' (Hinton et al. 2015,
+    section 2).
     """
 
     temperature: float = 5.0
@@ -133,7 +148,16 @@ class Taught:
         loss = self.compare(logits.float(), teachers, labels, self.weights(teachers, labels))
         if not self.alpha:
             return loss
-        return (1 - self.alpha) * loss + self.alpha * F.cross_entropy(logits.float(), labels)
+        known = labels >= 0  # as a sum: of a batch without any label the mean would be 0 / 0
+        told = F.cross_entropy(logits.float(), labels, reduction="sum") / known.sum().clamp_min(1)
+        return (1 - self.alpha) * loss + self.alpha * told
+
+    @property
+    def labels(self) -> str:
+        """Whose labels it reads: of "no" image, of "some", those that have one, or of "all"."""
+        if isinstance(self.weights, ByConfidence):
+            return "all"
+        return "some" if self.alpha else "no"
 
     def compare(self, logits: torch.Tensor, teachers: torch.Tensor, labels: torch.Tensor,
                 weights: torch.Tensor | None) -> torch.Tensor:
@@ -222,6 +246,7 @@ class Decoupled(Taught):
     temperature: float = 4.0
     target: float = 1.0
     others: float = 8.0
+    labels = "all"
 
     def compare(self, logits, teachers, labels, weights):
         teacher = mean_probabilities(teachers, self.temperature, weights)  # (B, C)

@@ -244,7 +244,7 @@ def described(training: Training) -> dict:
     """
     said = {**asdict(training), "milestones": list(training.milestones),
             "schedule_code": code_digest(SCHEDULES[training.schedule])}
-    return {name: value for name, value in said.items() if name != "ema" or value}
+    return {name: value for name, value in said.items() if name not in ("ema", "mixup") or value}
 
 
 DISTILLATION = Training(epochs=40, batch_size=128, lr=0.001, schedule="onecycle", optimizer="adam",

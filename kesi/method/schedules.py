@@ -26,6 +26,9 @@ class Training:
     lr / div_factor up to lr over the share ``warmup`` of all steps, then down to the start /
     final_div_factor, stepped every batch; momentum is cycled against it as torch does by default).
     ``ema``: above 0, what comes out are averaged weights, see Average; 0: those of the last step.
+    ``mixup``: every image is mixed with another of its batch, by a share drawn uniformly, and the
+    teachers answer for what comes out (Zhang et al. 2018, "mixup", with alpha 1; Beyer et al. 2022,
+    "Knowledge distillation: A good teacher is patient and consistent").
     """
 
     epochs: int
@@ -41,6 +44,7 @@ class Training:
     div_factor: float = 10.0
     final_div_factor: float = 100.0
     ema: float = 0.0
+    mixup: bool = False
 
     def __post_init__(self):
         """Raises UsageError for numbers that will not do."""

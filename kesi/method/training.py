@@ -12,10 +12,10 @@ from torch.optim import lr_scheduler
 from tqdm import tqdm
 
 from kesi.data import Dataset, Split, TrainBatches, eval_batches
-from kesi.method.objectives import CrossEntropy, Objective
+from kesi.method.objectives import CrossEntropy, Objective, check_labels
 from kesi.method.pruning.masks import Masks
 from kesi.method.schedules import DIVERGED, Average, Training, optimizer_for, schedule_for
-from kesi.system import distributed
+from kesi.system import distributed, seeds
 from kesi.system.errors import KesiError
 from kesi.system.execution import Step, full_precision, make_forward, make_step, set_up
 from kesi.system.norms import reestimate
@@ -45,7 +45,9 @@ class Options:
 class Epoch:
     """What one epoch of a training gave; accuracies in percent, ``lr`` that of its last step.
 
-    Test and validation figures are None in epochs without evaluation, or without such images.
+    Test and validation figures are None in epochs without evaluation, or without such images. The
+    training accuracy is of images with labels; where they are mixed, a label counts for the image
+    that it came with.
     """
 
     epoch: int
@@ -92,11 +94,13 @@ def fit(model: nn.Module,
     several processes (see kesi.system.distributed) each takes its share of every batch, and all
     return the same. Raises KesiError where a loss is not finite, before on_epoch sees that epoch.
     """
+    unlabelled = getattr(objective, "unlabelled", False) and dataset.unlabelled is not None
+    check_labels(objective, unlabelled, training.mixup)
     model.to(device=options.device, memory_format=torch.channels_last)
     if masks is not None:
         masks.follow()
     batches = TrainBatches(dataset, training.batch_size, seed, options.device, distributed.rank(),
-                           distributed.world())
+                           distributed.world(), unlabelled=unlabelled)
     precision = set_up(options.device, options.precision, options.deterministic)
     step = make_step(model, objective, options.device, precision, options.compile,
                      training.epochs * batches.steps)
@@ -120,8 +124,9 @@ def fit(model: nn.Module,
             started = perf_counter()
             torch.manual_seed(derive(seed, "dropout", epoch,
                                      *([distributed.rank()] if distributed.rank() else [])))
+            mixed = seeds.generator(seed, "mixup", epoch, distributed.rank())
             row = _train_epoch(model, batches, epoch, step, masks, optimizer, schedule, average,
-                               bar)
+                               bar, mixed if training.mixup else None)
             last = epoch == training.epochs
             if last and average is not None:
                 average.give(model)
@@ -140,12 +145,15 @@ def fit(model: nn.Module,
 
 def _train_epoch(model: nn.Module, batches: TrainBatches,
                  epoch: int, step: Step, masks: Masks | None, optimizer: torch.optim.Optimizer,
-                 schedule: lr_scheduler.LRScheduler, average: Average | None, bar: tqdm) -> dict:
+                 schedule: lr_scheduler.LRScheduler, average: Average | None, bar: tqdm,
+                 mixed: torch.Generator | None) -> dict:
     """One pass over the training images. Nothing is read back from the device before its end."""
     model.train()
-    losses, correct, sizes = [], [], []
+    losses, correct, sizes, known = [], [], [], []
     rates = []
     for number, (images, labels) in enumerate(batches.epoch(epoch)):
+        if mixed is not None:
+            images = mix(images, mixed)
         loss, hits = step(images, labels, batches.weight(number))
         optimizer.step()
         if masks is not None:
@@ -155,13 +163,15 @@ def _train_epoch(model: nn.Module, batches: TrainBatches,
         losses.append(loss)
         correct.append(hits)
         sizes.append(len(labels))
+        known.append((labels >= 0).sum())
         rates.append(optimizer.param_groups[0]["lr"])
         schedule.step()
         bar.update()
     shares = torch.tensor(sizes, dtype=torch.float64)
     sums = distributed.total(torch.stack(losses).double() * shares.to(losses[0].device)).cpu()
-    shares, hits = (distributed.total(shares.to(losses[0].device)).cpu(),
-                    distributed.total(torch.stack(correct).sum()))
+    shares, hits, labelled = (distributed.total(shares.to(losses[0].device)).cpu(),
+                              distributed.total(torch.stack(correct).sum()),
+                              distributed.total(torch.stack(known).sum()))
     values = sums / shares
     if not bool((fine := values.abs() < DIVERGED).all()):  # NaN is not, either
         first = int((~fine).nonzero()[0])
@@ -170,7 +180,14 @@ def _train_epoch(model: nn.Module, batches: TrainBatches,
                         f"{rates[first]:.3g}: try a lower --lr, or check the images")
     images_seen = int(shares.sum())
     return {"train_loss": float(sums.sum()) / images_seen,
-            "train_accuracy": 100 * int(hits) / images_seen, "lr": rates[-1]}
+            "train_accuracy": 100 * int(hits) / max(1, int(labelled)), "lr": rates[-1]}
+
+
+def mix(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Images (B, C, H, W), each mixed with another one by a share that is uniform in [0, 1)."""
+    shares = torch.rand(len(images), 1, 1, 1, generator=generator).to(images.device)
+    others = torch.randperm(len(images), generator=generator).to(images.device)
+    return torch.lerp(images[others], images, shares)
 
 
 def _evaluate_epoch(model: nn.Module, dataset: Dataset, device: str, due: bool,

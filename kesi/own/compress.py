@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -80,7 +81,8 @@ def compress(model: nn.Module | Factory, train: Pairs | Dataset, test: Pairs | N
              criterion: str | None = None, loss: str | Loss | None = None,
              objective: Objective | None = None, val_fraction: float = 0.0,
              on_epoch: Callable[[Epoch], object] | None = None,
-             latency: float | str | None = None, latency_batch: int = 1) -> Compressed:
+             latency: float | str | None = None, latency_batch: int = 1,
+             unlabelled: torch.Tensor | np.ndarray | None = None) -> Compressed:
     """Train, prune, retrain, repeat and distil a network;
     the same call with the same folder continues.
 
@@ -118,6 +120,9 @@ def compress(model: nn.Module | Factory, train: Pairs | Dataset, test: Pairs | N
     told of every epoch, a kesi.method.training.Epoch; an exception in it ends the run, which the
     same call continues.
 
+    ``unlabelled``: more images without labels, an array; the last step draws as many an epoch as it
+    would without, from these and the training images.
+
     ``name``: what the network is called in checkpoints (default: its class). ``folder``: default
     runs/<data>-<name>-<method>; ``fresh`` moves what is there aside. ``options``: the machine
     (default: a GPU if there is one). Raises UsageError for arguments that do not fit, KesiError for
@@ -134,7 +139,8 @@ def compress(model: nn.Module | Factory, train: Pairs | Dataset, test: Pairs | N
     if given is None and trained:
         raise UsageError(
             "trained=True needs a network with its weights, not a function that builds one")
-    dataset = arguments.normalised(_dataset(train, test, flip, val_fraction), mean, std)
+    dataset = arguments.normalised(_dataset(train, test, flip, val_fraction,
+                                            unlabelled), mean, std)
     if not isinstance(dataset.image_size, int):
         raise UsageError("images of {}x{} px are not square, and networks of one's own take "
                          "squares: crop or pad them".format(*dataset.image_size))
@@ -198,17 +204,19 @@ def _name(model: nn.Module | Factory) -> str:
 
 
 def _dataset(train: Pairs | Dataset, test: Pairs | None, flip: bool,
-             val_fraction: float) -> Dataset:
+             val_fraction: float, unlabelled: torch.Tensor | np.ndarray | None) -> Dataset:
     if isinstance(train, Dataset):
         if val_fraction:
             raise UsageError("a kesi.data.Dataset has its held-out images already: leave "
                              "val_fraction out, and give it where the data set is made")
-        if test is not None:
-            raise UsageError("a kesi.data.Dataset has its test images already: leave test out")
+        for name, value in (("test", test), ("unlabelled", unlabelled)):
+            if value is not None:
+                raise UsageError(f"a kesi.data.Dataset has its {name} images already: leave {name} "
+                                 f"out")
         return train
     if test is None:
         raise UsageError("test images are missing: give test=(images, labels)")
-    return from_arrays(train, test, flip=flip, val_fraction=val_fraction)
+    return from_arrays(train, test, flip=flip, val_fraction=val_fraction, unlabelled=unlabelled)
 
 
 def _start(name: str, given: nn.Module, dataset: Dataset, folder: Path, trained: bool) -> Path:

@@ -230,6 +230,8 @@ class Verifier:
                     self._made_from(where, folder, teacher, snapshot)
             told = info.settings.get("objective") or {}
             self.equal(where, "the loss", told.get("loss"), recipe["loss"])
+            self.equal(where, "the images without labels", info.settings.get("unlabelled"),
+                       record.unlabelled)
             self.equal(where, "the teachers in settings", told.get("teachers"),
                        [teacher.network for teacher in info.teachers])
         else:

@@ -15,7 +15,7 @@ from kesi.checkpoints.checkpoint import Checkpoint
 from kesi.checkpoints.records import encode
 from kesi.data import Dataset
 from kesi.method import algorithm, plan
-from kesi.method.objectives import CrossEntropy, Objective
+from kesi.method.objectives import CrossEntropy, Objective, check_labels
 from kesi.method.pruning.criteria import Evidence
 from kesi.method.recipes import Recipe
 from kesi.method.schedules import Training
@@ -71,6 +71,8 @@ def run(settings: Settings) -> Path:
     if settings.baseline is not None and not settings.shared:  # before anything is moved or written
         for seed in settings.seeds:
             checkpoints.find(settings.baseline.replace("{seed}", str(seed)))
+    more = settings.dataset.unlabelled
+    check_labels(settings.recipe.loss, more is not None, False)
     if settings.fresh and (aside := move_aside(settings.folder)):
         print(f"the run before was moved to {aside}")
     distributed.barrier()
@@ -101,7 +103,8 @@ def _one_seed(settings: Settings, train: "_InFolder") -> None:
         if name == ENSEMBLE:
             context.say(f"seed {context.seed}, ensemble of {len(ensemble.members)} snapshots: test "
                         f"accuracy {ensemble.test_accuracy:.2f} %")
-    algorithm.distil(recipe, next(iter(chains.values())), train, settings.options.device)
+    algorithm.distil(recipe, next(iter(chains.values())), train, settings.options.device,
+                     settings.dataset.unlabelled is not None)
 
 
 @dataclass(frozen=True)
@@ -178,15 +181,18 @@ def _open(settings: Settings) -> None:
     folder, recipe, data = settings.folder, settings.recipe.describe(), settings.dataset.describe()
     remove_leftovers(folder / "report")
     seeds, latency, budget = set(settings.seeds), settings.latency, settings.budget
+    more = settings.dataset.unlabelled and settings.dataset.unlabelled.digest
     if (folder / RUN).is_file():
         before = read_run(folder / RUN)
         old, new = before.recipe["trainings"], recipe["trainings"]
         refuse_changes(folder, {name: old[name] for name in old if name in new},
                        {name: new[name] for name in new if name in old})
         refuse_changes(folder, before.recipe, recipe | {"trainings": old})
-        refuse_changes(folder, asdict(before),
-                       {"baseline": settings.baseline, "pretrained": settings.pretrained})
+        refuse_changes(folder, asdict(before), {"baseline": settings.baseline,
+                                                "pretrained": settings.pretrained})
         refuse_changes(folder, before.data, data)
+        refuse_changes(folder, {"images without labels": before.unlabelled},
+                       {"images without labels": more})
         warn_of_another_device(before.device, device_name(settings.options.device))
         last = new.pop(KESI)
         recipe["trainings"] = {**new, **{name: old[name] for name in old
@@ -197,7 +203,7 @@ def _open(settings: Settings) -> None:
         arch=recipe["arch"], dataset=settings.dataset.name, method=recipe["method"], recipe=recipe,
         seeds=sorted(seeds), recipe_hash=recipe_hash(recipe), data=data, baseline=settings.baseline,
         pretrained=settings.pretrained, fitted_to=settings.recipe.fitted_to, latency=latency,
-        budget=budget,
+        budget=budget, unlabelled=more,
         **provenance(settings.options.device))))
 
 

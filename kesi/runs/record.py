@@ -98,7 +98,8 @@ class RunRecord(Origin):
 
     ``baseline``: the path of a trained network instead of step 1, ``pretrained``: weights that step
     1 starts from. ``fitted_to``: see Recipe. ``handed_over``: the stage that is, by seed folder.
-    ``latency``, ``budget``: what was measured before it began, where these were asked for; what
+    ``unlabelled``: the digest of images without labels in the last step. ``latency``, ``budget``:
+    what was measured before it began, where these were asked for; what
     followed stands in the recipe.
     """
 
@@ -116,6 +117,7 @@ class RunRecord(Origin):
     handed_over: dict[str, Annotated[str, fields.file_name]] = field(default_factory=dict)
     latency: Faster | None = None
     budget: Fitted | None = None
+    unlabelled: str | None = None
 
     @property
     def rounds(self) -> int:

@@ -87,10 +87,12 @@ class Context:
                  pretrained: str | None = None) -> dict:
         """What decides the outcome of a stage; it continues only with the same."""
         precision = execution.resolved(self.options.device, self.options.precision)
+        more = self.dataset.unlabelled if getattr(objective, "unlabelled", False) else None
         return {"seed": self.seed, "training": described(training), "data": self.dataset.describe(),
                 "objective": describe(objective),
                 "parent": None if parent is None else parent.digest,
-                "pretrained": pretrained, "precision": precision, "sync_bn": self.options.sync_bn}
+                "pretrained": pretrained, "precision": precision, "sync_bn": self.options.sync_bn,
+                **({} if more is None else {"unlabelled": more.digest})}
 
 
 def train(context: Context, folder: Path, name: str, training: Training,

@@ -14,7 +14,7 @@ from kesi.checkpoints.checkpoint import Checkpoint
 from kesi.data import Dataset
 from kesi.method import algorithm
 from kesi.method.distillation import Distillation, SnapshotEnsemble
-from kesi.method.objectives import CrossEntropy, Objective
+from kesi.method.objectives import CrossEntropy, Objective, check_labels
 from kesi.method.plan import StagePlan
 from kesi.method.plan import sizes as sizes_of
 from kesi.method.pruning.criteria import Evidence
@@ -31,11 +31,15 @@ from kesi.system.errors import UsageError
 from kesi.system.files import write_json
 from kesi.system.locks import held
 from kesi.system.provenance import provenance
+from kesi.system.seeds import MOST, derive
 
 STUDY = "study.json"
 
 CHOICES = {"teachers": ("snapshots", "baseline", "last", "labels", None),
-           "rounds_by": ("labels", "snapshots", "baseline"), "start": ("last", "fresh")}
+           "rounds_by": ("labels", "snapshots", "baseline"), "start": ("last", "fresh"),
+           "images": ("training", "unlabelled")}
+
+MOST_TEACHERS = 100  # that are trained independently
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,9 @@ class Step:
     """One training of a variant, in terms of those before it, by their places in its list.
 
     ``start``: the one whose network is trained, pruned before in a round of its own; None: a
-    network is drawn, of the widths after ``round``. ``teachers``: none where labels teach.
+    network is drawn, of the widths after ``round``; ``draw`` counts those that are drawn alike.
+    ``teachers``: none where labels teach. ``unlabelled``: they also answer for images that have no
+    label.
     """
 
     name: str
@@ -51,6 +57,8 @@ class Step:
     round: int = 0
     start: int | None = None
     teachers: tuple[int, ...] = ()
+    draw: int = 0
+    unlabelled: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,21 +66,29 @@ class Variant:
     """One way through the method: a recipe, and who teaches what in it.
 
     ``teachers`` of the last step: "snapshots" (all of them, the paper's), "baseline", "last" (the
-    last snapshot), "labels" (cross-entropy), or None, and the last snapshot is what comes out.
+    last snapshot), "labels" (cross-entropy), a number K (the baseline and K - 1 more, each drawn
+    and trained as it is), or None, and the last snapshot is what comes out.
     ``rounds_by``: who teaches in every retraining: "labels" (the paper's), the "snapshots" so far,
     the "baseline". ``start`` of the last step: the "last" snapshot, or a "fresh" network of its
     widths (Liu et al. 2019, "Rethinking the Value of Network Pruning", section 3), for which only
-    the stages are run that its teachers need. Raises UsageError for what will not do.
+    the stages are run that its teachers need. ``images`` of the last step: the "training" images,
+    or also those without labels, "unlabelled", as many an epoch. Raises UsageError for what will
+    not do.
     """
 
     recipe: Recipe
-    teachers: str | None = "snapshots"
+    teachers: str | int | None = "snapshots"
     rounds_by: str = "labels"
     start: str = "last"
+    images: str = "training"
 
     def __post_init__(self):
         for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
+            if name == "teachers" and type(self.teachers) is int:
+                if not 1 <= self.teachers <= MOST_TEACHERS:
+                    raise UsageError(f"teachers, if it is a number, is at least 1 and at most "
+                                     f"{MOST_TEACHERS}, not {self.teachers}")
+            elif getattr(self, name) not in choices:
                 raise UsageError(f"unknown {name} {getattr(self, name)!r}; choose one of: "
                                  f"{', '.join(map(str, choices))}")
         if self.start == "fresh" and self.recipe.method != "filter":
@@ -80,6 +96,11 @@ class Variant:
                              "weights")
         if self.start == "fresh" and self.teachers in (None, "last"):
             raise UsageError("a fresh start needs teachers: snapshots, baseline or labels")
+        if self.images == "unlabelled" and self.teachers in (None, "labels"):
+            raise UsageError("images without labels need teachers in the last step")
+        for step in self.steps():
+            check_labels(self.recipe.loss if step.teachers else self.recipe.objective,
+                         step.unlabelled, step.training.mixup)
 
     def changed(self, **differences: Any) -> "Variant":
         """The variant with differences; what is None stays, but for ``teachers``.
@@ -114,13 +135,21 @@ class Variant:
         found: list[Step] = []
         if not (fresh and self.teachers == "labels"):
             found.append(Step(BASELINE, recipe.baseline))
-            needed = 0 if fresh and self.teachers == "baseline" else rounds
+            alone = self.teachers == "baseline" or type(self.teachers) is int
+            needed = 0 if fresh and alone else rounds
             for number, kind in enumerate(chain(name, needed)[1:], start=1):
                 found.append(Step(kind, retraining, number, number - 1,
                                   _places(self.rounds_by, number)))
-        if self.teachers is not None:
-            found.append(Step(KESI, recipe.distillation, rounds, None if fresh else rounds,
-                              _places(self.teachers, len(found))))
+        if self.teachers is None:
+            return found
+        if isinstance(self.teachers, int):
+            taught = (0, *range(len(found), len(found) + self.teachers - 1))
+            found += [Step(BASELINE, recipe.baseline, draw=draw)
+                      for draw in range(1, self.teachers)]
+        else:
+            taught = _places(self.teachers, len(found))
+        found.append(Step(KESI, recipe.distillation, rounds, None if fresh else rounds, taught,
+                          unlabelled=self.images == "unlabelled"))
         return found
 
     @property
@@ -131,7 +160,8 @@ class Variant:
     def describe(self) -> dict:
         """In plain values, with digests of the code of loss, criterion and schedules."""
         return {"recipe": self.recipe.describe(),
-                **{name: getattr(self, name) for name in CHOICES}}
+                **{name: getattr(self, name) for name in CHOICES
+                   if (name, getattr(self, name)) != ("images", "training")}}
 
 
 def _with_training(recipe: Recipe, name: str, part: Training | Mapping) -> Recipe:
@@ -160,7 +190,8 @@ def keys_of(variant: Variant) -> list[str]:
                 "loss": describe(recipe.loss) if one.teachers else None,
                 "teachers": [found[place] for place in one.teachers],
                 "start": None if one.start is None else found[one.start],
-                "pruned": _pruning(recipe, one), "widths": _widths(recipe, one)}
+                "pruned": _pruning(recipe, one), "widths": _widths(recipe, one),
+                "draw": one.draw, "unlabelled": one.unlabelled}
         found.append(digest_of(said))
     return found
 
@@ -224,6 +255,10 @@ def run(study: Study) -> dict[str, dict[int, Outcome]]:
 
     Raises KesiError where another process has one of the seeds.
     """
+    for name, variant in study.variants.items():
+        if variant.images == "unlabelled" and study.dataset.unlabelled is None:
+            raise UsageError(f"{name!r} is taught on images without labels: say where they are "
+                             "with --unlabelled")
     names = list(planned(study.variants, study.dataset.num_classes, study.dataset.image_size))
     keys = {name: keys_of(variant) for name, variant in study.variants.items()}
     found: dict[str, dict[int, Outcome]] = {name: {} for name in study.variants}
@@ -253,6 +288,9 @@ def _stage(root: Path, context: Context, recipe: Recipe, step: Step,
     """One step of a variant, after those that are ``made``, in the folder of all that decides its
     outcome."""
     device, pruning = context.options.device, _pruning(recipe, step)
+    root /= f"seed{context.seed}"
+    if step.draw:  # as the baseline of another seed would be
+        context = replace(context, seed=derive(context.seed, "teacher", step.draw) % MOST)
     if step.start is None:
         start: Snapshot = algorithm.draw(recipe.arch, context.dataset.num_classes, context.seed,
                                          _widths(recipe, step))
@@ -264,10 +302,10 @@ def _stage(root: Path, context: Context, recipe: Recipe, step: Step,
     teachers = [made[one] for one in step.teachers]
     objective: Objective = CrossEntropy()
     if teachers:
-        objective = Distillation(SnapshotEnsemble(teachers, device), recipe.loss)
+        objective = Distillation(SnapshotEnsemble(teachers, device), recipe.loss, step.unlabelled)
     decides = {"name": step.name, "pruned": pruning,
                **context.settings(step.training, objective, start)}
-    folder = root / f"seed{context.seed}" / f"{step.name}-{digest_of(decides)[:12]}"
+    folder = root / f"{step.name}-{digest_of(decides)[:12]}"
     if step.start is None:
         return stage.train(context, folder, step.name, step.training, lambda: start, objective)
     if pruning is None:

@@ -1,5 +1,6 @@
 """Anybody's images: `train/<class>/*` and `test/<class>/*`, of any sizes and modes."""
 
+import os
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +9,7 @@ import torch
 
 from kesi.data.cache import Cached, cached
 from kesi.data.decode import SUFFIXES, Storage, is_image
-from kesi.data.split import Images, Split
+from kesi.data.split import UNKNOWN, Images, Split
 from kesi.system.errors import KesiError
 
 
@@ -70,6 +71,25 @@ def count(folder: Path) -> int:
 
 def _is_one(path: Path) -> bool:
     return not path.name.startswith(".") and is_image(path.name) and path.is_file()
+
+
+def load_unlabelled(root: Path, storage: Storage) -> Split:
+    """All images in a folder and the folders in it, whose names mean nothing here.
+
+    Raises KesiError where there is none, or for an unreadable one.
+    """
+    if not root.is_dir():
+        raise KesiError(f"{root} is not a folder: --unlabelled takes one with images")
+    files = []
+    for here, folders, names in os.walk(root):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        files += [str((Path(here) / name).relative_to(root)) for name in sorted(names)
+                  if _is_one(Path(here) / name)]
+    if not files:
+        raise KesiError(f"{root} has no image ({', '.join(sorted(SUFFIXES))}) in it or its folders")
+    decoded = cached(root, "unlabelled", files, storage)
+    return Split(decoded.images, torch.full((len(files),), UNKNOWN),
+                 sizes=decoded.sizes if storage.squeeze else None, pixels=decoded.pixels)
 
 
 def _classes(folder: Path) -> tuple[str, ...]:
