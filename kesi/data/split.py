@@ -118,6 +118,25 @@ class Images:
                              f"make them equal")
 
 
+def fraction_of(split: Split, images: int) -> float:
+    """The fraction at which hold_out() takes so many images, where there is one.
+
+    Every class gives up more as the fraction grows, so as many in all are as many of each class.
+    """
+    counts = torch.unique(split.labels, return_counts=True)[1].tolist()
+    low, high = 0.0, 1.0
+    while low < (middle := (low + high) / 2) < high:
+        found = sum(_held_out(middle, members) for members in counts)
+        if found == images:
+            break
+        low, high = (middle, high) if found < images else (low, middle)
+    return middle
+
+
+def _held_out(fraction: float, members: int) -> int:
+    return min(round(fraction * members), members - 1)
+
+
 def hold_out(split: Split, fraction: float) -> tuple[Split, Split]:
     """Divides a split into (what is left, what is held out), `fraction` of each class, rounded.
 
@@ -129,7 +148,7 @@ def hold_out(split: Split, fraction: float) -> tuple[Split, Split]:
     for label in torch.unique(split.labels):
         members = torch.nonzero(split.labels == label).flatten()
         members = members[torch.randperm(len(members), generator=generator)]
-        count = min(round(fraction * len(members)), len(members) - 1)
+        count = _held_out(fraction, len(members))
         held.append(members[:count])
         kept.append(members[count:])
     held_out = torch.cat(held).sort().values
