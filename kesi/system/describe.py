@@ -50,7 +50,7 @@ def code_digest(thing: Any) -> str:
     if not isinstance(thing, type) and not hasattr(thing, "__name__"):  # an object
         held = [f"{name} {value!r}" for name, value in sorted(
             getattr(thing, "__dict__", {}).items())
-                if _constant(value)]
+                if constant(value)]
         thing = type(thing)
     parts = [_code(thing)]
     if isinstance(thing, type):
@@ -60,9 +60,20 @@ def code_digest(thing: Any) -> str:
     return parts[0] if len(parts) == 1 else _digest(parts)
 
 
+def own_digest(kind: type) -> str | None:
+    """code_digest() of those classes that are somebody's own, of a class and all that it derives
+    from; None without one."""
+    own = [one for one in kind.__mro__ if _own(one)]
+    return _digest([*map(_code, own), *_around(kind, {id(kind)})]) if own else None
+
+
 # whose code is told by the commit, and by the versions of packages
 NOBODYS_OWN = {"kesi", "models", "torch", "torchvision", "timm", "numpy", "builtins", "typing",
                "abc"}
+
+
+def _own(thing: Any) -> bool:
+    return str(thing.__module__).partition(".")[0] not in NOBODYS_OWN
 
 
 def _around(thing: Any, seen: set[int]) -> list[str]:
@@ -72,11 +83,11 @@ def _around(thing: Any, seen: set[int]) -> list[str]:
         thing, type) else [thing]
     for function in functions:
         function = getattr(function, "__func__", getattr(function, "fget", function))
-        if (not isinstance(function, FunctionType) or function.__code__.co_filename == "<string>"
-                or str(function.__module__).partition(".")[0] in NOBODYS_OWN):
-            continue  # what dataclasses write counts by its fields
+        if (not isinstance(function, FunctionType) or not _own(function)
+                or function.__code__.co_filename == "<string>"):  # what dataclasses write
+            continue
         for name, value in sorted(_taken(function).items()):
-            if _constant(value):
+            if constant(value):
                 found.append(f"{name} {value!r}")
             elif isinstance(value, (type, FunctionType)) and id(value) not in seen and (
                     value.__module__ == function.__module__):
@@ -105,9 +116,10 @@ def _taken(function: FunctionType) -> dict[str, Any]:
     return taken
 
 
-def _constant(value: Any) -> bool:
+def constant(value: Any) -> bool:
+    """Whether a value cannot change, and tells itself from others in words."""
     if isinstance(value, tuple):
-        return all(map(_constant, value))
+        return all(map(constant, value))
     return value is None or isinstance(value, (bool, int, float, complex, str, bytes))
 
 
