@@ -375,6 +375,8 @@ def remove(path: Path) -> None:
     (lambda root: (root / "train/ant/bad.png").write_bytes(b"nothing"),
      "train/ant/bad.png",
      "not a readable"),
+    (lambda root: (root / "train/bee").rename(root / "train/b\nee"), "train",
+     "a class 'b\\nee' with a control character"),
     (lambda root: os.truncate(root / "train/ant/000.jpg", 700),
      "train/ant/000.jpg",
      "not a readable image"),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kesi.system.errors import UsageError
+from kesi.system.errors import UsageError, controls
 
 HOLD_OUT_SEED = 0  # fixed: all runs of a comparison hold out the same images, whatever their seed
 
@@ -99,6 +99,10 @@ class Images:
     std: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
+        for name in self.classes:
+            if controls(str(name)):  # it would begin a line of its own where it is shown
+                raise UsageError(f"the class {str(name)!r:.60} holds a control character in its "
+                                 f"name: rename it")
         for which, split in (("training", self.train), ("test", self.test)):
             images, labels = split.images, split.labels
             if images.dtype != torch.uint8 or images.dim() != 4 or labels.dtype != torch.int64:
