@@ -25,7 +25,8 @@ class Architecture:
     ``graph`` is for networks that are no Network and so cannot say themselves what is pruned: an
     object with ``convs`` (for each width the names of its convolutions), ``problem`` (why the
     widths are not known, or "") and ``prune(model, cfg)``, which gives a smaller copy. See
-    kesi.own.graphs.Graph.
+    kesi.own.graphs.Graph. ``code`` tells what such a network computes, besides its weights, from
+    what others do.
     """
 
     build: Callable[[int, list], nn.Module]
@@ -37,6 +38,7 @@ class Architecture:
     image_size: int = 32
     pretrained: str = ""
     graph: Any = None
+    code: str = ""
 
 
 @dataclass(frozen=True)

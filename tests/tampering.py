@@ -25,6 +25,7 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
+from kesi.runs.record import IMAGES
 from kesi.system.errors import KesiError
 from kesi.system.provenance import provenance
 from tests.chaos import differences, run_whole, start, tail
@@ -107,7 +108,8 @@ def change_label(rng: random.Random, here: Path) -> str:
 
 def change_number(rng: random.Random, here: Path) -> str:
     """A digit in a JSON file of the run is another one."""
-    path = rng.choice([path for path in _files(here / "run") if path.suffix in (".json", ".jsonl")])
+    path = rng.choice([path for path in _files(here / "run") if path.suffix in (".json", ".jsonl")
+                       and path.name != IMAGES])  # it may have none
     text = path.read_text()
     place = rng.choice([found.start() for found in re.finditer(r"\d", text)])
     text = text[:place] + str((int(text[place]) + rng.randint(1, 9)) % 10) + text[place + 1:]
@@ -158,9 +160,9 @@ KINDS: dict[str, Callable[[random.Random, Path], str]] = {
     change_label, "number": change_number, "link": link, "times": change_times, "name": rename}
 
 
-def run_half(folder: Path) -> None:
+def run_half(folder: Path, words: list[str]) -> None:
     """A run that is killed while it retrains."""
-    process = start(folder, COMMAND)
+    process = start(folder, words)
     state = folder / "run" / "seed0" / "onecycle-1" / "state.pth.tar"
     while not state.exists():
         if os.waitpid(process, os.WNOHANG)[0]:
@@ -200,24 +202,25 @@ def outcome(here: Path, whole: Path, usual: set[str]) -> tuple[str, str]:
 def campaign(folder: Path, number: int, seed: int) -> dict[str, collections.Counter]:
     """So many tamperings, of every kind in turn, half of them with a finished run;
     how each kind ended."""
-    write_imagefolder(folder / "whole" / "images")
-    for path in (folder / "whole" / "images").glob("*/*/*"):
-        # of which the command would warn, untouched, too
-        if path.name in ("notes.txt", ".hidden.png"):
-            path.unlink()
-    shutil.copytree(folder / "whole", folder / "half")
-    run_whole(folder / "whole", COMMAND)
-    run_half(folder / "half")
+    here = folder / "here"  # all of them in one place: a run notes where its images are
+    for state, run in (("whole", run_whole), ("half", run_half)):
+        write_imagefolder(here / "images")
+        for path in (here / "images").glob("*/*/*"):
+            # of which the command would warn, untouched, too
+            if path.name in ("notes.txt", ".hidden.png"):
+                path.unlink()
+        run(here, COMMAND)
+        here.rename(folder / state)
     usual = set(filter(SAID.match, (folder / "whole" / "log.txt").read_text().splitlines()))
-    copy = shutil.copytree(folder / "half", folder / "copy")
-    if (left := outcome(copy, folder / "whole", usual))[0] != SAME:
+    shutil.copytree(folder / "half", here)
+    if (left := outcome(here, folder / "whole", usual))[0] != SAME:
         raise KesiError(f"a run that nobody touched is another: {left}")
-    shutil.rmtree(folder / "copy")
+    shutil.rmtree(here)
     counts = {name: collections.Counter() for name in KINDS}
     for place in range(number):
         rng = random.Random(f"{seed}/{place}")  # each by itself, to be repeated alone
         name, state = list(KINDS)[place % len(KINDS)], ("half", "whole")[place // len(KINDS) % 2]
-        here = shutil.copytree(folder / state, folder / "copy", symlinks=True)
+        shutil.copytree(folder / state, here, symlinks=True)
         what = KINDS[name](rng, here)
         ended, said = outcome(here, folder / "whole", usual)
         counts[name][ended] += 1

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from doors import ROOT, fails, works
 from kesi.method.objectives import KullbackLeibler
 from kesi.method.pruning import prune_weights
 from kesi.method.recipes import ONE_CYCLE, OWN
-from kesi.system.errors import KesiError
+from kesi.system.errors import KesiError, UsageError
 
 pytestmark = pytest.mark.slow
 
@@ -219,6 +220,22 @@ def test_the_table_of_steps_is_measured_once(tmp_path):
     assert all(one["gradient_apart"] == 0 for one in found if one["precision"] == "fp32")
     assert all(one["kernels"] > 50 and one["step_seconds"] > 0 for one in found)
     assert choice.table(found).count("\n") >= 7
+
+
+def test_what_is_killed_is_killed_within_its_training_and_continued(tmp_path):
+    found = items.deterministic(plan(tmp_path, 600))
+    assert found == {"says": "killed, continued; the same bits", "passed": True}
+
+
+def test_a_folder_of_another_network_or_device_tells_nothing_of_this_one(tmp_path):
+    asked = plan(tmp_path)
+    for _ in range(2):
+        gpu.refuse_others(asked)
+    gpu.refuse_others(replace(asked, data="elsewhere", deadline=0.0))  # another machine
+    words = ("benchmarks.gpu", "--save", tmp_path, "--device", "cpu", "--epochs-scale", 0.01)
+    fails(*words, "--arch", "resnet32", code=2, says="was begun with --arch resnet20, now it is")
+    with pytest.raises(UsageError, match="--device cpu, now it is cuda"):
+        gpu.refuse_others(replace(asked, device="cuda:0"))
 
 
 def test_the_gpu_tests_are_those_that_are_skipped_by_that_name():

@@ -34,6 +34,7 @@ from kesi.data import (
 from kesi.data.datasets import load_described
 from kesi.data.decode import Storage, decode
 from kesi.data.sources import digits
+from kesi.data.split import Split, fraction_of, hold_out
 from kesi.system.errors import KesiError, UsageError
 
 
@@ -178,8 +179,7 @@ def test_a_registered_data_set_is_brought_to_the_size_that_is_asked_for(addition
     assert load("my-data", image_size=(16, 24)).train.images.shape == (24, 16, 24, 3)
     assert load("my-data", family="tinyimagenet", image_size=32).train.side == 20
     described = load("my-data", val_fraction=0.25).describe()
-    again = load_described(described, "nowhere").describe()
-    assert again["digests"]["test"] == described["digests"]["test"]
+    assert load_described(described, "nowhere").describe() == described
     with pytest.raises(UsageError, match="there is a data set digits already"):
         register_dataset("digits", INFO["my-data"])
     with pytest.raises(UsageError, match="name consists of"):
@@ -215,6 +215,17 @@ def test_the_held_out_part_is_stratified_and_disjoint():
         assert torch.equal(split.labels, whole.train.labels[split.rows])
     assert torch.equal(load("digits", val_fraction=0.2).val.rows, digits.val.rows)
     assert digits.mean == whole.mean and len(digits.test) == 1497
+
+
+@pytest.mark.parametrize("fraction", [0.04, 0.1, 0.2, 0.25, 1 / 3, 0.5, 0.77, 0.999])
+def test_the_held_out_images_are_told_from_their_number(fraction):
+    """Also where one fraction alone gives it: 0.1 of five images rounds down, of fifteen up."""
+    labels = torch.cat([torch.full((members,), label) for label, members in
+                        enumerate((5, 15, 7, 100, 1, 2, 6, 33))])
+    split = Split(torch.zeros(len(labels), 8, 8, 3, dtype=torch.uint8), labels)
+    kept, held_out = hold_out(split, fraction)
+    again = hold_out(split, fraction_of(split, len(held_out)))
+    assert torch.equal(again[0].rows, kept.rows) and torch.equal(again[1].rows, held_out.rows)
 
 
 def test_a_class_keeps_an_image_and_a_fraction_too_small_is_refused():
@@ -364,6 +375,8 @@ def remove(path: Path) -> None:
     (lambda root: (root / "train/ant/bad.png").write_bytes(b"nothing"),
      "train/ant/bad.png",
      "not a readable"),
+    (lambda root: (root / "train/bee").rename(root / "train/b\nee"), "train",
+     "a class 'b\\nee' with a control character"),
     (lambda root: os.truncate(root / "train/ant/000.jpg", 700),
      "train/ant/000.jpg",
      "not a readable image"),

@@ -9,6 +9,7 @@ import torch
 
 from doors import ROOT, works
 from kesi.system import distributed
+from kesi.system.locks import held_by_one
 
 pytestmark = pytest.mark.slow
 
@@ -94,6 +95,26 @@ def test_a_pipeline_of_two_processes_is_continued_by_three_and_is_whole(tmp_path
     assert "checks hold" in works("kesi", "verify", tmp_path / "run")
     again = works("cifar/pipeline.py", *command[1:])  # and one process finds nothing left to do
     assert again.count("is finished already") == 3
+
+
+def test_two_processes_train_a_shared_baseline_after_whoever_is_at_it(tmp_path):
+    """One of them holds it for both: the other would wait for the lock, and be waited for."""
+    shared, said = tmp_path / "baselines", tmp_path / "said"
+    command = (*TORCHRUN, "2", *PIPELINE, "--save", str(tmp_path / "run"), "--baseline-folder",
+               str(shared))
+    with open(said, "w") as errors, held_by_one(shared):
+        running = subprocess.Popen(command, env=environment(), text=True, stderr=errors,
+                                   stdout=subprocess.PIPE)
+        while "waiting for it" not in said.read_text() and running.poll() is None:
+            pass
+        assert not (shared / "seed0").exists()
+    try:
+        out = running.communicate(timeout=distributed.PATIENCE.total_seconds() / 2)[0]
+    finally:
+        running.terminate()
+    assert running.returncode == 0, said.read_text()
+    assert out.count("baseline: test accuracy") == 1 and "kesi: " in out
+    assert "checks hold" in works("kesi", "verify", tmp_path / "run")
 
 
 def test_a_dead_rank_ends_the_job_instead_of_hanging_it(tmp_path):

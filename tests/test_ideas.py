@@ -3,12 +3,16 @@ and into the report."""
 
 import csv
 import json
+import linecache
 import shutil
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 
+from kesi.cli.entry import load_module
+from kesi.system.describe import code_digest
 from tinyrun import ENVIRONMENT, ROOT
 
 ADDITIONS = '''
@@ -40,9 +44,12 @@ class Small(nn.Module):
         return self.fc(self.features(x).mean((2, 3)))
 
 
+SIGN = -1
+
+
 def last_first(network, layers, evidence):
     """The filters with the largest number go first."""
-    return {layer: -torch.arange(network.get_submodule(layer).out_channels).float()
+    return {layer: SIGN * torch.arange(network.get_submodule(layer).out_channels).float()
             for layer in layers}
 
 
@@ -146,12 +153,59 @@ def test_network_and_data_set(additions, tmp_path):
     assert "all" in kesi(additions, "verify", folder)
 
 
-def test_what_was_begun_with_one_criterion_does_not_continue_with_another(run, tmp_path):
+@pytest.mark.parametrize(("old", "new"), [("SIGN * torch", "torch"), ("SIGN = -1", "SIGN = 1")])
+def test_what_was_begun_with_one_criterion_does_not_continue_with_another(run, tmp_path, old, new):
     """Also where the other one has its name: what it does counts."""
     shutil.copytree(run, tmp_path / "run")
     words = (*WORDS, tmp_path / "run")
     other = tmp_path / "my_ideas.py"
-    other.write_text(ADDITIONS.replace("-torch.arange", "torch.arange"))
+    other.write_text(ADDITIONS.replace(old, new))
     done = subprocess.run([sys.executable, "-m", "kesi", "--with", str(other), *map(str, words)],
                           cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2 and "another criterion code" in done.stderr
+
+
+OWN = """
+import functools
+LIMIT = 3
+calls = 0
+
+def helper(x):
+    return min(x, LIMIT)
+
+def plain(x):
+    global calls
+    calls += 1  # what it counts for itself decides nothing
+    return [helper(one) for one in x]
+
+def made(factor):
+    return lambda x: factor * x
+
+class Held:
+    def __init__(self, factor):
+        self.factor = factor
+
+    def __call__(self, x):
+        return helper(self.factor)
+"""
+
+
+def test_what_code_takes_from_around_it_is_part_of_it(tmp_path):
+    def digests(text):
+        path = tmp_path / "own.py"
+        path.write_text(text)
+        linecache.clearcache()
+        module = load_module(str(path), "")
+        things = (module.plain, module.made(2), module.Held(2), partial(module.plain, k=2))
+        return [code_digest(one) for one in things], module
+
+    before, module = digests(OWN)
+    module.plain([1])
+    others = [module.plain, module.made(3), module.Held(3), partial(module.plain, k=3)]
+    assert [code_digest(one) == old for one, old in zip(others, before, strict=True)] == [
+        True, False, False, False]
+    for old, new, changed in (("LIMIT = 3", "LIMIT = 4", [True, False, True, True]),
+                              ("min(x", "max(x", [True, False, True, True]),
+                              ("# what", "# That", [False] * 4)):
+        again = digests(OWN.replace(old, new))[0]
+        assert [one != other for one, other in zip(again, before, strict=True)] == changed

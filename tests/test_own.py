@@ -65,6 +65,19 @@ class Concatenating(nn.Module):
         return self.head(self.act(self.down(x)).flatten(1))
 
 
+class Otherwise(Concatenating):
+    """Of the same weights, and another network."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return super().forward(images) * 2
+
+
+def other_norm() -> nn.Module:
+    network = Concatenating()
+    network.norm.eps = 0.1
+    return network
+
+
 class Chunked(nn.Module):
     """Its first convolution is split in two equal halves, of which one gates the other:
     no filter may go alone."""
@@ -410,6 +423,10 @@ def test_a_checkpoint_asks_for_the_factory(saved, registry):
     assert "\n" not in str(refused.value)
     kesi.register("elsewhere", Concatenating, image_size=16)
     assert_same(kesi.load_model(path).state_dict(), network.state_dict())
+    for other in (Otherwise, other_norm):
+        kesi.register("elsewhere", other, image_size=16)
+        with pytest.warns(UserWarning, match="net.pth.tar was saved when the code of elsewhere"):
+            kesi.load_model(path)
     kesi.register("elsewhere", lambda: Concatenating(7), image_size=16)
     with pytest.raises(KesiError, match="does not fit elsewhere with 10 classes"):
         kesi.load_model(path)

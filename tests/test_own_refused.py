@@ -1,5 +1,6 @@
 """Networks of one's own that are refused, in one line and before anything is trained or written."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -53,6 +54,14 @@ class Loose(Small):
     def __init__(self):
         super().__init__()
         self.offset = torch.randn(10)
+
+
+class Listed(Small):
+    """The same in a list, as an array."""
+
+    def __init__(self):
+        super().__init__()
+        self.offsets = {"one": [np.random.default_rng().normal(size=10)]}
 
 
 class Closed(Small):
@@ -129,6 +138,7 @@ def pruned(network: nn.Module) -> None:
     (lambda: Small().requires_grad_(False), "all parameters are frozen"),
     (Offset, "its offset is not in the state_dict"),
     (Loose, "its offset is not in the state_dict"),
+    (Listed, "its offsets is not in the state_dict"),
     (Changing, "changes the images that it is given"),
     (Auxiliary, "gives a tuple: let it return the logits alone"),
     (Late, "gives a dict: let it return the logits alone"),
@@ -142,6 +152,7 @@ def test_networks_that_are_refused_before_anything_is_written(model, said, tmp_p
 @pytest.mark.parametrize(("factory", "said"), [
     (Offset, "offset is not in the state_dict and is another one each time"),
     (Loose, "offset is not in the state_dict and is another one"),
+    (Listed, "offsets is not in the state_dict and is another one"),
     (Closed, "answer differently with the same weights"),
     (Wavering, "different weights by name or shape"),
     (lambda: Small().double(), "float64")])
@@ -156,6 +167,7 @@ def test_buffers_that_are_the_same_each_time_are_taken():
         def __init__(self):
             super().__init__()
             self.register_buffer("scale", torch.arange(10.0), persistent=False)
+            self.several = [torch.zeros(2), torch.ones(2), self.head.weight]
 
     kesi.register("fixed", Fixed, image_size=8)
 

@@ -61,7 +61,7 @@ def test_photographs_as_the_test_images_of_a_folder(tmp_path, arch, family, size
         assert one.classes == tuple(("ant", "bee", "cat")[label] for label in one.labels)
 
 
-def test_command_prints_text_and_csv(filter_run, tmp_path, capsys):
+def test_command_prints_text_and_csv(filter_run, tmp_path, capsys, monkeypatch):
     digits = load("digits")
     path = tmp_path / "one, with a comma.png"
     Image.fromarray(digits.test.images[0].numpy()).save(path)
@@ -72,6 +72,14 @@ def test_command_prints_text_and_csv(filter_run, tmp_path, capsys):
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert [row["rank"] for row in rows] == ["1", "2", "3", "4"] and rows[0]["file"] == str(path)
     assert f"{rows[0]['class']} {float(rows[0]['probability']):.1%}" in text
+    odd = tmp_path / "odd"
+    odd.mkdir()
+    path.rename(odd / "=1+\x1b[2J.png")
+    (odd / "\n.png").write_bytes(b"nothing")
+    monkeypatch.chdir(odd)
+    said = script("kesi", "predict", filter_run / "seed0/kesi", ".", "--csv")
+    assert said.out.splitlines()[1].startswith("'=1+?[2J.png,1,") and "\x1b" not in said.out
+    assert said.code == 1 and said.err.count("\n") == 1
 
 
 def test_released_code_needs_the_name_of_its_data(tmp_path):
@@ -119,7 +127,8 @@ def test_flags_out_of_range(filter_run, tmp_path, words, message):
 @pytest.mark.parametrize(("field", "value"), [
     ("image_size", "16"), ("image_size", 0), ("image_size", 60_000), ("image_size", None),
     ("mean", "abc"), ("mean", [0.5]), ("std", [1.0, 0.0, 1.0]), ("std", [1.0, float("nan"), 1.0]),
-    ("classes", None), ("classes", [1] * 10), ("name", ["digits"]), ("augmentation", [1])])
+    ("classes", None), ("classes", [1] * 10), ("classes", ["a\nb"] * 10),
+    ("name", ["digits"]), ("augmentation", [1])])
 def test_what_a_file_says_of_its_images_is_not_believed_blindly(tmp_path, field, value):
     digits = load("digits")
     torch.manual_seed(3)

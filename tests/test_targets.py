@@ -59,6 +59,7 @@ def test_zeros_of_weight_pruning():
     (("--method", "weight", "--macs", 0.5), "--macs is for filter pruning"),
     (("--method", "weight", "--sparsity", 1), "at least 0 and below 1"),
     (("--macs", 0.5, "--round-to", 0), "multiple of at least 1"),
+    (("--dataset", "imagefolder", "--num-classes", 10**11), "--num-classes must be at least 2"),
     (("--latency", "fast"), "2x or 1.5x"), (("--latency", "1x"), "above 1"),
     (("--latency", "2x", "--latency-batch", 0), "--latency-batch must be at least 1"),
     (("--latency", "2x", "--macs", 0.5), "ask for different things"),
@@ -75,6 +76,7 @@ def test_a_folder_of_images_in_and_a_smaller_network_out(tmp_path):
     assert "kesi: " in out
     chosen = json.loads((tmp_path / "run" / "run.json").read_text())["handed_over"]["seed0"]
     assert f"held-out images: {tmp_path / 'run' / 'seed0' / chosen}\n" in out
+    assert "checks hold" in works("kesi", "verify", tmp_path / "run")  # with the images held out
     results = {name: json.loads((tmp_path / "run" / "seed0" / name / "result.json").read_text())
                for name in ("baseline", "kesi")}
     assert results["kesi"]["macs"] <= 0.5 * results["baseline"]["macs"]

@@ -2,12 +2,14 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 
 from doors import fails, script, works
 from kesi import checkpoints
+from kesi.data.split import digest_of
 from kesi.report.verify import Verifier, images_of, verify
 from kesi.system.errors import KesiError
 
@@ -288,6 +290,15 @@ def test_images_with_other_digests_are_refused(copy, images, monkeypatch):
                         lambda self: data | {"digests": {"test": "b" * 64}})
     with pytest.raises(KesiError, match="the digests of digits are not those of"):
         verify(copy, images)
+
+
+def test_pixels_that_are_not_those_of_their_digest_are_refused(copy, images):
+    """A large cache is believed what stands beside it, but not here."""
+    test = images.test
+    other = replace(test, images=255 - test.images, pixels=digest_of(test.images))
+    assert other.digest == test.digest
+    with pytest.raises(KesiError, match="the digests of digits are not those of"):
+        verify(copy, replace(images, test=other))
 
 
 def test_what_lies_beside_the_stages_is_nobodys_claim(copy):

@@ -10,7 +10,6 @@ from where it stands; kesi verify of it; the classic way beside ours; a determin
 and resumed. What is finished stays in one folder (no file above 16 MB): copied to another machine,
 the same command goes on there."""
 
-import json
 import signal
 import sys
 import time
@@ -23,7 +22,7 @@ from kesi.cli import entry
 from kesi.data import DATASETS
 from kesi.system import execution
 from kesi.system.errors import KesiError, UsageError
-from kesi.system.files import write_json, write_text
+from kesi.system.files import read_json, write_json, write_text
 from kesi.system.provenance import provenance
 
 LARGEST = 16_000_000  # bytes a file
@@ -36,7 +35,7 @@ def go_through(plan: Plan) -> bool:
     for name, item in ITEMS.items():
         path = plan.folder / f"{name}.json"
         if path.exists():
-            print(f"{name}: {json.loads(path.read_text())['says']} (before)", flush=True)
+            print(f"{name}: {read_json(path)['says']} (before)", flush=True)
             continue
         if name == "verify" and not (plan.folder / "pipeline.json").exists():
             continue
@@ -64,7 +63,7 @@ def summary(folder: Path) -> str:
     lines = ["# What a GPU told", ""]
     for name in ITEMS:
         path = folder / f"{name}.json"
-        found = json.loads(path.read_text()) if path.exists() else None
+        found = read_json(path) if path.exists() else None
         where = f" ({found['device']}, torch {found['versions']['torch']})" if found else ""
         lines.append(f"- {name}: {found['says'] if found else 'not yet'}{where}")
         if found and found.get("table"):
@@ -77,6 +76,20 @@ def summary(folder: Path) -> str:
                 f"- above 16 MB: {path.relative_to(folder)}, {path.stat().st_size / 1e6:.0f} MB"
             )
     return "\n".join(lines) + "\n"
+
+
+def refuse_others(plan: Plan) -> None:
+    """Note what a folder is for. Raises UsageError where it was begun for something else, whose
+    figures would be taken for these."""
+    path = plan.folder / "plan.json"
+    now = {"arch": plan.arch, "dataset": plan.dataset, "epochs-scale": plan.scale,
+           "device": plan.device.partition(":")[0]}
+    before = read_json(path) if path.exists() else now
+    for name, value in now.items():
+        if before.get(name) != value:
+            raise UsageError(f"{plan.folder} was begun with --{name} {before.get(name)}, now it is "
+                             f"{value}: use another --save (make gpu GPU=FOLDER)")
+    write_json(path, now)
 
 
 def main() -> None:
@@ -119,6 +132,7 @@ def main() -> None:
         args.epochs_scale,
         started + args.limit - GRACE,
     )
+    refuse_others(plan)
     whole = go_through(plan)
     text = summary(plan.folder)
     write_text(plan.folder / "report.md", text)

@@ -2,8 +2,9 @@
 
 A file of ours is a dictionary with ``format``, ``version``, ``arch``, ``num_classes``, ``cfg``,
 ``state_dict``, ``masks``, ``info`` (stage, data set, recipe, seed, metrics, versions, parent ...),
-``training`` (only while a stage runs) and ``digest``, a SHA-256 over all of the rest. The digest is
-that of the content: a file either gives exactly what was saved or is refused.
+``training`` (only while a stage runs), ``code`` (of a network that is not KESI's: what it computes)
+and ``digest``, a SHA-256 over all of the rest. The digest is that of the content: a file either
+gives exactly what was saved or is refused.
 """
 
 import io
@@ -77,10 +78,11 @@ def contents(snapshot: Snapshot, info: Info, training: dict | None = None) -> di
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise KesiError(f"{name} holds values that are not finite: they are not saved; try a "
                             "lower learning rate")
+    known = models.ARCHITECTURES.get(model.arch)
     return {"format": FORMAT, "version": VERSION, "arch": model.arch,
             "num_classes": model.num_classes, "cfg": list(model.cfg), "state_dict": state,
             "masks": None if masks is None else masks.state_dict(), "info": encode(info),
-            "training": training}
+            "training": training, **({"code": known.code} if known and known.code else {})}
 
 
 def write(path: Path, content: dict, previous: Path | None = None) -> str:
@@ -156,6 +158,9 @@ def load(path: str | Path, arch: str | None = None, num_classes: int | None = No
         # without a message of many lines: load_state_dict lists every name
         raise KesiError(f"{path} does not fit {arch} with {classes} classes: "
                         f"{first_line(error).rstrip(': ')}") from error
+    if ours and content.get("code", code := models.ARCHITECTURES[arch].code) != code:
+        warnings.warn(f"{path} was saved when the code of {arch}, or the numbers of its layers, "
+                      "were others than now: the same weights may answer otherwise", stacklevel=2)
     if masks is None and not ours:
         masks = masks_from_zeros(model)
     if not ours:

@@ -86,8 +86,8 @@ def described(value: object) -> bool:
     if not dictionary(value):
         return False
     size = value.get("image_size")
-    return (mapping(whole(0))(value.get("images", {})) and dictionary(value.get("augmentation", {}))
-            and (optional(whole(1, LARGEST))(size)))
+    return (mapping(whole(0))(value.get("images", {})) and several(line)(value.get("classes", []))
+            and dictionary(value.get("augmentation", {})) and optional(whole(1, LARGEST))(size))
 
 
 REFERENCE: dict[str, Check] = {"path": file_path, "stage": text, "network": optional(text)}

@@ -42,7 +42,8 @@ KIND = "is not a checkpoint"
 CONTENT = {"arch": fields.text, "num_classes": fields.integer,
            "cfg": lambda value: isinstance(value, (list, tuple)), "state_dict": fields.dictionary,
            "info": fields.dictionary, "masks": optional(fields.dictionary),
-           "training": optional(fields.dictionary), "digest": fields.text}
+           "training": optional(fields.dictionary), "digest": fields.text,
+           "code": optional(fields.line)}
 
 TRAINING = {"epoch": fields.integer, "history": fields.several(lambda value: True),
             "optimizer": fields.dictionary, "schedule": fields.dictionary}

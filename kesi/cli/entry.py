@@ -20,7 +20,7 @@ from types import ModuleType
 import torch
 
 from kesi.system import distributed
-from kesi.system.errors import KesiError, UsageError, controls, first_line
+from kesi.system.errors import KesiError, UsageError, controls, first_line, visible
 
 WITH = "--with"
 
@@ -102,8 +102,8 @@ def run(main: Callable[[], None], resumes: bool = False) -> None:
     ``resumes``: it is one that, started again, continues where it was interrupted, which is said
     then.
     """
-    warnings.showwarning = lambda message, *_args, **_kwargs: print(f"warning: {message}",
-                                                                    file=sys.stderr)
+    warnings.showwarning = lambda message, *_args, **_kwargs: print(
+        f"warning: {visible(message)}", file=sys.stderr)
     # a terminal that knows no "±" is no reason to fail after hours
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
@@ -169,5 +169,6 @@ def _once() -> Callable:
 def _end(message: str, code: int) -> None:
     if not message:
         sys.exit(code)
-    print(f"error: {' '.join(message.split())}" if code != 130 else message, file=sys.stderr)
+    shown = f"error: {visible(' '.join(message.split()))}" if code != 130 else message
+    print(shown, file=sys.stderr)
     sys.exit(code)

@@ -241,6 +241,9 @@ def classes_and_size(args: argparse.Namespace, family: str,
             raise UsageError(
                 f"{args.dataset} has {info.num_classes} classes, not {args.num_classes}")
         return info.num_classes, size
+    if args.num_classes is not None and not 2 <= args.num_classes <= models.MOST_CLASSES:
+        raise UsageError(f"--num-classes must be at least 2 and at most {models.MOST_CLASSES:,}, "
+                         f"not {args.num_classes}")
     found = len(class_names(Path(folder, "train"))) if folder else 0
     return args.num_classes or (found if found > 1 else DEFAULT_CLASSES), size
 

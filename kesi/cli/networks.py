@@ -1,7 +1,5 @@
 """Commands about finished networks: compare, predict, landscape; export has a file of its own."""
 
-import csv
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +9,7 @@ from kesi.checkpoints.checkpoint import Checkpoint
 from kesi.cli import entry
 from kesi.cli.flags import ROOT, add_inputs, chosen_device, images_folder
 from kesi.system import seeds
-from kesi.system.errors import KesiError, UsageError
+from kesi.system.errors import KesiError, UsageError, visible
 from kesi.system.files import csv_text, make_folder, write_atomic, write_text
 from kesi.tools.compare import compare as compare_networks
 from kesi.tools.compare import names as names_of
@@ -52,8 +50,8 @@ def predict(argv: Sequence[str] | None = None) -> None:
     else:
         for one in found:
             shares = zip(one.classes[:args.top], one.probabilities[:args.top], strict=True)
-            print(f"{one.path}: " + ", ".join(f"{name} {share:.1%}" for name, share in shares),
-                  flush=True)
+            said = ", ".join(f"{name} {share:.1%}" for name, share in shares)
+            print(f"{visible(one.path)}: {said}", flush=True)
     if unreadable:
         others = (f"{len(unreadable)} of {len(found) + len(unreadable)} images were left out; "
                   "the first: ")
@@ -61,13 +59,12 @@ def predict(argv: Sequence[str] | None = None) -> None:
 
 
 def _print_csv(predictions: Sequence[Prediction], top: int) -> None:
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(["file", "rank", "class", "label", "probability"])
-    for one in predictions:
-        ranked = list(zip(one.classes, one.labels, one.probabilities, strict=True))[:top]
-        for rank, (name, label, share) in enumerate(ranked, start=1):
-            writer.writerow([one.path, rank, name, label, f"{share:.6f}"])
-
+    rows = [{"file": visible(one.path), "rank": rank, "class": name, "label": label,
+             "probability": f"{share:.6f}"}
+            for one in predictions for rank, (name, label, share) in enumerate(list(zip(
+                one.classes, one.labels, one.probabilities, strict=True))[:top], start=1)]
+    if rows:
+        print(csv_text(rows), end="")
 
 
 def compare(argv: Sequence[str] | None = None) -> None:

@@ -25,6 +25,7 @@ from kesi.data.split import (
     Images,
     Size,
     Split,
+    fraction_of,
     height_width,
     histogram,
     hold_out,
@@ -175,14 +176,19 @@ def family_of(said: dict) -> str:
 
 
 def load_described(said: dict, root: str | Path, download: bool = False) -> Dataset:
-    """Load the data set that describes itself like this, without a validation part.
+    """Load the data set that describes itself like this, the same images held out.
 
     Raises UsageError for a name that is not in INFO.
     """
     size = said.get("image_size")
     size = tuple(size) if isinstance(size, list) else size
-    return load(said["name"], root, image_size=size, download=download, family=family_of(said),
-                channels=len(said.get("mean") or "RGB"))
+    found = load(said["name"], root, image_size=size, download=download, family=family_of(said),
+                 channels=len(said.get("mean") or "RGB"))
+    held_out = said.get("images", {}).get("val")
+    if not held_out:
+        return found
+    train, val = hold_out(found.train, fraction_of(found.train, held_out))
+    return replace(found, train=train, val=val)
 
 
 def load(

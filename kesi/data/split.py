@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kesi.system.errors import UsageError
+from kesi.system.errors import UsageError, controls
 
 HOLD_OUT_SEED = 0  # fixed: all runs of a comparison hold out the same images, whatever their seed
 
@@ -111,6 +111,10 @@ class Images:
     std: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
+        for name in self.classes:
+            if controls(str(name)):  # it would begin a line of its own where it is shown
+                raise UsageError(f"the class {str(name)!r:.60} holds a control character in its "
+                                 f"name: rename it")
         for which, split in (("training", self.train), ("test", self.test)):
             images, labels = split.images, split.labels
             if images.dtype != torch.uint8 or images.dim() != 4 or labels.dtype != torch.int64:
@@ -130,6 +134,25 @@ class Images:
                              f"make them equal")
 
 
+def fraction_of(split: Split, images: int) -> float:
+    """The fraction at which hold_out() takes so many images, where there is one.
+
+    Every class gives up more as the fraction grows, so as many in all are as many of each class.
+    """
+    counts = torch.unique(split.labels, return_counts=True)[1].tolist()
+    low, high = 0.0, 1.0
+    while low < (middle := (low + high) / 2) < high:
+        found = sum(_held_out(middle, members) for members in counts)
+        if found == images:
+            break
+        low, high = (middle, high) if found < images else (low, middle)
+    return middle
+
+
+def _held_out(fraction: float, members: int) -> int:
+    return min(round(fraction * members), members - 1)
+
+
 def hold_out(split: Split, fraction: float) -> tuple[Split, Split]:
     """Divides a split into (what is left, what is held out), `fraction` of each class, rounded.
 
@@ -141,7 +164,7 @@ def hold_out(split: Split, fraction: float) -> tuple[Split, Split]:
     for label in torch.unique(split.labels):
         members = torch.nonzero(split.labels == label).flatten()
         members = members[torch.randperm(len(members), generator=generator)]
-        count = min(round(fraction * len(members)), len(members) - 1)
+        count = _held_out(fraction, len(members))
         held.append(members[:count])
         kept.append(members[count:])
     held_out = torch.cat(held).sort().values

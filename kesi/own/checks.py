@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
@@ -9,6 +10,7 @@ from torch.nn.utils import parametrize
 from kesi.data import Dataset
 from kesi.method.sizes import chance, channels_of
 from kesi.method.training import predict
+from kesi.system.describe import constant, own_digest
 from kesi.system.errors import UsageError
 
 MARGIN = 5.0  # points of accuracy that a baseline may be worse than its owner says
@@ -48,13 +50,44 @@ def check_weights(network: nn.Module) -> None:
 
 def _hidden(network: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """The tensors of a network that its state_dict leaves out, by name."""
+    kept = {id(value) for value in network.state_dict(keep_vars=True).values()}
     for prefix, module in network.named_modules():
         loose = {name: module._buffers[name] for name in module._non_persistent_buffers_set}
-        loose |= {name: value for name, value in vars(module).items()
-                  if isinstance(value, torch.Tensor)}
+        loose |= {name: value for name, value in vars(module).items() if name not in TORCHS}
         for name, value in loose.items():
-            if value is not None:
-                yield f"{prefix}.{name}".lstrip("."), value
+            for one in _tensors(value):
+                if id(one) not in kept:  # a recurrent layer has its weights in a list, too
+                    yield f"{prefix}.{name}".lstrip("."), one
+
+
+# where a module keeps what its state_dict holds, and what hooks know
+TORCHS = {name for name in vars(nn.Module()) if name.startswith("_")}
+
+
+def _tensors(value: object) -> Iterator[torch.Tensor]:
+    """The tensors and arrays in a value, also in lists and dictionaries."""
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
+        yield torch.tensor(value.tolist())
+    elif isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, (list, tuple, dict)):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(one)
+
+
+def computation(network: nn.Module) -> dict[str, object]:
+    """What a network is besides its weights, by the names of its modules:
+    their kinds and numbers, and the code of those that are somebody's own."""
+    found: dict[str, object] = {}
+    for prefix, module in network.named_modules():
+        own = own_digest(type(module))
+        found[prefix] = [type(module).__qualname__, own]
+        numbers = vars(module) if own else getattr(module, "__constants__", ())
+        found |= {f"{prefix}.{name}": repr(value) for name in numbers if name != "training"
+                  and constant(value := getattr(module, name, None))}
+    # to four digits: another machine may compute them otherwise
+    return found | {f"{name}, {place}": f"{float(value.to(torch.complex128).abs().sum()):.4g}"
+                    for place, (name, value) in enumerate(_hidden(network))}
 
 
 def check_whole(network: nn.Module) -> None:
@@ -76,9 +109,10 @@ def check_rebuilt(first: nn.Module, second: nn.Module, image_size: int) -> None:
     except RuntimeError as error:
         raise UsageError("two networks that the function builds have different weights by name or "
                          "shape: it has to build the same network each time") from error
-    others = dict(_hidden(second))
-    for name, value in _hidden(first):
-        if name not in others or not torch.equal(value, others[name]):
+    others = list(_hidden(second))
+    for place, (name, value) in enumerate(_hidden(first)):
+        known = others[place] if place < len(others) else ("", value)
+        if known[0] != name or not torch.equal(value, known[1]):
             raise UsageError(f"its {name} is not in the state_dict and is another one each time "
                              "the network is built: register it as a persistent buffer")
     images = torch.randn(2, channels_of(first), image_size, image_size)

@@ -29,7 +29,7 @@ from kesi.runs.results import handed_over, load_run
 from kesi.runs.stage import Context, Watch, warn_of_another_device
 from kesi.system import distributed
 from kesi.system.files import remove_leftovers, write_json
-from kesi.system.locks import held, held_by_one
+from kesi.system.locks import held, held_for_all
 from kesi.system.provenance import device_name, provenance, recipe_hash
 
 
@@ -130,7 +130,7 @@ class _InFolder:
                                             settings.recipe.objective)
             source = _source(settings, here.seed)
             if settings.shared:
-                with held_by_one(source.parent):  # the other run may be at it
+                with held_for_all(source.parent):  # the other run may be at it
                     steps.train_baseline(replace(here, fresh=False), settings.recipe.arch,
                                          settings.recipe.baseline, source, settings.pretrained,
                                          settings.recipe.objective)

@@ -66,6 +66,7 @@ def adopt_baseline(context: Context, source: Path, arch: str, folder: Path) -> C
         elif done.network_digest != parent.digest:
             raise UsageError(
                 f"{folder} holds another baseline than {source}: use another --save, or --fresh")
+    distributed.barrier()  # the first has written it
     return checkpoints.load(folder / CHECKPOINT)
 
 

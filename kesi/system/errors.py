@@ -23,6 +23,11 @@ def first_line(error: BaseException) -> str:
     return (text[0][:160] if text else type(error).__name__).rstrip(".")
 
 
+def visible(text: object) -> str:
+    """A text as one may show it: with a question mark for what a terminal would obey."""
+    return "".join("?" if controls(letter) else letter for letter in str(text))
+
+
 def controls(text: str) -> bool:
     """Whether a text holds control characters, line separators or bytes that are no UTF-8,
     which no path or name needs."""

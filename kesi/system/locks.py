@@ -23,7 +23,7 @@ import socket
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from kesi.system import distributed
@@ -58,16 +58,42 @@ def held(folder: Path) -> Iterator[Path]:
         yield folder
 
 
+def _pause() -> None:
+    time.sleep(0.2)
+
+
 @contextlib.contextmanager
-def held_by_one(folder: Path) -> Iterator[None]:
+def held_by_one(folder: Path, wait: Callable[[], object] = _pause) -> Iterator[None]:
     """Hold a folder that all processes may write to, after whoever has it; otherwise like held().
 
-    Also each of several processes that train together gets its turn. Raises KesiError where the
-    folder cannot be made or written.
+    Also each of several processes that train together gets its turn. ``wait`` is called again and
+    again while another has it. Raises KesiError where the folder cannot be made or written.
     """
-    with _lock(make_folder(Path(folder)), wait=True) as locked:
+    with _lock(make_folder(Path(folder)), wait=wait) as locked:
         if locked:  # else what is half-written may be another's who is at it
             remove_leftovers(folder)
+        yield
+
+
+@contextlib.contextmanager
+def held_for_all(folder: Path) -> Iterator[None]:
+    """held_by_one() of several processes that train together, by the first of them for all.
+
+    The others are told again and again that it still waits, since none waits longer than
+    distributed.PATIENCE for a word of the first, and whoever has the folder may train for days.
+    """
+    if not distributed.is_main():
+        while not distributed.mean([0.0])[0]:
+            pass
+        yield
+        return
+
+    def wait() -> None:
+        distributed.mean([0.0])
+        _pause()
+
+    with held_by_one(folder, wait):
+        distributed.mean([1.0])
         yield
 
 
@@ -96,7 +122,8 @@ def _run_around(folder: Path) -> Path | None:
 
 
 @contextlib.contextmanager
-def _lock(folder: Path, shared: bool = False, wait: bool = False) -> Iterator[bool]:
+def _lock(folder: Path, shared: bool = False,
+          wait: Callable[[], object] | None = None) -> Iterator[bool]:
     """Holds the folder's lock; gives whether there are locks here at all."""
     descriptor, signed = _acquire(folder, shared, wait)
     here = Path(os.path.realpath(folder))
@@ -127,7 +154,8 @@ def holder(folder: Path) -> str:
         return "another process"  # which has just made the file, or is about to remove it
 
 
-def _acquire(folder: Path, shared: bool, wait: bool) -> tuple[int | None, bytes | None]:
+def _acquire(folder: Path, shared: bool,
+             wait: Callable[[], object] | None) -> tuple[int | None, bytes | None]:
     """(descriptor of the lock, what was written to it); None where there are no locks, or where a
     disk is full."""
     path = folder / LOCK
@@ -149,29 +177,33 @@ def _acquire(folder: Path, shared: bool, wait: bool) -> tuple[int | None, bytes 
         os.close(descriptor)  # its holder removed it, or moved the folder, between open and flock
 
 
-def _flock(descriptor: int, folder: Path, shared: bool, wait: bool) -> bool:
+def _flock(descriptor: int, folder: Path, shared: bool,
+           wait: Callable[[], object] | None) -> bool:
     """Whether there are locks here at all. Raises KesiError where another process holds this one,
     unless it is to be waited for."""
     if fcntl is None:
         warnings.warn(f"this system has no flock: nothing keeps a second process out of {folder}",
                       stacklevel=2)
         return False
-    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-    try:
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        if not wait:
-            raise KesiError(f"{folder} is in use by {holder(folder)}: wait for it, or use another "
-                            f"--save") from error
-        print(f"{folder} is in use by {holder(folder)}: waiting for it", file=sys.stderr)
-        fcntl.flock(descriptor, kind)
-    except OSError as error:
-        if error.errno not in NO_LOCKS:
-            raise KesiError(f"cannot lock {folder}: {error.strerror or error}") from error
-        warnings.warn("the file system has no locks: nothing keeps a second process out "
-                      f"of {folder}", stacklevel=2)
-        return False
-    return True
+    kind, told = fcntl.LOCK_SH if shared else fcntl.LOCK_EX, False
+    while True:
+        try:
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError as error:
+            if wait is None:
+                raise KesiError(f"{folder} is in use by {holder(folder)}: wait for it, or use "
+                                f"another --save") from error
+            if not told:
+                print(f"{folder} is in use by {holder(folder)}: waiting for it", file=sys.stderr)
+            told = True
+            wait()
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise KesiError(f"cannot lock {folder}: {error.strerror or error}") from error
+            warnings.warn("the file system has no locks: nothing keeps a second process out "
+                          f"of {folder}", stacklevel=2)
+            return False
 
 
 def _is_at(descriptor: int, path: Path) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from kesi.system import distributed
-from kesi.system.errors import controls
+from kesi.system.errors import visible
 
 ROOT = Path(__file__).resolve().parents[2]  # the checkout, or where the package is installed
 
@@ -81,7 +81,7 @@ def command() -> str:
     else:
         start = f"python {program.name}"
     typed = " ".join([start, *map(shlex.quote, words[1:])])
-    return "".join("?" if controls(letter) else letter for letter in typed)
+    return visible(typed)
 
 
 def requoted(said: str) -> str:

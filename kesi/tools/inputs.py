@@ -27,7 +27,7 @@ def _colours(value: object) -> bool:
 
 
 # what a checkpoint has to say of its images
-SAID = {"image_size": fields.whole(1, LARGEST), "classes": fields.several(fields.text),
+SAID = {"image_size": fields.whole(1, LARGEST), "classes": fields.several(fields.line),
         "name": fields.text, "augmentation": fields.optional(fields.dictionary), "mean": _colours,
         "std": lambda value: _colours(value) and min(value) > 0}
 

@@ -10,7 +10,7 @@ import torch
 from kesi.data.cache import Cached, cached
 from kesi.data.decode import SUFFIXES, Storage, is_image
 from kesi.data.split import UNKNOWN, Images, Split
-from kesi.system.errors import KesiError
+from kesi.system.errors import KesiError, controls
 
 
 def load_imagefolder(root: Path, storage: Storage, download: bool) -> Images:
@@ -96,6 +96,9 @@ def _classes(folder: Path) -> tuple[str, ...]:
     names = class_names(folder)
     if not names:
         raise KesiError(f"{folder} has no class folder: put images into {folder}/<class>/")
+    for name in filter(controls, names):
+        raise KesiError(f"{folder} has a class {name!r:.60} with a control character in its name: "
+                        f"rename it")
     return names
 
 
