@@ -135,9 +135,6 @@ def compress(model: nn.Module | Factory, train: Pairs | Dataset, test: Pairs | N
         raise UsageError(
             "trained=True needs a network with its weights, not a function that builds one")
     dataset = arguments.normalised(_dataset(train, test, flip, val_fraction), mean, std)
-    if not isinstance(dataset.image_size, int):
-        raise UsageError("images of {}x{} px are not square, and networks of one's own take "
-                         "squares: crop or pad them".format(*dataset.image_size))
     name = name or _name(model)
     graph = register(name, model if given is None else lambda: copy.deepcopy(given),
                      dataset.num_classes, dataset.image_size, len(dataset.mean))
@@ -160,9 +157,6 @@ def compress(model: nn.Module | Factory, train: Pairs | Dataset, test: Pairs | N
     options = options or Options(execution.device_for("auto"))
     measured = None
     if latency is not None:
-        if dataset.shape != (3, dataset.shape[1], dataset.shape[1]):
-            raise UsageError("latency is measured with square RGB images, and these are "
-                             f"{dataset.shape}")
         recipe, measured = faster.faster(
             recipe, faster.speedup(latency), dataset.num_classes, dataset.image_size,
             ALLOCATIONS[0], 8, latency_batch, None if fresh else folder)
