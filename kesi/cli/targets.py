@@ -93,8 +93,7 @@ def fitted(args: argparse.Namespace, named: Sequence[Recipe], dataset: Dataset, 
         raise UsageError("--budget and --epochs-scale ask for different things: give one of them")
     made = budget.within(args.budget, named, dataset, len(args.seeds), options,
                          args.model is not None, [one for one in folders if one], images)
-    print(f"budget {budget.spoken(made.seconds)}: all epochs times {made.scale:g}, about "
-          f"{budget.spoken(made.expected)} as measured on {made.device}", flush=True)
+    print(budget.told(made), flush=True)
     return made
 
 
