@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import sys
+from pathlib import Path
 
 COMMANDS = {  # name: (module, function, what it does)
             "run": ("kesi.cli.pipeline", "run",
@@ -27,6 +28,9 @@ COMMANDS = {  # name: (module, function, what it does)
             ("kesi.cli.networks", "landscape", "the loss between networks, or around one")}
 WITH = "--with"
 
+# What COMMAND --help prints, as tests/test_help.py writes it: importing torch takes seconds.
+HELP = Path(__file__).parent / "cli" / "help"
+
 
 def main() -> None:
     """Run the command that the command line names."""
@@ -43,6 +47,9 @@ def main() -> None:
         print(f"error: there is no command {words[0]!r}{hint} (kesi alone lists them)",
               file=sys.stderr)
         sys.exit(2)
+    if not before and words[1:] in (["-h"], ["--help"]):
+        print((HELP / f"{words[0]}.txt").read_text(encoding="utf-8"), end="")
+        return
     from kesi.cli import entry
 
     module, function, _ = COMMANDS[words[0]]

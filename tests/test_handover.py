@@ -28,7 +28,7 @@ from kesi.tools.handover.card import accuracies_by_seed, wilson
 from kesi.tools.handover.folder import runtime
 from kesi.tools.inputs import inputs_of
 from kesi.tools.predict import image_files, predict_images
-from saving import keep
+from saving import Grey, keep
 
 pytest_plugins = ["tinyrun"]
 pytest.importorskip("onnxruntime")
@@ -135,10 +135,14 @@ def test_the_example_runs_without_torch(handed, bare, tmp_path, filter_run):
 
 
 @pytest.mark.parametrize(("arch", "family", "size"),
-                         [("resnet20", "cifar", 24), ("resnet18", "tinyimagenet", 40)])
-def test_the_example_prepares_photographs_as_training_did(tmp_path, bare, arch, family, size):
+                         [("resnet20", "cifar", 24), ("resnet20", "cifar", (24, 16)),
+                          ("resnet18", "tinyimagenet", 40), ("grey", "cifar", (20, 12))])
+def test_the_example_prepares_photographs_as_training_did(tmp_path, bare, registry, arch, family,
+                                                          size):
+    kesi.register("grey", Grey, image_size=(20, 12), channels=1)
+    channels = 1 if arch == "grey" else 3
     root = write_imagefolder(tmp_path / "photos", test_per_class=5)
-    dataset = load("imagefolder", root, image_size=size, family=family)
+    dataset = load("imagefolder", root, image_size=size, family=family, channels=channels)
     torch.manual_seed(3)
     path, network = tmp_path / "c.pth.tar", models.create(arch, 3)
     logits = predict_split(network.eval(), dataset, dataset.test)  # (N, 3)
@@ -150,6 +154,11 @@ def test_the_example_prepares_photographs_as_training_did(tmp_path, bare, arch, 
     export([str(path), "--out", str(tmp_path / "net"), "--no-latency", "--data", str(root)])
     files = image_files([root / "test"])
     expect(run_bare(bare, tmp_path / "net/example.py", *files), path, files)
+    about = kesi.from_pretrained(tmp_path / "net").about
+    assert about["image_size"] == about["crop"] == (size if isinstance(size, int) else list(size))
+    shape = ", ".join(map(str, dataset.shape))
+    card = (tmp_path / "net/README.md").read_text()
+    assert f"float32 (batch, {shape}), {'grey' if channels == 1 else 'RGB'} from 0 to 1" in card
 
 
 def expect(done: subprocess.CompletedProcess, checkpoint: Path, files: list[Path]) -> None:

@@ -9,13 +9,13 @@ from torch import nn
 
 import kesi
 from datagen import write_imagefolder
-from doors import fails, script, works
+from doors import script, works
 from kesi.data import load
 from kesi.data.arrays import from_arrays
 from kesi.method.training import Epoch, Options
 from kesi.own.compress import Compressed
 from kesi.report.verify import verify
-from kesi.runs.record import read_epochs, read_run
+from kesi.runs.record import read_epochs, read_result, read_run
 from kesi.system.errors import UsageError
 
 pytest.importorskip("torch_pruning")
@@ -170,23 +170,37 @@ from torch import nn
 
 kesi.register("grey", lambda: nn.Sequential(
     nn.Conv2d(1, 16, 3, 2, bias=False), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3, 2),
-    nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)), image_size=16, channels=1)
+    nn.ReLU(), nn.Flatten(), nn.Linear(16 * 3 * 5, 3)), image_size=(16, 24), channels=1)
 """
 
 
 @pytest.mark.slow
-def test_grey_photographs_for_a_network_of_one_channel(tmp_path):
+def test_grey_photographs_that_are_no_squares(tmp_path):
     photos = write_imagefolder(tmp_path / "photos")
     (tmp_path / "grey.py").write_text(GREY)
     known = ("kesi", "--with", tmp_path / "grey.py")
-    images = ("--dataset", "imagefolder", "--data", photos, "--image-size", 16, "--epochs", 1, 1,
-              1, "--rounds", 1, "--device", "cpu")
-    works(*known, "run", "--arch", "grey", *images, "--channels", 1, "--save", tmp_path / "run")
+    images = ("--dataset", "imagefolder", "--data", photos, "--image-size", "16x24", "--epochs",
+              1, 1, 1, "--rounds", 1, "--device", "cpu")
+    run = (*known, "run", "--arch", "grey", *images, "--channels", 1, "--macs", 0.5)
+    assert "(3 classes, 16x24 px)" in works(*run, "--dry-run")
+    works(*run, "--save", tmp_path / "run")
     said = read_run(tmp_path / "run" / "run.json").data
-    assert len(said["mean"]) == len(said["std"]) == 1
+    assert len(said["mean"]) == len(said["std"]) == 1 and said["image_size"] == [16, 24]
     works(*known, "verify", tmp_path / "run", "--data", photos)
-    fails(*known, "export", tmp_path / "run" / "seed0" / "kesi", "--out", tmp_path / "out", code=2,
-          says="only networks for RGB images are exported")
+    before, last = (tmp_path / "run" / "seed0" / name for name in ("baseline", "kesi"))
+    made = read_result(last / "result.json")
+    assert made.image_size == [16, 24]
+    # 7 x 11 positions of a 3 x 3 window, then 3 x 5, and the last layer
+    first, second = made.cfg
+    assert made.macs == 7 * 11 * 9 * first + 3 * 5 * 9 * first * second + 3 * 15 * second
+    photo = next((photos / "test").glob("*/*.png"))
+    assert works(*known, "predict", last, photo).count("%") == 3
+    assert "float32 (batch, 1, 16, 24), grey scaled to 0..1" in works(
+        *known, "export", last, "--out", tmp_path / "out", "--no-latency")
+    works(*known, "compare", before, last, "--no-latency")
+    works(*known, "publish", tmp_path / "run", "--out", tmp_path / "published")
+    works(*known, "verify", tmp_path / "published", "--data", photos)
+    works(*known, "report", tmp_path / "run", "--html")
     for arch, channels, takes in (("grey", 3, 1), ("resnet20", 1, 3)):
         done = script(*known, "run", "--arch", arch, *images, "--channels", channels, "--save",
                       tmp_path / arch)
@@ -203,6 +217,9 @@ def test_arrays_of_one_channel_and_of_no_square(tmp_path):
                            std=[0.25], folder=tmp_path / "run", options=CPU)
     assert result.network(torch.zeros(2, 1, 16, 16)).shape == (2, 10)
     assert read_run(tmp_path / "run" / "run.json").data["mean"] == [0.5]
-    with pytest.raises(UsageError, match="not square"):
-        kesi.compress(one, (train[0][:, :12], train[1]), (test[0][:, :12], test[1]),
-                      folder=tmp_path / "other", options=CPU)
+    (train, labels), (test, others) = train, test
+    one[-1] = nn.Linear(8 * 2 * 3, 10)
+    flat = kesi.compress(one, (train[:, 2:14], labels), (test[:, 2:14], others), rounds=1,
+                         epochs=(1, 1, 1), batch_size=100, folder=tmp_path / "flat", options=CPU)
+    assert flat.network(torch.zeros(2, 1, 12, 16)).shape == (2, 10)
+    assert kesi.load_model(flat.checkpoint).cfg == flat.network.cfg

@@ -350,13 +350,6 @@ def test_the_flags_of_a_run_are_listed_in_groups():
         assert [one for one in parts if f"  {flag} " in parts[one]] == [head]
 
 
-def test_the_list_of_commands_needs_no_torch():
-    code = ("import sys; from kesi.__main__ import main; sys.argv = ['kesi', '--help']; main(); "
-            "assert 'torch' not in sys.modules")
-    found = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, cwd=ROOT)
-    assert found.returncode == 0 and "compress" in found.stdout, found.stderr
-
-
 PIPELINE, TRAIN = "cifar/pipeline.py", "cifar/train.py"
 PRUNE, FINETUNE = "cifar/filter_pruning/prune.py", "cifar/filter_pruning/finetune.py"
 

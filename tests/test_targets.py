@@ -16,8 +16,9 @@ from kesi.data import load
 from kesi.method.algorithm import draw
 from kesi.method.plan import Speed
 from kesi.method.recipes import recipe
-from kesi.method.sizes import macs
+from kesi.method.sizes import macs, parameters
 from kesi.method.training import Options
+from kesi.system.errors import UsageError
 from kesi.tools.targets import budget, faster
 
 pytest_plugins = ["tinyrun"]
@@ -137,14 +138,75 @@ def test_latency_is_measured_in_onnxruntime(quick_clock):
     assert 0 < small < large
 
 
+def own():
+    return nn.Sequential(nn.Conv2d(3, 32, 3), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 16, 3),
+                         nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 2))
+
+
+def squeezed(folder, method="filter", **asked):
+    noise = torch.Generator().manual_seed(0)
+    images = (torch.randint(256, (24, 8, 8, 3), dtype=torch.uint8, generator=noise),
+              torch.arange(24) % 2)
+    return kesi.compress(own, images, images, method, rounds=2, name="own", folder=folder,
+                         options=Options(eval_every=0), **{"epochs": (1, 1, 1)} | asked)
+
+
 def test_a_network_of_ones_own_gets_faster(tmp_path, clock):
-    images = (torch.randint(256, (24, 8, 8, 3), dtype=torch.uint8), torch.arange(24) % 2)
-    made = kesi.compress(lambda: nn.Sequential(
-        nn.Conv2d(3, 32, 3), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 16, 3), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 2)), images, images, latency="2x",
-        epochs=(1, 1, 1), rounds=1, name="own", folder=tmp_path / "run", options=Options())
+    made = squeezed(tmp_path / "run", latency="2x")
     before, after = made.latency.seconds
     assert before / after >= 2 and macs(made.network, 8) == after * 1e6
+
+
+@pytest.mark.parametrize(("asked", "cfg"), [
+    ({"macs": 0.5}, [24, 8]), ({"macs": 0.5, "round_to": 1}, [21, 10]),
+    ({"params": 0.7, "ignore": ["0"]}, [32, 8]),
+    ({"macs": 0.5, "allocation": "uniform"}, [24, 8])])
+def test_a_network_of_ones_own_gets_as_small_as_asked_for(tmp_path, registry, asked, cfg):
+    made = squeezed(tmp_path / "run", **asked)
+    assert made.network.cfg == cfg
+    size = {"macs": lambda one: macs(one, 8), "params": parameters}
+    (measure, share), = ((name, asked[name]) for name in size if name in asked)
+    assert size[measure](made.network) <= share * size[measure](own())
+
+
+def test_a_sparsity_in_python(tmp_path, registry):
+    assert squeezed(tmp_path / "run", "weight", sparsity=0.6).masks.sparsity() == pytest.approx(
+        0.6, abs=0.001)
+
+
+def test_a_budget_in_python_is_kept(tmp_path, registry, monkeypatch, capsys):
+    speed = Speed((10**6, 10**5), (1e-2, 1e-2), (0.0, 0.0))  # a hundred images a second
+    monkeypatch.setattr(budget, "speed", lambda *_: speed)
+    said = {"epochs": (40, 20, 20), "macs": 0.5}
+    squeezed(tmp_path / "run", budget="10s", **said)
+    assert "budget 10 s: all epochs times" in capsys.readouterr().out
+    made = epochs(tmp_path / "run")
+    taken = 0.24 * (made["baseline"] + 2 * made["onecycle"] + made["kesi"])
+    assert 7 < taken <= 9 and made["baseline"] == pytest.approx(2 * made["kesi"], abs=1)
+    monkeypatch.setattr(budget, "speed", None)  # would fail
+    squeezed(tmp_path / "run", budget=10, **said)
+    with pytest.raises(UsageError, match="budget"):
+        squeezed(tmp_path / "run", budget=20, **said)
+
+
+@pytest.mark.parametrize(("asked", "says"), [
+    ({"macs": 0.5, "params": 0.5}, "macs and params ask for different things"),
+    ({"macs": 0.001}, "is the least"), ({"macs": "half"}, "a share, such as 0.5"),
+    ({"sparsity": 0.5}, 'sparsity is for method="weight"'), ({"latency": "fast"}, "2x"),
+    ({"macs": 0.5, "method": "weight"}, 'macs is for method="filter"'),
+    ({"sparsity": 0.9, "sparsities": [0.5], "method": "weight"}, "different things"),
+    ({"macs": 0.5, "allocation": "fair"}, "unknown allocation 'fair'"),
+    ({"macs": 0.5, "allocation": "uniform", "ignore": ["0"]}, "leave rates and ignore out"),
+    ({"macs": 0.5, "round_to": 1.5}, "round_to is a whole number"),
+    ({"budget": "soon"}, "90s, 45m or 2h"), ({"budget": -1}, "90s, 45m or 2h"),
+    ({"budget": 0.001}, "too small")])
+def test_what_cannot_be_asked_for_in_python_is_said_first(tmp_path, registry, monkeypatch, asked,
+                                                          says):
+    speed = Speed((10**6, 10**5), (1e-2, 1e-2), (0.0, 0.0))
+    monkeypatch.setattr(budget, "speed", lambda *_: speed)
+    with pytest.raises(UsageError, match=says):
+        squeezed(tmp_path / "run", **asked)
+    assert not (tmp_path / "run").exists()
 
 
 def epochs(run):

@@ -18,13 +18,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+import kesi
+import models
+from datagen import write_imagefolder
 from kesi import checkpoints
 from kesi.cli.export import export
+from kesi.data import load
 from kesi.system.errors import UsageError
 from kesi.tools.handover.folder import runtime
 from kesi.tools.predict import predict_images
+from saving import Grey, keep
 
 pytest_plugins = ["tinyrun"]
 pytestmark = pytest.mark.slow
@@ -146,6 +152,23 @@ def test_a_dropped_picture_gets_what_predict_says(page, filter_run, tmp_path, mo
         label, *_, percent, sign = row.split()
         assert label == name and sign == "%"
         assert float(percent) / 100 == pytest.approx(share, abs=2e-4 if mode == "RGB" else 5e-3)
+
+
+def test_grey_pictures_that_are_no_squares(page, tmp_path, registry):
+    kesi.register("grey", Grey, image_size=(20, 12), channels=1)
+    root = write_imagefolder(tmp_path / "photos")
+    torch.manual_seed(1)
+    data = load("imagefolder", root, image_size=(20, 12), channels=1).describe()
+    keep(tmp_path / "grey.pth.tar", models.create("grey", 3), stage="baseline", data=data)
+    out = tmp_path / "net"
+    export([str(tmp_path / "grey.pth.tar"), "--out", str(out), "--no-latency", "--data", str(root),
+            "--web", str(page / "ort")])
+    picture = next((root / "test").glob("*/*.png"))
+    said = predict_images(checkpoints.load(tmp_path / "grey.pth.tar"), [picture])[0]
+    found = shown(out, picture, tmp_path / "profile")
+    assert not found["trouble"] and len(found["rows"]) == 3
+    for row, share in zip(found["rows"], said.probabilities, strict=True):
+        assert float(row.split()[-2]) / 100 == pytest.approx(share, abs=2e-4)
 
 
 def test_a_file_that_is_no_picture_is_said(page, tmp_path):

@@ -85,9 +85,14 @@ def described(value: object) -> bool:
     """What Dataset.describe() says, as far as it is read again."""
     if not dictionary(value):
         return False
-    size = value.get("image_size")
     return (mapping(whole(0))(value.get("images", {})) and several(line)(value.get("classes", []))
-            and dictionary(value.get("augmentation", {})) and optional(whole(1, LARGEST))(size))
+            and dictionary(value.get("augmentation", {}))
+            and optional(size)(value.get("image_size")))
+
+
+def size(value: object) -> bool:
+    """Pixels of images: of a square, or [height, width]."""
+    return whole(1, LARGEST)(value) or several(whole(1, LARGEST))(value) and len(value) == 2
 
 
 REFERENCE: dict[str, Check] = {"path": file_path, "stage": text, "network": optional(text)}

@@ -10,6 +10,7 @@ from kesi import checkpoints
 from kesi.checkpoints.checkpoint import EXPORTED, Checkpoint
 from kesi.cli import entry
 from kesi.cli.flags import add_inputs, chosen_device, images_folder
+from kesi.data.split import height_width
 from kesi.method.sizes import parameters
 from kesi.runs import lineage
 from kesi.system.errors import UsageError
@@ -18,7 +19,7 @@ from kesi.tools.compare import Table, baseline_of, compared
 from kesi.tools.export import BATCHES, Exported
 from kesi.tools.formats import FORMATS, OPSET
 from kesi.tools.handover.folder import hand_over, runtime
-from kesi.tools.inputs import Inputs, inputs_of, rgb_only
+from kesi.tools.inputs import Inputs, inputs_of, pictures_only
 
 
 def export(argv: Sequence[str] | None = None) -> None:
@@ -33,9 +34,9 @@ def export(argv: Sequence[str] | None = None) -> None:
     does so in a browser. An existing folder is never written to.
 
     A file, by its ending or --format: onnx, opset 18; pt2 for torch.export.load; safetensors, the
-    weights and what network they belong to. onnx and pt2 take float32 images (batch, 3, S, S) of
-    any number, RGB scaled to 0..1, and give logits (batch, classes); normalisation is inside. With
-    --raw they take images that are normalised already.
+    weights and what network they belong to. onnx and pt2 take float32 images (batch, C, H, W) of
+    any number, RGB or grey scaled to 0..1, and give logits (batch, classes); normalisation is
+    inside. With --raw they take images that are normalised already.
 
     What is written is loaded again and run on test images at several batch sizes, and kept only if
     it agrees with the checkpoint. --int8 adds a quantised network (static, by onnxruntime, with
@@ -50,7 +51,8 @@ def export(argv: Sequence[str] | None = None) -> None:
     web = runtime(Path(args.web) if args.web else None) if args.web is not None else None
     chosen_device(args)  # the CPU, with as many --threads
     checkpoint = checkpoints.load(args.checkpoint, args.arch)
-    rgb_only(checkpoint.network)  # before anything is said of its images
+    if kind is None:
+        pictures_only(checkpoint.network)  # before anything is said of its images
     args.data = images_folder(args, args.checkpoint)
     inputs = inputs_of(checkpoint, args.dataset, args.image_size, args.data)
     baseline = baseline_of(checkpoint, args.baseline, args.arch)
@@ -126,11 +128,13 @@ def described(checkpoint: Checkpoint, inputs: Inputs, made: Sequence[Exported], 
     form = {"onnx": f"onnx, opset {OPSET}",
             "pt2": f"pt2 (torch.export) of torch {torch.__version__}",
             "safetensors": f"safetensors, {'sparse' if args.sparse else 'dense'}"}[kind]
-    check, total, size = made[0].check, parameters(checkpoint.network), inputs.image_size
+    check, total = made[0].check, parameters(checkpoint.network)
+    shape = ", ".join(map(str, (inputs.channels, *height_width(inputs.image_size))))
+    colours = {1: "grey ", 3: "RGB "}.get(inputs.channels, "")
     zeros = checkpoint.masks.pruned() if checkpoint.masks else 0
     lines = [f"{checkpoint.network.arch}, {checkpoint.network.num_classes} classes, "
              f"{total - zeros:,} non-zero of {total:,} parameters; {form}",
-             f"input: float32 (batch, 3, {size}, {size}), RGB scaled to {scaled}; output: logits "
+             f"input: float32 (batch, {shape}), {colours}scaled to {scaled}; output: logits "
              f"(batch, {checkpoint.network.num_classes})",
              f"checked on {check.images} {check.source}",
              f"max abs difference to the checkpoint {check.difference:.2g} in logits up to "

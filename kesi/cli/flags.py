@@ -12,6 +12,7 @@ from kesi.cli import targets
 from kesi.data import DATASETS, INFO, Dataset, load
 from kesi.data.datasets import check_size
 from kesi.data.sources.imagefolder import class_names, count
+from kesi.data.split import Size
 from kesi.method import recipes
 from kesi.method.pruning.criteria import CRITERIA
 from kesi.method.recipes import Recipe
@@ -36,7 +37,7 @@ def add_inputs(parser: argparse.ArgumentParser, device: bool = True) -> None:
     parser.add_argument("--dataset", choices=DATASETS, metavar="NAME",
                         help=f"{', '.join(DATASETS)} (default: what the checkpoint says)")
     add_left_images(parser)
-    parser.add_argument("--image-size", type=int, metavar="PX",
+    parser.add_argument("--image-size", type=pixels, metavar="PX",
                         help="default: what the checkpoint says")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
     parser.set_defaults(device="cpu")
@@ -49,6 +50,16 @@ def add_left_images(parser: argparse.ArgumentParser) -> None:
     """--data, of commands that look at what a run has left."""
     parser.add_argument("--data", metavar="DIR", help="where the images are (default: where the "
                         f"run found them, else {ROOT})")
+
+
+def pixels(text: str) -> Size:
+    """The size that --image-size gives: 32, or 32x48, height first."""
+    sides = text.split("x")
+    if len(sides) > 2 or not all(side.isdecimal() for side in sides):
+        raise UsageError(f"--image-size is a number of pixels, or 32x48, height first, not "
+                         f"{text[:40]}")
+    height, width = int(sides[0]), int(sides[-1])
+    return height if height == width else (height, width)
 
 
 def images_folder(args: argparse.Namespace, made: Path) -> str:
@@ -123,8 +134,8 @@ def add_images(group: argparse.ArgumentParser, family: str = "cifar") -> None:
     """--data, --image-size, --val-fraction, and --no-download or --download."""
     group.add_argument("--data", default=ROOT, metavar="DIR",
                        help="where the images are, or are downloaded to (default: %(default)s)")
-    group.add_argument("--image-size", type=int, metavar="PX",
-                       help="what the network sees (default: the data's)")
+    group.add_argument("--image-size", type=pixels, metavar="PX", help="what the network sees: 32, "
+                       "or 32x48, height first (default: the data's)")
     group.add_argument("--channels", type=int, choices=(1, 3), metavar="N", help="of a folder of "
                        "images: 1 for grey, for a network that takes one; 3 for RGB")
     group.add_argument("--val-fraction", type=float, default=0.0, metavar="SHARE", help="hold out "
@@ -229,11 +240,14 @@ RENAMED = {"epochs_scale": "scale", "percent": "amounts"}  # flags that a recipe
 
 
 def classes_and_size(args: argparse.Namespace, family: str,
-                     folder: str | None = None) -> tuple[int, int]:
+                     folder: str | None = None) -> tuple[int, Size]:
     """(classes, image size) of a data set without reading it;
     of an imagefolder the classes in ``folder`` count."""
     if args.image_size is not None:
         check_size(args.image_size)
+        if family == "tinyimagenet" and not isinstance(args.image_size, int):
+            raise UsageError(f"photographs and {args.dataset} are seen as squares here: give "
+                             "--image-size one number")
     info = INFO[args.dataset]
     size = args.image_size or info.default_size(family)
     if info.num_classes is not None:

@@ -32,7 +32,8 @@ def plan(argv: Sequence[str] | None = None) -> None:
                         help="default: %(default)s")
     parser.add_argument("--num-classes", type=int, metavar="N",
                         help="classes of an imagefolder (default: 10); other data sets know theirs")
-    parser.add_argument("--image-size", type=int, metavar="PX", help="default: the data set's")
+    parser.add_argument("--image-size", type=flags.pixels, metavar="PX",
+                        help="default: the data set's")
     flags.add_rounds(parser)
     parser.add_argument("--csv", action="store_true",
                         help="print round,params,nonzero_params,macs,macs_saved")

@@ -12,7 +12,7 @@ from kesi.data.arrays import from_arrays
 from kesi.data.augment import RandomResizedCrop
 from kesi.data.datasets import FOLDER
 from kesi.data.sources import imagefolder
-from kesi.data.split import height_width
+from kesi.data.split import Size, height_width
 from kesi.method.pruning.allocation import ALLOCATIONS, LATENCY, MEASURES
 from kesi.method.recipes import Recipe
 from kesi.method.training import Options
@@ -50,7 +50,7 @@ def given(args: argparse.Namespace) -> dict[str, float]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def towards(args: argparse.Namespace, recipe: Recipe, inputs: Callable[[], tuple[int, int]],
+def towards(args: argparse.Namespace, recipe: Recipe, inputs: Callable[[], tuple[int, Size]],
             folder: Path | None = None) -> tuple[Recipe, Faster | None]:
     """The recipe with the rates for the target, if there is one; and what was measured for it.
 
@@ -93,8 +93,7 @@ def fitted(args: argparse.Namespace, named: Sequence[Recipe], dataset: Dataset, 
         raise UsageError("--budget and --epochs-scale ask for different things: give one of them")
     made = budget.within(args.budget, named, dataset, len(args.seeds), options,
                          args.model is not None, [one for one in folders if one], images)
-    print(f"budget {budget.spoken(made.seconds)}: all epochs times {made.scale:g}, about "
-          f"{budget.spoken(made.expected)} as measured on {made.device}", flush=True)
+    print(budget.told(made), flush=True)
     return made
 
 
@@ -114,7 +113,7 @@ def dry(args: argparse.Namespace, named: Sequence[Recipe], dataset: Dataset,
 
 
 def stand_in(args: argparse.Namespace, family: str, num_classes: int,
-             image_size: int) -> tuple[Dataset, tuple[int, int] | None]:
+             image_size: Size) -> tuple[Dataset, tuple[int, int] | None]:
     """For --dry-run, which opens no image: a few of noise, and how many there are of training and
     test; None where nobody knows.
     """

@@ -156,16 +156,17 @@ class Dataset:
             "name": self.name,
             "classes": list(self.classes),
             "images": {key: len(split) for key, split in splits.items()},
-            "image_size": _plain(self.image_size),
+            "image_size": plain(self.image_size),
             "mean": list(self.mean),
             "std": list(self.std),
-            "augmentation": {key: _plain(value) for key, value in augmentation.items()},
+            "augmentation": {key: plain(value) for key, value in augmentation.items()},
             # last: what differs before says more
             "digests": {key: split.digest for key, split in splits.items()},
         }
 
 
-def _plain(value):
+def plain(value):
+    """A value as JSON gives it back: tuples as lists."""
     return list(value) if isinstance(value, tuple) else value
 
 

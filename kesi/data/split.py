@@ -24,6 +24,11 @@ def height_width(size: Size) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
+def spoken_size(size: Size) -> str:
+    """A size as people write it: 32, or 32x48, height first."""
+    return "x".join(map(str, dict.fromkeys(height_width(size))))
+
+
 @dataclass(frozen=True)
 class Split:
     """Images and labels that belong together.

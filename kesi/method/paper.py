@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from kesi import models
 from kesi.data import INFO
+from kesi.data.split import height_width, spoken_size
 from kesi.method import recipes
 from kesi.method.snapshot import BASELINE, KESI
 
@@ -162,8 +163,9 @@ def departures(used: dict, data: dict, precisions: Collection[str] = (),
     if used["rounds"] != standard["rounds"]:
         phrases.append("other rounds of pruning")
     size = INFO[dataset].image_size if dataset in INFO else None
-    if size is not None and data.get("image_size", size) != size:
-        phrases.append(f"images of {data['image_size']} px instead of {size}")
+    seen = data.get("image_size", size)
+    if size is not None and height_width(seen) != height_width(size):
+        phrases.append(f"images of {spoken_size(seen)} px instead of {spoken_size(size)}")
     if held_out := (data.get("images") or {}).get("val"):
         phrases.append(f"{held_out:,} training images held out")
     phrases += [f"precision {precision}" for precision in sorted(set(precisions) - {"fp32"})]

@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 
 from kesi import models
+from kesi.data.split import Size as ImageSize
+from kesi.data.split import spoken_size
 from kesi.method.pruning.filters import pruned_widths
 from kesi.method.pruning.weights import conv_weights, pruned_count
 from kesi.method.recipes import Recipe
@@ -81,7 +83,7 @@ def seconds(recipe: Recipe, network_sizes: Sequence[Size], speed: Speed, train_i
     return total
 
 
-def sizes(recipe: Recipe, num_classes: int, image_size: int) -> list[Size]:
+def sizes(recipe: Recipe, num_classes: int, image_size: ImageSize) -> list[Size]:
     """The sizes of a recipe's networks at ``image_size`` px, from the baseline to the last round.
     """
     cfg = list(models.ARCHITECTURES[recipe.arch].cfg)
@@ -120,13 +122,14 @@ def table(rows: Sequence[Size]) -> str:
     return "\n".join(lines)
 
 
-def overview(recipe: Recipe, num_classes: int, image_size: int, train_images: int | None,
-             seeds: Sequence[int], folder: Path) -> str:
+def overview(recipe: Recipe, num_classes: int, image_size: ImageSize,
+             train_images: int | None, seeds: Sequence[int], folder: Path) -> str:
     """What run() would do, as text: sizes, stages, images to process. Needs no data."""
     network_sizes = sizes(recipe, num_classes, image_size)
     planned = stages(recipe, network_sizes)
-    lines = [f"{recipe.arch} on {recipe.dataset} ({num_classes} classes, {image_size} "
-             f"px), {recipe.method} pruning, seeds {' '.join(map(str, seeds))}, into {folder}", "",
+    lines = [f"{recipe.arch} on {recipe.dataset} ({num_classes} classes, "
+             f"{spoken_size(image_size)} px), {recipe.method} pruning, "
+             f"seeds {' '.join(map(str, seeds))}, into {folder}", "",
              table(network_sizes), "", f"{'stage':<12} {'params':>12} {'MACs':>15} {'epochs':>7} "
              f"{'batch':>6} {'lr':>7} {'schedule':<10}{'images to process':>18}"]
     for one in planned:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 
 from kesi import models
 from kesi.data.datasets import FAMILIES, FOLDER, INFO
+from kesi.data.split import Size
 from kesi.method.objectives import CrossEntropy, KullbackLeibler, Loss, Objective, loss_of
 from kesi.method.pruning.allocation import (
     Cost,
@@ -194,7 +195,7 @@ class Recipe:
                              f"--percent ...")
         return shares[:rounds]
 
-    def towards(self, measure: str, share: float, num_classes: int, image_size: int,
+    def towards(self, measure: str, share: float, num_classes: int, image_size: Size,
                 allocation: str = "paper", round_to: int = 1, cost: Cost | None = None) -> "Recipe":
         """The recipe with amounts that leave a share of "macs", "params" or "latency", or prune a
         "sparsity".

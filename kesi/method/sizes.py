@@ -8,6 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from kesi import models
+from kesi.data.split import Size, height_width
 from kesi.method.pruning import Masks
 from kesi.method.pruning.weights import conv_weights
 from kesi.models import Network
@@ -18,8 +19,8 @@ BATCH_NORMS = (aten.native_batch_norm, aten._native_batch_norm_legit_no_training
                aten._batch_norm_no_update, aten.cudnn_batch_norm)
 
 
-def macs(model: nn.Module, image_size: int) -> int:
-    """Multiply-accumulate operations of one image of S x S px: convolutions and linear layers.
+def macs(model: nn.Module, image_size: Size) -> int:
+    """Multiply-accumulate operations of one image: those of convolutions and linear layers.
 
     Half of what torch's flop counter finds: outputs x (input channels / groups) x kernel area of
     a convolution, inputs x outputs of a linear layer; products of matrices as in attention count,
@@ -31,7 +32,7 @@ def macs(model: nn.Module, image_size: int) -> int:
     return counter.get_total_flops() // 2
 
 
-def paper_macs(model: nn.Module, image_size: int) -> int:
+def paper_macs(model: nn.Module, image_size: Size) -> int:
     """The MACs of one image as the paper's tables count them, to be held against those only.
 
     Its authors used ptflops 0.6.1, which adds to macs(): one for each output with a bias, two an
@@ -49,11 +50,11 @@ def channels_of(model: nn.Module) -> int:
     return getattr(model, "image_channels", 3)
 
 
-def _pass(model: nn.Module, image_size: int) -> None:
+def _pass(model: nn.Module, image_size: Size) -> None:
     """One forward pass of one image, of shapes alone."""
     shapes = copy.deepcopy(model).to("meta").eval()
     with torch.no_grad():
-        shapes(torch.empty(1, channels_of(model), image_size, image_size, device="meta"))
+        shapes(torch.empty(1, channels_of(model), *height_width(image_size), device="meta"))
 
 
 class _Norms(TorchDispatchMode):
@@ -143,9 +144,10 @@ def deaf(model: Network) -> bool:
     for module in copied.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.train()
-    size = max(32, model.min_image_size)
+    known = models.ARCHITECTURES[model.arch]  # somebody's own may take images of one size only
+    size = max(32, model.min_image_size) if known.graph is None else known.image_size
     with torch.no_grad():
-        logits = copied(torch.randn(8, channels_of(model), size, size,
+        logits = copied(torch.randn(8, channels_of(model), *height_width(size),
                                     generator=torch.Generator().manual_seed(0)))
     return bool((logits - logits[:1]).abs().max() < 1e-3)
 

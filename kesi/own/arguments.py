@@ -13,12 +13,14 @@ from kesi.checkpoints import fields
 from kesi.data import Dataset
 from kesi.method import recipes
 from kesi.method.objectives import Loss, Objective, loss_of
+from kesi.method.pruning.allocation import ALLOCATIONS, LATENCY
 from kesi.method.pruning.filters import pruned_widths
 from kesi.method.pruning.weights import conv_weights
 from kesi.method.recipes import Recipe
 from kesi.own.graphs import Graph
 from kesi.own.registry import RATE, SPARSITIES
 from kesi.system.errors import UsageError, first_line
+from kesi.tools.targets import faster
 
 
 def check_arguments(model, method, rounds, epochs, batch_size, lr, seeds) -> None:
@@ -130,6 +132,39 @@ def without(graph: Graph, method: str, amounts: tuple, ignore: Sequence[str]) ->
     stays = [any(inside(conv, name) for conv in convs for name in ignore) for convs in graph.convs]
     return tuple(tuple(0.0 if stay else rate for rate, stay in zip(rates, stays, strict=True))
                  for rates in amounts)
+
+
+def target(method: str, named: dict[str, float | str | None], sparsities: Sequence[float] | None
+           ) -> tuple[str, float] | None:
+    """(measure, value) of the target among macs, params, latency and sparsity; None without one."""
+    found = {name: value for name, value in named.items() if value is not None}
+    if sparsities is not None and "sparsity" in found:
+        found["sparsities"] = sparsities
+    if len(found) > 1:
+        raise UsageError(f"{' and '.join(found)} ask for different things: give one of them")
+    if not found:
+        return None
+    (measure, value), = found.items()
+    wanted = "weight" if measure == "sparsity" else "filter"
+    if method != wanted:
+        raise UsageError(f'{measure} is for method="{wanted}"')
+    if measure == LATENCY:
+        return measure, faster.speedup(value)
+    if not fields.number(value):
+        raise UsageError(f"{measure} is a share, such as 0.5, not {value!r:.60}")
+    return measure, value
+
+
+def check_allocation(allocation: str, round_to: int, fixed: bool) -> None:
+    """Raises UsageError for a way to reach a target that is none; ``fixed``: rates are given."""
+    if allocation not in ALLOCATIONS:
+        raise UsageError(f"unknown allocation {allocation!r:.60}; choose one of: "
+                         f"{', '.join(ALLOCATIONS)}")
+    if fixed and allocation == "uniform":
+        raise UsageError('allocation="uniform" takes from all layers alike: leave rates and ignore '
+                         "out")
+    if not _whole_numbers([round_to]):
+        raise UsageError(f"round_to is a whole number, not {round_to!r:.60}")
 
 
 def amounts(graph: Graph, method: str, rounds: int | None, rates: float | dict[str, float] | None,

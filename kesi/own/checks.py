@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from kesi.data import Dataset
+from kesi.data.split import Size, height_width
 from kesi.method.sizes import chance, channels_of
 from kesi.method.training import predict
 from kesi.system.describe import constant, own_digest
@@ -102,7 +103,7 @@ def check_whole(network: nn.Module) -> None:
 
 
 @torch.no_grad()
-def check_rebuilt(first: nn.Module, second: nn.Module, image_size: int) -> None:
+def check_rebuilt(first: nn.Module, second: nn.Module, image_size: Size) -> None:
     """Raise UsageError where two networks of a factory differ by more than their state_dict."""
     try:
         second.load_state_dict(first.state_dict())
@@ -115,7 +116,7 @@ def check_rebuilt(first: nn.Module, second: nn.Module, image_size: int) -> None:
         if known[0] != name or not torch.equal(value, known[1]):
             raise UsageError(f"its {name} is not in the state_dict and is another one each time "
                              "the network is built: register it as a persistent buffer")
-    images = torch.randn(2, channels_of(first), image_size, image_size)
+    images = torch.randn(2, channels_of(first), *height_width(image_size))
     one, two = (network.eval()(images.clone()) for network in (first, second))
     if isinstance(one, torch.Tensor) and not torch.equal(one, two):
         raise UsageError("two networks that the function builds answer differently with the same "

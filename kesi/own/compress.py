@@ -21,13 +21,14 @@ import torch
 from torch import nn
 
 from kesi import checkpoints, models
+from kesi.checkpoints import fields
 from kesi.checkpoints.records import Info
 from kesi.data import Dataset
 from kesi.data.arrays import Pairs, from_arrays
 from kesi.method import recipes
 from kesi.method.objectives import Loss, Objective
 from kesi.method.pruning import Masks
-from kesi.method.pruning.allocation import ALLOCATIONS
+from kesi.method.pruning.allocation import ALLOCATIONS, LATENCY
 from kesi.method.recipes import Recipe, fits
 from kesi.method.snapshot import BASELINE, KESI, Snapshot
 from kesi.method.training import Epoch, Options
@@ -42,6 +43,7 @@ from kesi.system import execution
 from kesi.system.errors import UsageError, first_line
 from kesi.system.locks import held
 from kesi.system.provenance import provenance
+from kesi.tools.targets import budget as budgets
 from kesi.tools.targets import faster
 
 START = "start.pth.tar"
@@ -81,7 +83,10 @@ def compress(model: nn.Module | Factory, train: Pairs | Dataset, test: Pairs | N
              criterion: str | None = None, loss: str | Loss | None = None,
              objective: Objective | None = None, val_fraction: float = 0.0,
              on_epoch: Callable[[Epoch], object] | None = None,
+             macs: float | None = None, params: float | None = None,
              latency: float | str | None = None, latency_batch: int = 1,
+             sparsity: float | None = None, allocation: str = ALLOCATIONS[0], round_to: int = 8,
+             budget: float | str | None = None,
              unlabelled: torch.Tensor | np.ndarray | None = None) -> Compressed:
     """Train, prune, retrain, repeat and distil a network;
     the same call with the same folder continues.
@@ -100,9 +105,13 @@ def compress(model: nn.Module | Factory, train: Pairs | Dataset, test: Pairs | N
     the number of images (docs/data.md); or give a whole ``recipe``. ``compare``:
     also retrain the usual way.
 
-    ``latency``: how many times as fast the network is to be, 2 or "2x", as measured on one thread
-    here with ``latency_batch`` images at a time, in onnxruntime if it is installed, else in torch;
-    ``rates`` then tell in what proportion layers lose filters.
+    A target instead of rates: ``macs`` or ``params``, the share that is to be left after the last
+    round, 0.5 for half; ``latency``: how many times as fast the network is to be, 2 or "2x", as
+    measured on one thread here with ``latency_batch`` images at a time, in onnxruntime if it is
+    installed, else in torch; ``sparsity``: the share of zero weights after the last round. Layers
+    lose filters in proportion to ``rates``, or all alike with ``allocation="uniform"``; widths
+    become multiples of ``round_to``. ``budget``: the time that there is, "45m" or seconds; all
+    epochs are scaled down until the whole fits, by the speed of a few training steps here.
 
     ``ignore``: the names of layers, or of what holds them, that keep all filters. ``mean``, ``std``
     of each channel of images scaled to 0..1, which a network that was trained elsewhere expects
@@ -129,6 +138,11 @@ def compress(model: nn.Module | Factory, train: Pairs | Dataset, test: Pairs | N
     files.
     """
     arguments.check_arguments(model, method, rounds, epochs, batch_size, lr, seeds)
+    target = arguments.target(method, {"macs": macs, "params": params, "latency": latency,
+                                       "sparsity": sparsity}, sparsities)
+    arguments.check_allocation(allocation, round_to, rates is not None or bool(ignore))
+    seconds = None if budget is None else budgets.duration(
+        f"{budget}s" if fields.number(budget) else str(budget))
     given = None
     if isinstance(model, nn.Module):
         checks.check_weights(model)
@@ -139,11 +153,7 @@ def compress(model: nn.Module | Factory, train: Pairs | Dataset, test: Pairs | N
     if given is None and trained:
         raise UsageError(
             "trained=True needs a network with its weights, not a function that builds one")
-    dataset = arguments.normalised(_dataset(train, test, flip, val_fraction,
-                                            unlabelled), mean, std)
-    if not isinstance(dataset.image_size, int):
-        raise UsageError("images of {}x{} px are not square, and networks of one's own take "
-                         "squares: crop or pad them".format(*dataset.image_size))
+    dataset = arguments.normalised(_dataset(train, test, flip, val_fraction, unlabelled), mean, std)
     name = name or _name(model)
     graph = register(name, model if given is None else lambda: copy.deepcopy(given),
                      dataset.num_classes, dataset.image_size, len(dataset.mean))
@@ -156,33 +166,36 @@ def compress(model: nn.Module | Factory, train: Pairs | Dataset, test: Pairs | N
             recipe = recipe.fitted(len(dataset.train) + len(dataset.val or ()))
         recipe = recipe.changed(epochs, batch_size=batch_size, lr=lr, compare=compare)
         recipe = replace(recipe, rounds=amounts)
-    elif latency is not None:
-        raise UsageError("a whole recipe says itself what every layer loses: leave latency out")
-    elif ignore:
-        raise UsageError("a whole recipe says itself what every layer loses: leave ignore out")
+    elif target is not None or ignore:
+        raise UsageError("a whole recipe says itself what every layer loses: leave "
+                         f"{target[0] if target else 'ignore'} out")
     recipe = arguments.taught(recipe, dataset, criterion, loss, objective)
     arguments.check_recipe(graph, name, dataset.num_classes, method, recipe)
     folder = Path("runs") / f"{dataset.name}-{name}-{method}" if folder is None else Path(folder)
     options = options or Options(execution.device_for("auto"))
-    measured = None
-    if latency is not None:
-        if dataset.shape != (3, dataset.shape[1], dataset.shape[1]):
-            raise UsageError("latency is measured with square RGB images, and these are "
-                             f"{dataset.shape}")
-        recipe, measured = faster.faster(
-            recipe, faster.speedup(latency), dataset.num_classes, dataset.image_size,
-            ALLOCATIONS[0], 8, latency_batch, None if fresh else folder)
+    inputs, known = (dataset.num_classes, dataset.image_size), None if fresh else folder
+    measured = fitted = None
+    if target is not None and target[0] == LATENCY:
+        recipe, measured = faster.faster(recipe, target[1], *inputs, allocation, round_to,
+                                         latency_batch, known)
+    elif target is not None:
+        recipe = recipe.towards(*target, *inputs, allocation, round_to)
     if trained and (fresh or not (folder / START).is_file()):
         checks.check_baseline(copy.deepcopy(given), dataset, accuracy, options.device)
+    if seconds is not None:
+        fitted = budgets.within(seconds, [recipe], dataset, len(seeds), options, trained,
+                                [known] if known else [])
+        print(budgets.told(fitted), flush=True)
+        recipe = recipe.changed(scale=fitted.scale)
     if fresh and (aside := move_aside(folder)):
         print(f"the run before was moved to {aside}")
     start = None if given is None else _start(name, given, dataset, folder, trained)
     seeds = tuple(map(operator.index, seeds))
-    if recipe.fitted_to is not None:
+    if recipe.fitted_to is not None and fitted is None:
         print(recipe.fit())
     pipeline.run(pipeline.Settings(recipe, dataset, folder, seeds, str(start) if trained else None,
                                    options=options, watch=on_epoch and _Told(on_epoch),
-                                   latency=measured, choose=dataset.val is not None))
+                                   latency=measured, budget=fitted, choose=dataset.val is not None))
     done = _collect(folder, seeds[0])
     return replace(done, latency=measured and faster.reached(measured, done.checkpoint.parents[1]))
 

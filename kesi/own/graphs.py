@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
+from kesi.data.split import Size, height_width
 from kesi.method.pruning.criteria import Criterion, Evidence, l1, scores_of
 from kesi.method.sizes import channels_of
 from kesi.system.errors import UsageError, first_line
@@ -166,8 +167,8 @@ class Graph:
                        axes=tuple(axis for axis in axes if bool((axis.width >= 0).any())))
 
 
-def analyse(network: nn.Module, image_size: int) -> Graph:
-    """Find the widths of a network for images (N, C, S, S); ``network`` stays as it is.
+def analyse(network: nn.Module, image_size: Size) -> Graph:
+    """Find the widths of a network for images (N, C, H, W); ``network`` stays as it is.
 
     Without torch-pruning, or where it cannot trace the network, there are none, and ``problem``
     says why.
@@ -184,7 +185,7 @@ def analyse(network: nn.Module, image_size: int) -> Graph:
         with warnings.catch_warnings(), torch.enable_grad():
             warnings.simplefilter("ignore")
             dependencies = torch_pruning.DependencyGraph().build_dependency(
-                network, torch.zeros(1, channels_of(network), image_size, image_size),
+                network, torch.zeros(1, channels_of(network), *height_width(image_size)),
                 verbose=False)
             found = _tried(_widths(dependencies, network, nn.Conv2d), network, image_size)
             if not found.cfg:
@@ -195,7 +196,7 @@ def analyse(network: nn.Module, image_size: int) -> Graph:
                              "prune its weights instead")
 
 
-def _tried(widths: Sequence["_Width"], network: nn.Module, image_size: int) -> Graph:
+def _tried(widths: Sequence["_Width"], network: nn.Module, image_size: Size) -> Graph:
     """The graph of those widths that pass the trial."""
     graph = _graph(widths, dict(network.named_modules()))
     kept = _sound(graph, network, image_size, [],
@@ -305,7 +306,7 @@ def _graph(widths: Sequence[_Width], modules: dict[str, nn.Module]) -> Graph:
                  tuple(axes.values()))
 
 
-def _sound(graph: Graph, network: nn.Module, image_size: int, known: list[int],
+def _sound(graph: Graph, network: nn.Module, image_size: Size, known: list[int],
            more: list[int]) -> list[int]:
     """Of ``more`` widths those that can be pruned together with the ``known`` ones;
     halves are tried apart."""
@@ -319,12 +320,12 @@ def _sound(graph: Graph, network: nn.Module, image_size: int, known: list[int],
 
 
 @torch.no_grad()
-def _holds(graph: Graph, network: nn.Module, image_size: int) -> bool:
+def _holds(graph: Graph, network: nn.Module, image_size: Size) -> bool:
     """Whether random weights, pruned twice at random,
     give what they give with those channels at zero."""
     draw = torch.Generator().manual_seed(0)
     network = _randomised(network, draw)
-    images = torch.randn(IMAGES, channels_of(network), image_size, image_size, generator=draw)
+    images = torch.randn(IMAGES, channels_of(network), *height_width(image_size), generator=draw)
     cfg = list(graph.cfg)
     try:
         for _ in range(2):

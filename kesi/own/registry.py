@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from kesi import models
+from kesi.data.split import Size, height_width, spoken_size
 from kesi.method.sizes import macs
 from kesi.method.snapshot import digest_of
 from kesi.own import checks
@@ -26,16 +27,16 @@ RATE, SPARSITIES = 0.2, models.ARCHITECTURES["resnet56"].sparsities
 
 
 def register(name: str, factory: Factory, num_classes: int | None = None,
-             image_size: int = 32, channels: int = 3) -> Graph:
+             image_size: Size = 32, channels: int = 3) -> Graph:
     """Make networks that ``factory()`` builds known under ``name``, in this process;
     returns their widths.
 
     Their checkpoints can be loaded then, and stages, exports and comparisons work as for the
     networks in models/. The factory takes no argument and builds the unpruned network anew at each
-    call: float images (N, ``channels``, S, S) to logits (N, classes). ``num_classes``: by default
-    as many as it has outputs. ``image_size``: S, which has to be right for networks that only take
-    images of one size. A name may be registered again. Raises UsageError for a name of a network in
-    models/, and for a factory or a network that will not do.
+    call: float images (N, ``channels``, H, W) to logits (N, classes). ``num_classes``: by default
+    as many as it has outputs. ``image_size``: S of squares, or (H, W), which has to be right for
+    networks that only take images of one size. A name may be registered again. Raises UsageError
+    for a name of a network in models/, and for a factory or a network that will not do.
     """
     if not re.fullmatch(r"[\w.-]+", name):
         raise UsageError(
@@ -90,7 +91,7 @@ def _build(factory: Factory, channels: int) -> nn.Module:
     return network.cpu()
 
 
-def _outputs(network: nn.Module, image_size: int) -> int:
+def _outputs(network: nn.Module, image_size: Size) -> int:
     """How many classes a network tells apart.
     Raises UsageError where it does not go through training and back."""
     taken = [one for one in ("arch", "cfg") if hasattr(network, one)
@@ -99,7 +100,7 @@ def _outputs(network: nn.Module, image_size: int) -> int:
         raise UsageError(f"the network has an attribute {taken[0]!r}, a name under which KESI "
                          "keeps its own: rename it")
     trial = copy.deepcopy(network).train().to(memory_format=torch.channels_last)
-    images = torch.randn(2, network.image_channels, image_size, image_size)
+    images = torch.randn(2, network.image_channels, *height_width(image_size))
     images = images.to(memory_format=torch.channels_last)
     before = images.clone()
     try:
@@ -114,8 +115,8 @@ def _outputs(network: nn.Module, image_size: int) -> int:
                 if ("view size is not compatible" in str(error)) else "")
         hint = hint or "; for images of one channel: kesi.register(..., channels=1)" * (
             "to have 1 channels, but got 3" in str(error))
-        raise UsageError(f"the network does not take a batch of {image_size} px images: "
-                         f"{first_line(error)}{hint}") from error
+        raise UsageError(f"the network does not take a batch of {spoken_size(image_size)} px "
+                         f"images: {first_line(error)}{hint}") from error
     if not torch.equal(images, before):
         raise UsageError("the network changes the images that it is given: begin with x = "
                          "x.clone(), or with a layer that is not in place")

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from kesi.data import Dataset
+from kesi.data.split import Size, height_width
 from kesi.method.pruning.weights import masks_from_zeros
 from kesi.method.sizes import channels_of, macs, parameters
 from kesi.method.snapshot import BASELINE, KESI, Snapshot, chain, ensemble_name
@@ -82,9 +83,9 @@ def copy_records(run: Run, out: Path) -> None:
                 write_text(here / METRICS, read_text(there / METRICS))
 
 
-def answers(network: Network, image_size: int) -> list[list[float]]:
+def answers(network: Network, image_size: Size) -> list[list[float]]:
     """The logits of a network for IMAGES images of normally distributed noise, seed 0."""
-    noise = torch.randn(IMAGES, channels_of(network), image_size, image_size,
+    noise = torch.randn(IMAGES, channels_of(network), *height_width(image_size),
                         generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         return network.eval()(noise).tolist()

@@ -7,6 +7,7 @@ from kesi import checkpoints, models
 from kesi.checkpoints.checkpoint import Checkpoint
 from kesi.checkpoints.records import Reference
 from kesi.data import Dataset
+from kesi.data.split import height_width, spoken_size
 from kesi.method.pruning.filters import pruned_widths
 from kesi.method.recipes import Recipe
 from kesi.method.sizes import channels_of
@@ -20,10 +21,10 @@ def check_images(model: Network, dataset: Dataset) -> None:
         raise UsageError(f"{model.arch} takes images of {channels_of(model)} channel(s), but "
                          f"{dataset.name} has {len(dataset.mean)}: choose another --arch, or the "
                          f"--channels of a folder of images")
-    if dataset.image_size < model.min_image_size:
+    if min(height_width(dataset.image_size)) < model.min_image_size:
         raise UsageError(f"{model.arch} needs images of {model.min_image_size} px or more, but "
-                         f"{dataset.name} has "
-                         f"{dataset.image_size} px: choose another --arch or a larger --image-size")
+                         f"{dataset.name} has {spoken_size(dataset.image_size)} px: choose another "
+                         "--arch or a larger --image-size")
 
 
 def reference(checkpoint: Checkpoint, folder: Path) -> Reference:

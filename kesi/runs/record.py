@@ -5,10 +5,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from kesi.checkpoints import fields
 from kesi.checkpoints.records import Count, Data, Made, Origin, decode
+from kesi.data.split import Size
 from kesi.method import sizes
 from kesi.method.recipes import METHODS
 from kesi.method.schedules import Training
@@ -163,7 +164,7 @@ class Result(Made):
     arch: str
     dataset: str
     num_classes: Annotated[int, fields.whole(1, 10**6)]
-    image_size: Annotated[int, fields.whole(1, fields.LARGEST)]
+    image_size: Annotated[Any, fields.size]  # of a square, or [height, width]
     cfg: Annotated[list, fields.several(_width)]
     params: Count
     nonzero_params: Count
@@ -272,7 +273,7 @@ def history_digest(history: list[Epoch]) -> str:
                       for row in history])
 
 
-def network_of(snapshot: Snapshot, method: str | None, image_size: int) -> dict:
+def network_of(snapshot: Snapshot, method: str | None, image_size: Size) -> dict:
     """What a result says of the network itself, which its checkpoint alone tells."""
     model, masks = snapshot.network, snapshot.masks
     params = parameters(model)

@@ -20,6 +20,7 @@ from kesi import checkpoints
 from kesi.checkpoints.checkpoint import Checkpoint
 from kesi.checkpoints.records import Earlier, Info, Made, Origin, encode
 from kesi.data import Dataset
+from kesi.data.datasets import plain
 from kesi.method import sizes
 from kesi.method.objectives import CrossEntropy, Objective
 from kesi.method.recipes import described
@@ -293,7 +294,7 @@ def result_of(snapshot: Snapshot, info: Info, history: list[Epoch], dataset: Dat
     shared = {one.name: getattr(info, one.name) for one in dataclasses.fields(Made)}
     seconds = sum(row.seconds or 0 for row in history)  # also of epochs before an interruption
     return Result(**shared, **network_of(snapshot, info.method, dataset.image_size),
-                  dataset=dataset.name, image_size=dataset.image_size,
+                  dataset=dataset.name, image_size=plain(dataset.image_size),
                   at_chance=last.test_accuracy <= sizes.chance(dataset.test.labels),
                   test_accuracy=last.test_accuracy, test_loss=last.test_loss,
                   val_accuracy=last.val_accuracy, epochs=len(history),

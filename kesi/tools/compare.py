@@ -17,6 +17,7 @@ import torch
 from kesi import checkpoints
 from kesi.checkpoints.checkpoint import Checkpoint
 from kesi.data import Dataset, Split, eval_batches
+from kesi.data.split import Size
 from kesi.method.distillation import agreement
 from kesi.method.sizes import macs, parameters
 from kesi.method.training import predict, score
@@ -95,7 +96,7 @@ class Comparison:
 
 
 def compare(paths: Sequence[Path], arch: str | None = None, dataset: str | None = None,
-            root: str | Path = "data", image_size: int | None = None, *, accuracy: bool = True,
+            root: str | Path = "data", image_size: Size | None = None, *, accuracy: bool = True,
             clock: bool = True, download: bool = False, device: str = "cpu") -> Comparison:
     """Measure checkpoints (files or folders of stages) against each other.
 
@@ -160,7 +161,7 @@ def _latencies(loaded: Sequence[Checkpoint], inputs: Sequence[Inputs],
     """Seconds of one pass at every batch size, by checkpoint."""
     columns = []
     for batch in latency.BATCHES:
-        calls = [latency.eager(checkpoint.network, latency.noise(batch, one.image_size), device)
+        calls = [latency.eager(checkpoint.network, one.noise(batch), device)
                  for checkpoint, one in zip(loaded, inputs, strict=True)]
         columns.append(latency.alternated(calls))
     return list(zip(*columns, strict=True))
@@ -254,7 +255,7 @@ def latencies(runs: Sequence[Runner], inputs: Inputs) -> list[tuple[str, list[fl
     """(what, seconds of each), of networks in turn, for every size of batch."""
     found = []
     for batch in CLOCKED:
-        images = latency.noise(batch, inputs.image_size)
+        images = inputs.noise(batch)
         calls = [lambda run=run, images=images: run(images) for run in runs]
         found.append((f"latency, batch {batch} (ms)", latency.alternated(calls)))
     return found

@@ -2,9 +2,9 @@
 
 onnx: opset 18, for onnxruntime and others. pt2: torch.export, for torch.export.load without this
 package. safetensors: the weights and what network they belong to, for
-kesi.tools.formats.load_safetensors. The first two take float32 images (batch, 3, S, S) of any
-number, RGB scaled to 0..1, and give logits (batch, classes); normalisation is inside. A raw file
-takes images that are normalised as in training.
+kesi.tools.formats.load_safetensors. The first two take float32 images (batch, C, H, W) of any
+number, RGB or grey scaled to 0..1, and give logits (batch, classes); normalisation is inside. A raw
+file takes images that are normalised as in training.
 
 The written file is loaded again and run on test images at several batch sizes; it appears under its
 name only if it agrees with the checkpoint. A file in int8 cannot agree to the last digit: it has to
@@ -26,7 +26,8 @@ from kesi.checkpoints import fields
 from kesi.checkpoints.checkpoint import Checkpoint
 from kesi.data import DATASETS, Dataset, eval_batches, load
 from kesi.data.augment import Normalise
-from kesi.data.datasets import SHIPPED
+from kesi.data.datasets import SHIPPED, plain
+from kesi.data.split import spoken_size
 from kesi.models import Network
 from kesi.system.errors import KesiError, UsageError, first_line
 from kesi.system.files import write_atomic
@@ -78,13 +79,16 @@ def about_of(checkpoint: Checkpoint, inputs: Inputs, raw: bool) -> dict[str, Any
     tested = (dataset.get("images") or {}).get("test")
     right = checkpoint.info.metrics.get("test_accuracy")
     known = tested and fields.number(right) and 0 <= right <= 100
-    steps = " px, then to ".join(map(str, inputs.resize))
+    size, colour = inputs.image_size, {1: "grey", 3: "RGB"}.get(inputs.channels, "all channels")
+    steps = " px, then to ".join(map(spoken_size, inputs.resize))
+    resized = (f"the shorter side resized to {steps} px (bilinear, antialiased)"
+               if isinstance(size, int) else
+               f"resized to cover {steps} px, height first (bilinear, antialiased)")
     return {"arch": checkpoint.network.arch, "classes": list(inputs.classes), "mean": inputs.mean,
-            "std": inputs.std, "raw": raw, "image_size": inputs.image_size,
-            "resize": list(inputs.resize), "crop": inputs.image_size,
-            "preprocessing": f"RGB; the shorter side resized to {steps} px (bilinear, "
-                             f"antialiased), the middle {inputs.image_size} px cut out, scaled to "
-                             "0..1"
+            "std": inputs.std, "raw": raw, "image_size": plain(size),
+            "resize": list(map(plain, inputs.resize)), "crop": plain(size),
+            "preprocessing": f"{colour}; {resized}, the middle {spoken_size(size)} px cut out, "
+                             "scaled to 0..1"
                              + ", then (x - mean) / std" * raw,
             "accuracy": {"percent": right, "images": f"{tested:,} test images of {dataset['name']}"}
             if known else None,
@@ -113,7 +117,7 @@ def export(checkpoint: Checkpoint, inputs: Inputs, out: Path, kind: str, *, raw:
 
 def calibration_images(checkpoint: Checkpoint, inputs: Inputs, root: str | Path,
                        raw: bool) -> torch.Tensor:
-    """Up to CALIBRATION training images (N, 3, S, S), as scaled() gives them, for export_int8().
+    """Up to CALIBRATION training images (N, C, H, W), as scaled() gives them, for export_int8().
 
     Raises KesiError where they are not in ``root``.
     """
@@ -169,7 +173,8 @@ def network_for(model: Network, inputs: Inputs, raw: bool) -> nn.Module:
 
 def _scaling(inputs: Inputs, raw: bool) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """(mean, std) of the images that a file takes, from 0..1."""
-    return inputs.statistics() if raw and inputs.mean is not None else ((0.0,) * 3, (1.0,) * 3)
+    return inputs.statistics() if raw and inputs.mean is not None else (
+        (0.0,) * inputs.channels, (1.0,) * inputs.channels)
 
 
 def scaled(dataset: Dataset, inputs: Inputs, raw: bool) -> Dataset:
@@ -182,7 +187,7 @@ def scaled(dataset: Dataset, inputs: Inputs, raw: bool) -> Dataset:
 
 def example_images(checkpoint: Checkpoint, inputs: Inputs, root: str | Path,
                    raw: bool) -> tuple[torch.Tensor, str]:
-    """Up to IMAGES test images (N, 3, S, S), as scaled() gives them; and what they are.
+    """Up to IMAGES test images (N, C, H, W), as scaled() gives them; and what they are.
 
     Of the checkpoint's data set, or of digits at its size where that is not there; nothing is
     downloaded.
@@ -191,11 +196,15 @@ def example_images(checkpoint: Checkpoint, inputs: Inputs, root: str | Path,
         dataset = scaled(dataset_of(checkpoint, inputs, root), inputs, raw)
     except KesiError as error:
         shipped = first_images(load(SHIPPED, image_size=inputs.image_size).test, IMAGES)
-        images = Normalise.of(*_scaling(inputs, raw))(shipped.take(0, len(shipped)))
+        digits = shipped.take(0, len(shipped))
+        if inputs.channels != digits.shape[3]:  # they are grey, whatever they are stored as
+            digits = digits[..., :1].repeat(1, 1, 1, inputs.channels)
+        images = Normalise.of(*_scaling(inputs, raw))(digits)
         known = inputs.dataset is None or inputs.dataset in DATASETS
         why = (f"for want of its own (--data): {first_line(error)}" if known
                else "its own were handed over in Python")
-        return images.contiguous(), f"images of {SHIPPED} at {inputs.image_size} px, {why}"
+        size = spoken_size(inputs.image_size)
+        return images.contiguous(), f"images of {SHIPPED} at {size} px, {why}"
     split = first_images(dataset.test, IMAGES)
     images = torch.cat([images for images, _ in eval_batches(dataset, split)])
     return images.contiguous(), f"test images of {dataset.name}"

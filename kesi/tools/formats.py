@@ -16,7 +16,9 @@ import torch
 from torch import nn
 
 from kesi import checkpoints, models
+from kesi.data.split import Size
 from kesi.method.pruning.weights import conv_weights
+from kesi.method.sizes import channels_of
 from kesi.models import Network
 from kesi.system.errors import KesiError, UsageError, first_line
 from kesi.tools import latency
@@ -26,17 +28,18 @@ FORMATS = ("onnx", "pt2", "safetensors")
 
 OPSET = 18
 
-Runner = Callable[[torch.Tensor], torch.Tensor]  # images (B, 3, S, S) -> logits (B, C)
+Runner = Callable[[torch.Tensor], torch.Tensor]  # images (B, C, H, W) -> logits (B, classes)
 
 
 class Normalised(nn.Module):
-    """A network behind its normalisation: takes RGB images scaled to 0..1, (N, 3, H, W)."""
+    """A network behind its normalisation: takes images scaled to 0..1, (N, C, H, W)."""
 
     def __init__(self, network: nn.Module, mean: Sequence[float], std: Sequence[float]):
         super().__init__()
         self.network = network
-        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
+        self.image_channels = len(mean)
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.network((images - self.mean) / self.std)
@@ -52,14 +55,14 @@ def encode(network: nn.Module, inputs: Inputs, kind: str, about: dict[str, Any],
         return (onnx_bytes if kind == "onnx" else _pt2)(network, inputs.image_size, about)
 
 
-def onnx_bytes(network: nn.Module, image_size: int, about: dict[str, Any]) -> bytes:
+def onnx_bytes(network: nn.Module, image_size: Size, about: dict[str, Any]) -> bytes:
     need("onnx", "onnxscript", "onnxruntime")
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     batch = torch.export.Dim("batch", min=1)
     program = torch.onnx.export(
-        network, (latency.noise(2, image_size),), dynamo=True, opset_version=OPSET,
-        input_names=["images"], output_names=["logits"], dynamic_shapes=({0: batch},),
-        verbose=False)
+        network, (latency.noise(2, image_size, channels_of(network)),), dynamo=True,
+        opset_version=OPSET, input_names=["images"], output_names=["logits"],
+        dynamic_shapes=({0: batch},), verbose=False)
     model = program.model_proto
     for key, value in about.items():
         entry = model.metadata_props.add()
@@ -70,7 +73,7 @@ def onnx_bytes(network: nn.Module, image_size: int, about: dict[str, Any]) -> by
 def quantised(content: bytes, images: torch.Tensor) -> bytes:
     """An ONNX file in int8: static quantisation by onnxruntime, in its QDQ form.
 
-    ``images`` (N, 3, S, S), as the network takes them, tell the range of every activation. Weights
+    ``images`` (N, C, H, W), as the network takes them, tell the range of every activation. Weights
     get a scale for each filter; the metadata stays. Raises UsageError where a package is missing.
     """
     need("onnx", "onnxruntime")
@@ -105,17 +108,17 @@ def quantised(content: bytes, images: torch.Tensor) -> bytes:
     return model.SerializeToString()
 
 
-def _pt2(network: nn.Module, image_size: int, about: dict[str, Any]) -> bytes:
+def _pt2(network: nn.Module, image_size: Size, about: dict[str, Any]) -> bytes:
     batch = torch.export.Dim("batch", min=1)
-    program = torch.export.export(network, (latency.noise(2, image_size),),
-                                  dynamic_shapes=({0: batch},))
+    images = latency.noise(2, image_size, channels_of(network))
+    program = torch.export.export(network, (images,), dynamic_shapes=({0: batch},))
     file = io.BytesIO()
     torch.export.save(program, file, extra_files={"kesi.json": json.dumps(about)})
     return file.getvalue()
 
 
 def runner(path: Path | bytes, kind: str) -> Runner:
-    """An exported file, loaded the way its users will, as a function of images (B, 3, S, S).
+    """An exported file, loaded the way its users will, as a function of images (B, C, H, W).
 
     Of an ONNX file its content will do.
     """

@@ -17,37 +17,43 @@ from kesi.checkpoints.fields import LARGEST
 from kesi.data import INFO, Dataset, Split, load
 from kesi.data.augment import Augmentation, PadCrop, RandomResizedCrop
 from kesi.data.datasets import family_of
+from kesi.data.split import Size, height_width, spoken_size
 from kesi.method.sizes import channels_of
 from kesi.models import Network
 from kesi.system.errors import KesiError, UsageError
-
-
-def _colours(value: object) -> bool:
-    return fields.several(fields.number)(value) and len(value) == 3
-
+from kesi.tools import latency
 
 # what a checkpoint has to say of its images
-SAID = {"image_size": fields.whole(1, LARGEST), "classes": fields.several(fields.line),
-        "name": fields.text, "augmentation": fields.optional(fields.dictionary), "mean": _colours,
-        "std": lambda value: _colours(value) and min(value) > 0}
+SAID = {"image_size": fields.size, "classes": fields.several(fields.line),
+        "name": fields.text, "augmentation": fields.optional(fields.dictionary),
+        "mean": fields.several(fields.number),
+        "std": lambda value: fields.several(fields.number)(value) and min(value, default=0) > 0}
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """The images of a network: ``image_size`` px square, RGB scaled to 0..1, less ``mean``, over
-    ``std``.
+    """The images of a network: of ``image_size`` px, scaled to 0..1, less ``mean``, over ``std``.
 
-    ``mean``, ``std``: three numbers each, or None where nobody knows. ``classes``: the names by
-    label, "" where there are none. ``dataset``, ``family``: the arguments of kesi.data.load, or
+    ``mean``, ``std``: a number a channel each, or None where nobody knows. ``classes``: the names
+    by label, "" where there are none. ``dataset``, ``family``: the arguments of kesi.data.load, or
     None and "cifar".
     """
 
-    image_size: int
+    image_size: Size
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
     classes: tuple[str, ...]
     dataset: str | None
     family: str
+
+    @property
+    def channels(self) -> int:
+        """1 of grey, 3 of RGB."""
+        return 3 if self.mean is None else len(self.mean)
+
+    def noise(self, batch: int) -> torch.Tensor:
+        """As many images for a clock."""
+        return latency.noise(batch, self.image_size, self.channels)
 
     @property
     def augmentation(self) -> Augmentation:
@@ -56,18 +62,18 @@ class Inputs:
                 else PadCrop(self.image_size, 0))
 
     @property
-    def stored_size(self) -> int:
+    def stored_size(self) -> Size:
         """The pixels at which kesi.data stores a test image, before test() takes its part of it."""
         if self.dataset in INFO:
             return INFO[self.dataset].stored_size(self.family, self.image_size)
         return self.image_size if self.family == "cifar" else self.augmentation.test_size
 
     @property
-    def resize(self) -> tuple[int, ...]:
-        """What the shorter side of a picture is resized to, in order, before image_size px are cut.
+    def resize(self) -> tuple[Size, ...]:
+        """The sizes that a picture is resized to cover, its middle being kept, in order, before
+        image_size px are cut.
 
-        After the first step a picture is a square. There are two where images were stored smaller
-        than they are looked at.
+        There are two where images were stored smaller than they are looked at.
         """
         last = getattr(self.augmentation, "test_size", self.image_size)
         return (last,) if last == self.stored_size else (self.stored_size, last)
@@ -80,27 +86,27 @@ class Inputs:
         return self.mean, self.std
 
 
-def rgb_only(model: Network) -> None:
-    """Raises UsageError for a network that takes images of other channels than RGB."""
-    if (channels := channels_of(model)) != 3:
-        raise UsageError(f"{model.arch} takes images of {channels} channel(s), and only networks "
-                         f"for RGB images are exported, compared and looked at")
+def pictures_only(model: Network) -> None:
+    """Raises UsageError for a network that takes other images than grey or RGB ones."""
+    if (channels := channels_of(model)) not in (1, 3):
+        raise UsageError(f"{model.arch} takes images of {channels} channels, and picture files "
+                         "have 1 or 3: export it as a file (--out FILE.onnx), and feed that")
 
 
-def inputs_of(checkpoint: Checkpoint, dataset: str | None = None, image_size: int | None = None,
+def inputs_of(checkpoint: Checkpoint, dataset: str | None = None, image_size: Size | None = None,
               root: str | Path = "data") -> Inputs:
     """What a checkpoint says about its images; ``dataset`` and ``image_size`` name other ones to
     look at.
 
     Scaling and classes stay those of the checkpoint. Where it does not say them they are the data
     set's, which is loaded from ``root`` (never downloaded) if only its images tell. Raises
-    UsageError for images that are too small for the network or not RGB, or a data set of other
-    classes, and KesiError where the data set has to be loaded and is not there.
+    UsageError for images that are too small for the network, or a data set of other classes, and
+    KesiError where the data set has to be loaded and is not there.
     """
     said = checkpoint.info.data
     model = checkpoint.network
-    rgb_only(model)
-    large = models.ARCHITECTURES[model.arch].image_size > 64  # the networks for photographs
+    # the networks for photographs
+    large = min(height_width(models.ARCHITECTURES[model.arch].image_size)) > 64
     if said:
         found = _as_said(checkpoint, said)
         found = replace(found, dataset=dataset or found.dataset)
@@ -109,15 +115,20 @@ def inputs_of(checkpoint: Checkpoint, dataset: str | None = None, image_size: in
                        "tinyimagenet" if large else "cifar")
     else:
         found = _of_dataset(dataset, "tinyimagenet" if large else "cifar", root)
-    if image_size is not None and not 1 <= image_size <= LARGEST:
-        raise UsageError(f"--image-size {image_size}: it takes 1 to {LARGEST} pixels")
-    found = replace(found, image_size=image_size or found.image_size)
+    if image_size is not None:
+        if not all(1 <= side <= LARGEST for side in height_width(image_size)):
+            raise UsageError(f"--image-size {spoken_size(image_size)}: it takes 1 to {LARGEST} "
+                             "pixels")
+        found = replace(found, image_size=image_size)
+    if found.family == "tinyimagenet" and not isinstance(found.image_size, int):
+        raise UsageError(f"--image-size {spoken_size(image_size)}: {checkpoint.path} looks at "
+                         "squares")
     if len(found.classes) != model.num_classes:
         raise UsageError(f"{checkpoint.path} knows {model.num_classes} classes, but "
                          f"{found.dataset} has {len(found.classes)}")
-    if found.image_size < model.min_image_size:
+    if min(height_width(found.image_size)) < model.min_image_size:
         raise UsageError(f"{model.arch} needs images of {model.min_image_size} px or more, not "
-                         f"{found.image_size}")
+                         f"{spoken_size(found.image_size)}")
     return found
 
 
@@ -125,12 +136,15 @@ def _as_said(checkpoint: Checkpoint, said: dict) -> Inputs:
     """What the checkpoint itself says. Raises KesiError where that makes no sense: anybody may have
     written it.
     """
+    channels = channels_of(checkpoint.network)
     for name, right in SAID.items():
-        if not right(said.get(name)):
+        value = said.get(name)
+        if not right(value) or name in ("mean", "std") and len(value) != channels:
             raise KesiError(f"{checkpoint.path} is damaged: the {name} of its images is "
-                            f"{str(said.get(name))[:60]}")
-    return Inputs(said["image_size"], tuple(said["mean"]), tuple(said["std"]),
-                  tuple(said["classes"]), said["name"], family_of(said))
+                            f"{str(value)[:60]}")
+    size = said["image_size"]
+    return Inputs(size if isinstance(size, int) else tuple(size), tuple(said["mean"]),
+                  tuple(said["std"]), tuple(said["classes"]), said["name"], family_of(said))
 
 
 def _of_dataset(name: str, family: str, root: str | Path) -> Inputs:
@@ -160,7 +174,7 @@ def dataset_of(checkpoint: Checkpoint, inputs: Inputs, root: str | Path,
         raise UsageError(
             f"{checkpoint.path} does not say which images it was trained on: give --dataset")
     dataset = load(inputs.dataset, root, image_size=inputs.image_size, download=download,
-                   family=inputs.family)
+                   family=inputs.family, channels=inputs.channels)
     if dataset.num_classes != checkpoint.network.num_classes:
         raise UsageError(f"{checkpoint.path} knows {checkpoint.network.num_classes} classes, but "
                          f"{dataset.name} has {dataset.num_classes}")

@@ -8,6 +8,8 @@ from time import perf_counter
 import torch
 from torch import nn
 
+from kesi.data.split import Size, height_width
+
 BATCHES = (1, 128)
 
 SECONDS = 1.5  # for each of the networks and batch sizes, unless FEWEST calls take longer
@@ -45,8 +47,7 @@ def eager(model: nn.Module, images: torch.Tensor, device: str = "cpu") -> Callab
     return call
 
 
-def noise(batch: int, image_size: int) -> torch.Tensor:
-    """Images for a clock, which does not mind what they show:
-    float32 (batch, 3, image_size, image_size)."""
-    return torch.rand((batch, 3, image_size, image_size),
+def noise(batch: int, image_size: Size, channels: int) -> torch.Tensor:
+    """Images for a clock, which does not mind what they show: float32 (batch, channels, H, W)."""
+    return torch.rand((batch, channels, *height_width(image_size)),
                       generator=torch.Generator().manual_seed(0))

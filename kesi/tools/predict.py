@@ -16,7 +16,7 @@ from kesi.data.augment import Normalise
 from kesi.data.decode import Storage, decode, is_image
 from kesi.system.errors import KesiError, UsageError
 from kesi.system.execution import full_precision
-from kesi.tools.inputs import Inputs, inputs_of
+from kesi.tools.inputs import Inputs, inputs_of, pictures_only
 
 BATCH = 64
 
@@ -65,7 +65,9 @@ def predict_images(checkpoint: Checkpoint,
     """
     inputs = inputs or inputs_of(checkpoint)
     normalise = Normalise.of(*inputs.statistics(), device)
-    storage, files = Storage(inputs.stored_size, False), image_files(paths)
+    pictures_only(checkpoint.network)
+    storage = Storage(inputs.stored_size, False, inputs.channels)
+    files = image_files(paths)
     model = checkpoint.network.to(device=device, memory_format=torch.channels_last).eval()
     predictions: list[Prediction] = []
     for start in range(0, len(files), BATCH):

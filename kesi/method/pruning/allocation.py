@@ -13,6 +13,7 @@ from functools import cache
 import torch
 
 from kesi import models
+from kesi.data.split import Size
 from kesi.method.pruning.criteria import Criterion, Evidence, l1, scores_of
 from kesi.method.pruning.filters import widths_of
 from kesi.method.sizes import macs, parameters
@@ -109,7 +110,7 @@ def ranked(network: torch.nn.Module, criterion: Criterion = l1,
     return order
 
 
-def allocate(arch: str, num_classes: int, image_size: int, target: Target, order: Order,
+def allocate(arch: str, num_classes: int, image_size: Size, target: Target, order: Order,
              cfg: Sequence | None = None, round_to: int = 1, cost: Cost | None = None,
              last: float | None = None) -> Allocation:
     """The largest network in this order that is no larger than the target.
@@ -149,7 +150,7 @@ def allocate(arch: str, num_classes: int, image_size: int, target: Target, order
     return Allocation(rates, tuple(made), share(count, "macs"), share(count, "params"))
 
 
-def allocate_rounds(arch: str, num_classes: int, image_size: int, target: Target, order: Order,
+def allocate_rounds(arch: str, num_classes: int, image_size: Size, target: Target, order: Order,
                     rounds: int, steps: str = "geometric", round_to: int = 1,
                     cost: Cost | None = None) -> list[Allocation]:
     """The allocations of every round, where the order does not depend on what training gives."""

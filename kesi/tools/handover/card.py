@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kesi.checkpoints.checkpoint import Checkpoint
+from kesi.data.split import height_width
 from kesi.method.sizes import parameters
 from kesi.runs.lineage import method_of
 from kesi.runs.results import load_run
@@ -33,7 +34,9 @@ def card(checkpoint: Checkpoint, about: dict[str, Any], baseline: Checkpoint | N
     more = f" and {len(classes) - SHOWN:,} more, see config.json" if len(classes) > SHOWN else ""
     data = checkpoint.info.data
     counts = data.get("images") or {}
-    size = about["image_size"]
+    channels, sides = len(about["mean"]), height_width(about["image_size"])
+    size = f"{sides[0]} x {sides[1]} px" + " (height first)" * (sides[0] != sides[1])
+    shape = ", ".join(map(str, (channels, *sides)))
     total = parameters(checkpoint.network)
     zeros = checkpoint.masks.pruned() if checkpoint.masks else 0
     sparse = f", {total - zeros:,} of them not zero" if zeros else ""
@@ -43,14 +46,14 @@ def card(checkpoint: Checkpoint, about: dict[str, Any], baseline: Checkpoint | N
         *_front_matter(checkpoint, about, bool(files)), "",
         f"# {arch} for {len(classes)} classes", "",
         f"A convolutional network that says what is in a picture: {named}{more}. It has {total:,} "
-        f"parameters{sparse} and looks at {size} x {size} px.", "",
+        f"parameters{sparse} and looks at {size}{', in grey' * (channels == 1)}.", "",
         "## How it was made", "",
         f"{_made(checkpoint)} Trained on {origin}.", "",
         *_provenance(checkpoint, baseline, about), "",
         "## Results", "", *_results(checkpoint, about), "",
         *(_measured(files, table) if table else []),
         "## How to use it", "",
-        *(_programs(files, size, len(classes), web) if files else []),
+        *(_programs(files, shape, channels, len(classes), web) if files else []),
         f"Preparation of a picture: {about['preprocessing']}.", "",
         "In torch: `network = kesi.from_pretrained(FOLDER)`, which takes images that are "
         f"normalised with mean {_numbers(about['mean'])} and standard deviation "
@@ -73,10 +76,12 @@ def _measured(files: Sequence[Exported], table: Table) -> list[str]:
               f"{file.check.images} {_line(file.check.source)}." for file in files], ""]
 
 
-def _programs(files: Sequence[Exported], size: int, classes: int, web: bool) -> list[str]:
+def _programs(files: Sequence[Exported], shape: str, channels: int, classes: int,
+              web: bool) -> list[str]:
     return ["```", "pip install onnxruntime numpy pillow", "python example.py photo.jpg", "```", "",
-            f"`model.onnx` takes `images`, float32 (batch, 3, {size}, {size}), RGB from 0 to 1, "
-            f"and gives `logits` (batch, {classes}); normalisation is inside.", "",
+            f"`model.onnx` takes `images`, float32 (batch, {shape}), "
+            f"{'grey' if channels == 1 else 'RGB'} from 0 to 1, and gives `logits` (batch, "
+            f"{classes}); normalisation is inside.", "",
             *["`model-int8.onnx` takes and gives the same.", ""] * (len(files) > 1),
             *["In a browser: `python -m http.server` in this folder, then http://localhost:8000; "
               "pictures stay on the machine.", ""] * web]

@@ -16,21 +16,32 @@ about = {key.removeprefix("kesi."): json.loads(value)
          for key, value in session.get_modelmeta().custom_metadata_map.items()}
 
 
+def width_height(size):
+    """Of a square, or of (height, width)."""
+    return (size, size) if isinstance(size, int) else (size[1], size[0])
+
+
 def prepared(path):
-    """An image file as the network takes it: float32 (1, 3, S, S), RGB from 0 to 1."""
+    """An image file as the network takes it: float32 (1, C, H, W), RGB or grey from 0 to 1."""
     image = Image.open(path)
-    image.draft(None, (2 * about["resize"][0],) * 2)  # a large JPEG is decoded at a fraction
+    # a large JPEG is decoded at a fraction
+    image.draft(None, tuple(2 * side for side in width_height(about["resize"][0])))
     image = ImageOps.exif_transpose(image).convert("RGBA")
     image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    for size in about["resize"]:  # of the shorter side; the middle square is kept
-        wide, tall = (size * side // min(image.size) for side in image.size)
-        left, top = round((wide - size) / 2), round((tall - size) / 2)
-        x, y = image.width / wide, image.height / tall
-        box = left * x, top * y, (left + size) * x, (top + size) * y
-        image = image.resize((size, size), Image.Resampling.BILINEAR, box)
-    left = round((image.width - about["crop"]) / 2)
-    image = image.crop((left, left, left + about["crop"], left + about["crop"]))
-    return np.asarray(image, dtype=np.float32).transpose(2, 0, 1)[None] / 255
+    if len(about["mean"]) == 1:
+        image = image.convert("L")
+    for wide, tall in map(width_height, about["resize"]):  # is just covered; the middle is kept
+        new, old = max((wide, image.width), (tall, image.height), key=lambda one: one[0] / one[1])
+        whole = [new * side // old for side in image.size]
+        left, top = round((whole[0] - wide) / 2), round((whole[1] - tall) / 2)
+        x, y = image.width / whole[0], image.height / whole[1]
+        box = left * x, top * y, (left + wide) * x, (top + tall) * y
+        image = image.resize((wide, tall), Image.Resampling.BILINEAR, box)
+    wide, tall = width_height(about["crop"])
+    left, top = round((image.width - wide) / 2), round((image.height - tall) / 2)
+    image = image.crop((left, top, left + wide, top + tall))
+    pixels = np.asarray(image, dtype=np.float32).reshape(tall, wide, -1)
+    return pixels.transpose(2, 0, 1)[None] / 255
 
 
 for path in sys.argv[1:]:

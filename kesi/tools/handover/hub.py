@@ -16,7 +16,7 @@ WEIGHTS, NEEDED = "model.safetensors", ("model.safetensors", "config.json", "REA
 def from_pretrained(name: str | Path, revision: str | None = None) -> Network:
     """The network in a folder that kesi export wrote, or in a repository "owner/name" of the hub.
 
-    It is in eval mode on the CPU and takes float images (N, 3, S, S) that are scaled to 0..1 and
+    It is in eval mode on the CPU and takes float images (N, C, H, W) that are scaled to 0..1 and
     then normalised; ``network.about`` says how (mean, std, image_size), and its classes.
     ``revision``: branch, tag or commit on the hub. Raises UsageError where there is no such folder
     or a package is missing, KesiError for a damaged file and a hub that does not answer.

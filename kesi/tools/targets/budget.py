@@ -61,6 +61,12 @@ def spoken(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
+def told(made: Fitted) -> str:
+    """One line for the person who asked."""
+    return (f"budget {spoken(made.seconds)}: all epochs times {made.scale:g}, about "
+            f"{spoken(made.expected)} as measured on {made.device}")
+
+
 def within(budget: float, recipes: Sequence[Recipe], dataset: Dataset, seeds: int,
            options: Options, trained: bool = False, folders: Sequence[Path] = (),
            images: tuple[int, int] | None = None) -> Fitted:

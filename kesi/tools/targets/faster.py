@@ -16,9 +16,11 @@ from torch import nn
 
 from kesi import checkpoints, models
 from kesi.checkpoints import fields
+from kesi.data.split import Size
 from kesi.method.algorithm import draw
 from kesi.method.pruning.allocation import LATENCY
 from kesi.method.recipes import Recipe
+from kesi.method.sizes import channels_of
 from kesi.method.snapshot import BASELINE, KESI
 from kesi.runs.folder import chosen
 from kesi.runs.record import Faster
@@ -38,7 +40,7 @@ def speedup(text: str | float) -> float:
     return float(found[1])
 
 
-def faster(recipe: Recipe, times: float, num_classes: int, image_size: int, allocation: str,
+def faster(recipe: Recipe, times: float, num_classes: int, image_size: Size, allocation: str,
            round_to: int, batch: int = 1, folder: Path | None = None) -> tuple[Recipe, Faster]:
     """The recipe that makes a network ``times`` as fast, and what was measured for it.
 
@@ -84,14 +86,14 @@ def reached(asked: Faster, seed: Path) -> Faster:
     return replace(asked, seconds=seconds, runtime=runtime())
 
 
-def seconds_of(networks: Sequence[nn.Module], image_size: int, batch: int) -> list[float]:
+def seconds_of(networks: Sequence[nn.Module], image_size: Size, batch: int) -> list[float]:
     """The latency of networks, of a batch on one thread of the CPU; their calls alternate.
 
     The fastest call counts: what else a machine does only adds to the others, and here two numbers
     decide. The same in all processes of torchrun, the mean, so that all choose the same.
     """
     with _one_thread():
-        images = latency.noise(batch, image_size)
+        images = latency.noise(batch, image_size, channels_of(networks[0]))
         found = latency.alternated([_call(network, images, runtime()) for network in networks],
                                    min)
     return distributed.mean(found)
@@ -109,11 +111,11 @@ def runtime() -> str:
 def _call(network: nn.Module, images: torch.Tensor, kind: str) -> Callable[[], object]:
     if kind == "torch":
         return latency.eager(network, images)
-    run = runner(encoded(network, images.shape[-1]), "onnx")
+    run = runner(encoded(network, tuple(images.shape[2:])), "onnx")
     return lambda: run(images)
 
 
-def encoded(network: nn.Module, image_size: int) -> bytes:
+def encoded(network: nn.Module, image_size: Size) -> bytes:
     """The network as an ONNX file, by the exporter that says nothing."""
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")

@@ -1,0 +1,49 @@
+"""What kesi COMMAND --help prints: it stands in files, so that nobody waits for torch to read it.
+
+After a change of flags, write the files anew: python -m tests.test_help
+"""
+
+import contextlib
+import importlib
+import io
+import os
+import subprocess
+import sys
+from unittest import mock
+
+import pytest
+
+from kesi.__main__ import COMMANDS, HELP
+from tinyrun import ROOT
+
+
+def spoken(command: str) -> str:
+    """What the parser of a command says, in lines that fit a terminal of 80 columns."""
+    module, function, _ = COMMANDS[command]
+    said = io.StringIO()
+    with (mock.patch.dict(os.environ, {"COLUMNS": "80", "NO_COLOR": "1"}),
+          contextlib.redirect_stdout(said), contextlib.suppress(SystemExit)):
+        getattr(importlib.import_module(module), function)(["--help"])
+    return said.getvalue()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_files_say_what_the_parsers_say(command):
+    kept = (HELP / f"{command}.txt").read_text(encoding="utf-8")
+    # words alone: Python's versions break lines at other places
+    assert kept.split() == spoken(command).split(), "python -m tests.test_help writes it anew"
+
+
+def test_help_needs_no_torch():
+    code = ("import sys; from kesi.__main__ import COMMANDS, main\n"
+            "for words in ([], ['--help'], *([name, '--help'] for name in COMMANDS)):\n"
+            "    sys.argv = ['kesi', *words]; main()\n"
+            "assert not {'torch', 'numpy'} & set(sys.modules)")
+    found = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, cwd=ROOT)
+    assert found.returncode == 0 and found.stdout.count("usage: kesi ") == 2 + len(COMMANDS), (
+        found.stderr)
+
+
+if __name__ == "__main__":
+    for name in COMMANDS:
+        (HELP / f"{name}.txt").write_text(spoken(name), encoding="utf-8")
