@@ -101,6 +101,10 @@ class Sandbox:
                     pixels = np.full((40, 36 + number, 3), 100 * shade + number, np.uint8)
                     Image.fromarray(pixels).save(
                         folder / "my-images" / split / name / f"{number}.png")
+        (folder / "more-images").mkdir()
+        for number in range(5):
+            Image.fromarray(np.full((36, 36, 3), 50 + number, np.uint8)).save(
+                folder / "more-images" / f"{number}.png")
         for copy in ("photos", "more-photos"):
             shutil.copytree(folder / "my-images", folder / copy)
         shutil.copy(folder / "photos/test/cat/0.png", folder / "photo.jpg")

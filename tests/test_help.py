@@ -9,12 +9,14 @@ import io
 import os
 import subprocess
 import sys
+from pathlib import Path
 from unittest import mock
 
 import pytest
 
 from kesi.__main__ import COMMANDS, HELP
-from tinyrun import ROOT
+
+ROOT = Path(__file__).parents[1]
 
 
 def spoken(command: str) -> str:
