@@ -28,7 +28,7 @@ from kesi.data import DatasetInfo, INFO, load, register_dataset
 from kesi.data.split import Images
 from kesi.method.objectives import LOSSES
 from kesi.method.pruning.criteria import FILTER_CRITERIA
-from kesi.method.recipes import RETRAININGS, Retraining
+from kesi.method.recipes import RECIPES, RETRAININGS, Retraining
 from kesi.method.schedules import SCHEDULES, Training
 from kesi.report.tables import COLUMNS, Column
 
@@ -78,6 +78,7 @@ LOSSES["squared"] = SquaredError
 SCHEDULES["falling"] = falling
 RETRAININGS["linear"] = Retraining(Training(epochs=40, batch_size=128, lr=0.05, schedule="falling"),
                                    "linear decay", "#CC79A7", "^")
+RECIPES["calm"] = lambda paper: paper.trained(retraining={"lr": 0.02})
 register_dataset("half", DatasetInfo(half, num_classes=10, train_images=150, side=16, flip=False))
 COLUMNS.append(Column("images seen", lambda row: row.spread("images"), digits=0))
 '''
@@ -104,9 +105,9 @@ def stages(folder):
         return {row["stage"]: row for row in csv.DictReader(file)}
 
 
-WORDS = ("run", "--arch", "resnet20", "--dataset", "digits", "--criterion", "last", "--loss",
-         "squared", "--compare", "linear", "--epochs", 1, 1, 1, "--rounds", 1, "--device", "cpu",
-         "--save")
+WORDS = ("run", "--recipe", "calm", "--arch", "resnet20", "--dataset", "digits", "--criterion",
+         "last", "--loss", "squared", "--compare", "linear", "--epochs", 1, 1, 1, "--rounds", 1,
+         "--device", "cpu", "--save")
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +125,7 @@ def test_criterion_loss_schedule_retraining_and_column(run):
     recipe = json.loads((folder / "run.json").read_text())["recipe"]
     assert recipe["criterion"]["name"] == "last" and recipe["loss"]["name"] == "SquaredError"
     assert recipe["trainings"]["linear"]["schedule"] == "falling"
+    assert recipe["trainings"]["onecycle"]["lr"] == 0.02
     table = (folder / "report" / "table.md").read_text()
     for said in ("linear decay", "last", "images seen"):
         assert said in table, said

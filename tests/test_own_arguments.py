@@ -9,9 +9,10 @@ from torch import nn
 
 import kesi
 from datagen import write_imagefolder
-from doors import script, works
+from doors import fails, script, works
 from kesi.data import load
 from kesi.data.arrays import from_arrays
+from kesi.method import recipes
 from kesi.method.training import Epoch, Options
 from kesi.own.compress import Compressed
 from kesi.report.verify import verify
@@ -223,3 +224,22 @@ def test_arrays_of_one_channel_and_of_no_square(tmp_path):
                          epochs=(1, 1, 1), batch_size=100, folder=tmp_path / "flat", options=CPU)
     assert flat.network(torch.zeros(2, 1, 12, 16)).shape == (2, 10)
     assert kesi.load_model(flat.checkpoint).cfg == flat.network.cfg
+
+
+def test_a_recipe_by_name_is_the_papers_but_for_what_it_differs_in(tmp_path):
+    """As a flag, and in compress(); its numbers are said where evidence stands (docs/beyond.md)."""
+    fails("kesi", "run", "--recipe", "none", code=2, says="unknown recipe 'none'; choose one of")
+    works("kesi", "run", "--arch", "resnet20", "--dataset", "digits", "--recipe", "kesi2",
+          "--rounds", 1, "--epochs", 1, 1, 1, "--device", "cpu", "--save", tmp_path / "run",
+          "--no-report")
+    squeeze(tmp_path / "own", recipe="kesi2", lr=None)
+    paper = recipes.recipe("resnet20", "digits", "filter").describe()["trainings"]
+    for folder in ("run", "own"):
+        recipe = read_run(tmp_path / folder / "run.json").recipe
+        assert recipe["loss"] == {"name": "WithLabels", **recipe["loss"], "alpha": 0.1}
+        for kind, differs in (("baseline", {}), ("onecycle", {}),
+                              ("kesi", {"optimizer": "sgd", "lr": 0.1})):
+            wanted = paper[kind] | {"weight_decay": 5e-4} | differs
+            found = recipe["trainings"][kind]
+            for name in ("weight_decay", "optimizer", "lr", "momentum", "schedule"):
+                assert found[name] == wanted[name], (folder, kind, name)

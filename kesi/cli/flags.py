@@ -227,6 +227,7 @@ def recipe_for(args: argparse.Namespace, family: str, method: str | None = None,
                                                           "criterion", "loss", "compare")}
     given = {RENAMED.get(name, name): value for name, value in given.items() if value is not None}
     recipe = recipes.recipe(args.arch, args.dataset, method or args.method, family)
+    recipe = recipes.named(getattr(args, "recipe", recipes.PAPER), recipe)
     if (recipes.fits(args.dataset) and hasattr(args, "data")
             and not {"epochs", "scale"} & given.keys()):
         if images := count(Path(args.data, "train")):  # where there are none, loading says so

@@ -65,6 +65,9 @@ def run_pipeline(doc: str, family: str, argv: Sequence[str] | None = None, prog:
     data.add_argument("--num-classes", type=int, metavar="N",
                       help="for --dry-run of an imagefolder")
     flags.add_network(method, "resnet18" if tiny else "resnet56", both=True)
+    method.add_argument("--recipe", default=recipes.PAPER, metavar="NAME",
+                        help="the paper's, or what differs from it: "
+                        f"{', '.join(recipes.RECIPES)} (default: %(default)s)")
     flags.add_rounds(method)
     method.add_argument("--compare", nargs="*", metavar="NAME", default=False,
                         help="also retrain in these other ways, for all rows of the paper's table "

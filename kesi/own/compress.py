@@ -75,7 +75,8 @@ def compress(model: nn.Module | Factory, train: Pairs | Dataset, test: Pairs | N
              method: str = "filter", *, name: str | None = None, folder: str | Path | None = None,
              rounds: int | None = None, rates: float | dict[str, float] | None = None,
              sparsities: Sequence[float] | None = None, epochs: tuple[int, int, int] | None = None,
-             batch_size: int | None = None, lr: float | None = None, recipe: Recipe | None = None,
+             batch_size: int | None = None, lr: float | None = None,
+             recipe: Recipe | str | None = None,
              seeds: Sequence[int] = (0,), trained: bool = False, compare: bool = False,
              flip: bool = True, options: Options | None = None, fresh: bool = False,
              ignore: Sequence[str] = (), mean: float | Sequence[float] | None = None,
@@ -102,8 +103,8 @@ def compress(model: nn.Module | Factory, train: Pairs | Dataset, test: Pairs | N
     ``sparsities``: the share of zero weights after each round. ``epochs`` of baseline, retraining
     and distillation, ``batch_size``, and ``lr``, the highest rate of baseline and one-cycle
     retraining, replace those of the paper's CIFAR recipe, whose epochs are otherwise made to fit
-    the number of images (docs/data.md); or give a whole ``recipe``. ``compare``:
-    also retrain the usual way.
+    the number of images (docs/data.md); ``recipe``: another one by its name in RECIPES of
+    kesi.method.recipes, or a whole one. ``compare``: also retrain the usual way.
 
     A target instead of rates: ``macs`` or ``params``, the share that is to be left after the last
     round, 0.5 for half; ``latency``: how many times as fast the network is to be, 2 or "2x", as
@@ -157,11 +158,11 @@ def compress(model: nn.Module | Factory, train: Pairs | Dataset, test: Pairs | N
     name = name or _name(model)
     graph = register(name, model if given is None else lambda: copy.deepcopy(given),
                      dataset.num_classes, dataset.image_size, len(dataset.mean))
-    if recipe is None:
+    if recipe is None or isinstance(recipe, str):
         amounts = arguments.amounts(graph, method, rounds, rates, sparsities)
         if ignore:
             amounts = arguments.without(graph, method, amounts, ignore)
-        recipe = recipes.recipe(name, dataset.name, method)
+        recipe = recipes.named(recipe or recipes.PAPER, recipes.recipe(name, dataset.name, method))
         if epochs is None and fits(dataset.name):
             recipe = recipe.fitted(len(dataset.train) + len(dataset.val or ()))
         recipe = recipe.changed(epochs, batch_size=batch_size, lr=lr, compare=compare)

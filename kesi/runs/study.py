@@ -18,7 +18,7 @@ from kesi.method.objectives import CrossEntropy, Objective, check_labels
 from kesi.method.plan import StagePlan
 from kesi.method.plan import sizes as sizes_of
 from kesi.method.pruning.criteria import Evidence
-from kesi.method.recipes import Recipe, described
+from kesi.method.recipes import PARTS, Recipe, described
 from kesi.method.schedules import Training
 from kesi.method.snapshot import BASELINE, KESI, Snapshot, chain, digest_of
 from kesi.method.training import Options
@@ -112,17 +112,14 @@ class Variant:
         own = {one.name: differences.pop(one.name) for one in fields(self)
                if one.name in differences}
         recipe = own.pop("recipe", self.recipe)
-        parts = {name: differences.pop(name) for name in ("baseline", "retraining", "distillation")
-                 if name in differences}
+        parts = {name: differences.pop(name) for name in PARTS if name in differences}
         loss = differences.pop("loss", None)
         try:
             if isinstance(loss, str):
                 recipe = recipe.changed(loss=loss, temperature=differences.pop("temperature", None))
             elif loss is not None:
                 recipe = replace(recipe, loss=loss)
-            recipe = recipe.changed(**differences)
-            for name, part in parts.items():
-                recipe = _with_training(recipe, name, part)
+            recipe = recipe.changed(**differences).trained(**parts)
         except TypeError as error:
             raise UsageError(f"a variant cannot differ like this: {error}") from error
         return replace(self, recipe=recipe, **own)
@@ -162,16 +159,6 @@ class Variant:
         return {"recipe": self.recipe.describe(),
                 **{name: getattr(self, name) for name in CHOICES
                    if (name, getattr(self, name)) != ("images", "training")}}
-
-
-def _with_training(recipe: Recipe, name: str, part: Training | Mapping) -> Recipe:
-    """The recipe with one of its trainings exchanged or changed."""
-    own = next(iter(recipe.retrainings))
-    before = recipe.retrainings[own] if name == "retraining" else getattr(recipe, name)
-    made = part if isinstance(part, Training) else before.changed(**part)
-    if name == "retraining":
-        return replace(recipe, retrainings={**recipe.retrainings, own: made})
-    return replace(recipe, **{name: made})
 
 
 def _places(teachers: str, count: int) -> tuple[int, ...]:
