@@ -6,26 +6,26 @@ import sys
 from pathlib import Path
 
 COMMANDS = {  # name: (module, function, what it does)
-            "run": ("kesi.cli.pipeline", "run",
-                    "train, prune, retrain, repeat, distil: the whole method into one folder"),
-            "compress": ("kesi.cli.pipeline",
-                         "compress", "a folder of images in, a network as small as asked for out"),
-            "study": ("kesi.cli.study", "study",
-                      "variants of the method against each other, over seeds"),
-            "plan": ("kesi.cli.runs", "plan", "the sizes of every round, before any training"),
-            "report": ("kesi.cli.runs", "report",
-                       "tables, plots and a page of finished or half-finished runs"), "verify":
-            ("kesi.cli.runs", "verify", "check a finished run, and compute its accuracies anew"),
-            "publish": ("kesi.cli.publish", "publish",
-                        "finished runs as a folder for others: records, networks, table, page"),
-            "tensorboard": ("kesi.cli.runs",
-                            "tensorboard", "the curves of a run as TensorBoard event files"),
-            "predict": ("kesi.cli.networks", "predict", "what a network says of image files"),
-            "compare": ("kesi.cli.networks",
-                        "compare", "checkpoints side by side: size, MACs, latency, accuracy"),
-            "export": ("kesi.cli.export", "export", "a checkpoint as a folder to hand over, or as "
-                                                    "one file, checked"), "landscape":
-            ("kesi.cli.networks", "landscape", "the loss between networks, or around one")}
+    "run": ("kesi.cli.pipeline", "run",
+            "train, prune, retrain, repeat, distil: the whole method into one folder"),
+    "compress": ("kesi.cli.pipeline", "compress",
+                 "a folder of images in, a network as small as asked for out"),
+    "study": ("kesi.cli.study", "study", "variants of the method against each other, over seeds"),
+    "plan": ("kesi.cli.runs", "plan", "the sizes of every round, before any training"),
+    "report": ("kesi.cli.runs", "report",
+               "tables, plots and a page of finished or half-finished runs"),
+    "verify": ("kesi.cli.runs", "verify", "check a finished run, and compute its accuracies anew"),
+    "publish": ("kesi.cli.publish", "publish",
+                "finished runs as a folder for others: records, networks, table, page"),
+    "tensorboard": ("kesi.cli.runs", "tensorboard",
+                    "the curves of a run as TensorBoard event files"),
+    "predict": ("kesi.cli.networks", "predict", "what a network says of image files"),
+    "compare": ("kesi.cli.networks", "compare",
+                "checkpoints side by side: size, MACs, latency, accuracy"),
+    "export": ("kesi.cli.export", "export",
+               "a checkpoint as a folder to hand over, or as one file, checked"),
+    "landscape": ("kesi.cli.networks", "landscape", "the loss between networks, or around one"),
+}
 WITH = "--with"
 
 # What COMMAND --help prints, as tests/test_help.py writes it: importing torch takes seconds.

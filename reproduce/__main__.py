@@ -6,17 +6,20 @@
     python -m reproduce --table cifar --ray                 # on a Ray cluster, a GPU each
     python -m reproduce --table cifar --slurm > grid.sh     # or as a Slurm array
     python -m reproduce --table digits --gpus 0             # a small one, to try it
+    python -m reproduce --study studies/worth.py --slurm    # a study, a seed a task
 
 The same command continues whatever was interrupted. Started twice, it shares the work: a pipeline
-that is running is left alone. It ends in the paper's tables, over all that is finished.
+that is running is left alone. It ends in the paper's tables, over all that is finished. A study
+takes the flags of kesi study besides, and ends in its own table.
 """
 
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from kesi.cli import entry, flags
 from kesi.method.recipes import METHODS
@@ -29,7 +32,7 @@ from kesi.runs.results import Run
 from kesi.system import files, seeds
 from kesi.system.errors import KesiError, UsageError
 from kesi.system.files import csv_text
-from reproduce import cluster, grid
+from reproduce import cluster, grid, studies
 from reproduce.grid import DONE, MISSING, ROOT, RUNNING, Job, Status
 
 GRACE = 5  # seconds until a child that was not interrupted along with this process is
@@ -38,48 +41,56 @@ GRACE = 5  # seconds until a child that was not interrupted along with this proc
 def main() -> None:
     """The command line of this module."""
     args = _parse()
-    jobs = _jobs(args)
-    statuses = [grid.look(job) for job in jobs]
+    study = studies.asked(args.study, args.seeds, args.save, args.flags) if args.study else None
+    if study is None:
+        args.save = args.save or Path("runs", "reproduce")
+        kind, jobs = grid, _jobs(args)
+    else:
+        args.save, kind, jobs = study.folder, studies, studies.jobs(study, args.flags)
+    statuses = [kind.look(job) for job in jobs]
     missing = [status.job for status in statuses if status.state == MISSING]
     if args.slurm and not args.dry_run:
         if not missing:
-            raise KesiError(f"nothing is missing: {grid.summary(statuses)}")
-        print(cluster.slurm_script(missing, "-".join(args.table), args.gpus, args.cpus, args.save),
-              end="")
+            raise KesiError(f"nothing is missing: {kind.summary(statuses)}")
+        title = Path(args.study).stem if args.study else "-".join(args.table)
+        print(cluster.slurm_script(missing, title, args.gpus, args.cpus, args.save), end="")
         return
-    print(grid.overview(statuses), flush=True)
+    print(kind.overview(statuses), flush=True)
     if args.dry_run:
         print("", *[job.command() for job in missing], sep="\n")
         return
     if args.ray:
-        # first, so that none ends alone
-        longest = sorted(missing, key=lambda job: -sum(grid.work(job).values()))
-        failed = cluster.run_on_ray(longest, args.ray, args.gpus, args.cpus, args.save / "logs",
+        if study is None:  # the longest first, so that none ends alone
+            missing.sort(key=lambda job: -sum(grid.work(job).values()))
+        failed = cluster.run_on_ray(missing, args.ray, args.gpus, args.cpus, args.save / "logs",
                                     Path(args.data))
     else:
-        failed = run_here(missing)
-    statuses = [grid.look(job) for job in jobs]
-    print("", report(statuses, args.save / "report"), "", grid.summary(statuses), sep="\n",
-          flush=True)
+        failed = run_here(missing, kind.look)
+    statuses = [kind.look(job) for job in jobs]
+    made = studies.report(study) if study else report(statuses, args.save / "report")
+    print("", made, "", kind.summary(statuses), sep="\n", flush=True)
     for name, reason in failed.items():
         print(f"failed: {name}: {reason}", file=sys.stderr)
     if failed:
-        raise KesiError(f"{len(failed)} of {len(missing)} pipelines failed: {', '.join(failed)}; "
+        raise KesiError(f"{len(failed)} of {len(missing)} {kind.JOBS} failed: {', '.join(failed)}; "
                         "the same command tries them again")
 
 
 def _parse():
     parser = entry.parser(__doc__, "reproduce")
-    parser.add_argument("--table", nargs="+", required=True, choices=list(grid.TABLES),
-                        help="the paper's cifar (18 pipelines a seed) and tinyimagenet (2), or "
-                             "digits (2, to try it)")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--table", nargs="+", choices=list(grid.TABLES),
+                      help="the paper's cifar (18 pipelines a seed) and tinyimagenet (2), or "
+                           "digits (2, to try it)")
+    what.add_argument("--study", metavar="FILE", help="the variants of this file, as kesi study "
+                      "runs them")
     for name in ("arch", "dataset", "method"):
         parser.add_argument(f"--{name}", nargs="+", metavar="NAME",
                             help=f"only the pipelines of this {name}")
     parser.add_argument("--seeds", type=seeds.seed, nargs="+", default=[0, 1, 2], metavar="N",
                         help="default: 0 1 2")
-    parser.add_argument("--save", type=Path, default=Path("runs", "reproduce"), metavar="DIR",
-                        help="where the runs go, a folder each (default: %(default)s)")
+    parser.add_argument("--save", type=Path, metavar="DIR", help="where the runs go, a folder each "
+                        "(default: runs/reproduce, of a study runs/study-<FILE>)")
     parser.add_argument("--data", default="data", metavar="DIR",
                         help="where the images are (default: %(default)s)")
     parser.add_argument("--rounds", type=int, metavar="N",
@@ -98,11 +109,17 @@ def _parse():
     parser.add_argument("--cpus", type=int, default=1, metavar="N",
                         help="cores that a pipeline gets from Ray or Slurm (default: %(default)s)")
     flags.add_run(parser)
-    args = parser.parse_args()
+    args, more = parser.parse_known_args()
+    if more and not args.study:
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
+    if args.study and (args.arch or args.dataset or args.method or args.rounds is not None
+                       or args.epochs_scale is not None):
+        raise UsageError("--arch, --dataset, --method, --rounds and --epochs-scale choose from a "
+                         "table: a study's file says what its variants are")
     if args.gpus is None:
         args.gpus = 0.0 if args.table == ["digits"] else 1.0
     if not 0 <= args.gpus <= 1:
-        raise UsageError(f"a pipeline uses one GPU at most: --gpus takes 0 to 1, not {args.gpus:g}")
+        raise UsageError(f"a job uses one GPU at most: --gpus takes 0 to 1, not {args.gpus:g}")
     if args.cpus < 1:
         raise UsageError(f"--cpus must be at least 1, not {args.cpus}")
     args.flags = [word for name in ("device",
@@ -112,6 +129,8 @@ def _parse():
     args.flags += ["--deterministic"] * args.deterministic + ["--sync-bn"] * args.sync_bn
     if args.data != parser.get_default("data"):
         args.flags = ["--data", args.data, *args.flags]
+    added = [word for name in getattr(args, "with") or () for word in (entry.WITH, name)]
+    args.flags = [*added, *args.flags, *more]
     return args
 
 
@@ -130,17 +149,18 @@ def _jobs(args) -> list[Job]:
     return grid.jobs(chosen, args.seeds, args.save, args.rounds, args.epochs_scale, args.flags)
 
 
-def run_here(jobs: Sequence[Job]) -> dict[str, str]:
+def run_here(jobs: Sequence[Job | studies.Job],
+             look: Callable[[Any], Status | studies.Status]) -> dict[str, str]:
     """Run jobs one after the other, each in a process of its own; returns the failed ones and why.
     """
     failed = {}
     for number, job in enumerate(jobs, start=1):
-        if (state := grid.look(job).state) != MISSING:  # by now: another process shares the grid
+        if (state := look(job).state) != MISSING:  # by now: another process shares the grid
             print(f"\n{number}/{len(jobs)} {job.name} is {state}", flush=True)
             continue
         print(f"\n{number}/{len(jobs)} {job.command()}", flush=True)
         code = _run([sys.executable, *job.words()])
-        if code and grid.look(job).state == RUNNING:
+        if code and look(job).state == RUNNING:
             print(f"{job.name} is left to the process that was faster", flush=True)
         elif code:
             failed[job.name] = f"exit code {code}: {job.command()}"

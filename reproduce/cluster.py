@@ -180,7 +180,11 @@ def _script(words: list[str]) -> int:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     sys.argv = list(words)
     try:
-        runpy.run_path(words[0], run_name="__main__")
+        if words[0] == "-m":
+            sys.argv = list(words[1:])
+            runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(words[0], run_name="__main__")
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     return 0
@@ -208,13 +212,13 @@ def slurm_script(jobs: Sequence[Job], title: str, gpus: float, cpus: int, save: 
                f"--output={str(logs).replace(' ', chr(92) + ' ')}/%x-%A-%a.log"]
     names = sorted({job.recipe.dataset for job in jobs})
     return "\n".join(["#!/bin/bash", *(f"#SBATCH {option}" for option in options),
-                      f"# {len(jobs)} pipelines, one a task; the images of {', '.join(names)} must "
+                      f"# {len(jobs)} jobs, one a task; the images of {', '.join(names)} must "
                       "be in place. Submit it with", "#     sbatch --time=... --partition=... THIS",
                       "",
                       f"cd {shlex.quote(os.getcwd())} || exit 1",
                       f"export PYTHONPATH={shlex.quote(str(ROOT))}${{PYTHONPATH:+:$PYTHONPATH}}",
                       'case "$SLURM_ARRAY_TASK_ID" in', *cases,
-                      '  *) echo "no pipeline $SLURM_ARRAY_TASK_ID" >&2; exit 2 ;;', "esac",
+                      '  *) echo "no job $SLURM_ARRAY_TASK_ID" >&2; exit 2 ;;', "esac",
                       f'srun {shlex.quote(sys.executable)} "${{words[@]}}"',
                       "code=$?",
                       "# Interrupted, and its time is (nearly) over: go on in the next one.",

@@ -36,6 +36,8 @@ DIGITS_ARCH = "resnet20"  # ours: the grid to try everything with
 
 DONE, RUNNING, MISSING = "done", "running", "missing"
 
+JOBS = "pipelines"
+
 TERA = 1e12
 
 
@@ -121,8 +123,7 @@ def work(job: Job) -> dict[str, float]:
     used, info = job.recipe, INFO[job.recipe.dataset]
     costs = _macs(used.arch, used.method, used.rounds, info.image_size)
     networks = [plan.Size(number, 0, 0, cost, 0.0) for number, cost in enumerate(costs)]
-    found = {one.name: one.work(info.train_images, networks if one.name == KESI else ())
-             for one in plan.stages(used, networks)}
+    found = {one.name: one.work(info.train_images) for one in plan.stages(used, networks)}
     return found | {BASELINE: found[BASELINE] * job.trains}
 
 
@@ -228,7 +229,7 @@ def summary(statuses: Sequence[Status]) -> str:
                        for state in (DONE, RUNNING, MISSING))
     left, whole = (sum(amounts) for amounts in zip(
         *((status.work_left, sum(work(status.job).values())) for status in statuses), strict=True))
-    text = (f"{len(statuses)} pipelines: {counts}; {left / TERA:,.1f} of {whole / TERA:,.1f} "
+    text = (f"{len(statuses)} {JOBS}: {counts}; {left / TERA:,.1f} of {whole / TERA:,.1f} "
             "TMAC are left")
     hours = hours_left(statuses)
     if not left or hours is None:

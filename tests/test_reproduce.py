@@ -54,7 +54,7 @@ def test_the_estimate_is_the_work_of_the_plan(tmp_path):
     for method in ("filter", "weight"):
         job = grid.jobs([("resnet20", "digits", method)], [0], tmp_path)[0]
         sizes = plan.sizes(job.recipe, 10, INFO["digits"].image_size)
-        assert grid.work(job) == {stage.name: stage.work(300, sizes if stage.name == "kesi" else ())
+        assert grid.work(job) == {stage.name: stage.work(300)
                                   for stage in plan.stages(job.recipe, sizes)}
         assert ({*grid.work(job)}
                 == {stage for stage in job.stages if not stage.startswith("ensemble")})
@@ -251,6 +251,52 @@ def test_a_slurm_task_queues_again_at_the_end_of_its_time_only(array):
 def test_nothing_missing_is_no_script(half_failed):
     fails("reproduce", *TINY, "--method", "filter", "--seeds", 0, 2, "--save", half_failed[0],
           "--slurm", code=1, says="nothing is missing: 2 pipelines: 2 done")
+
+
+STUDY = """
+from kesi.method.recipes import recipe
+from kesi.runs.study import Variant
+paper = Variant(recipe("resnet20", "digits", "filter").changed(epochs=(1, 1, 1), rounds=1))
+VARIANTS = {"paper": paper, "labels": paper.changed(teachers="labels")}
+"""
+
+
+def test_a_study_is_a_job_a_seed_and_ends_in_its_own_table(tmp_path, monkeypatch):
+    """One seed here, one as a worker of a cluster runs it, one still missing; then as an array."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.py").write_text(STUDY)
+    machine = ("--device", "cpu", "--threads", 1, "--eval-every", 0)
+    study = ("reproduce", "--study", "tiny.py", "--save", "runs", *machine)
+    out = works(*study, "--seeds", 0)
+    assert "1 seeds: 1 done, 0 running, 0 missing" in out
+    words = ["-m", "kesi", "study", "tiny.py", "--seeds", "1", "--save", "runs",
+             *map(str, machine)]
+    code = f"from reproduce import cluster; print(cluster.in_worker('.', {words}, 'x', 'log'))"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                          env=environment)
+    assert done.stdout == "(0, 'exit code 0, see log')\n", done.stderr
+    out = works(*study, "--seeds", 0, 1, 2, "--dry-run")
+    assert "3 seeds: 2 done, 0 running, 1 missing" in out
+    assert out.splitlines()[-1].startswith("python -m kesi study tiny.py --seeds 2 --save runs")
+    with open("runs/study.csv") as file:  # by the worker, over all that is there
+        assert [(row["variant"], row["seed"]) for row in csv.DictReader(file)] == [
+            ("paper", "0"), ("paper", "1"), ("labels", "0"), ("labels", "1")]
+    out = works(*study, "--seeds", 1, 2, "--slurm")
+    assert "words=(-m kesi study tiny.py --seeds 2 " in out and "--array=0-0" in out
+    (tmp_path / "tiny.py").write_text(STUDY.replace("rounds=1", "rounds=2"))
+    assert "0 done, 0 running, 2 missing" in works(*study, "--seeds", 0, 1, "--dry-run")
+
+
+@pytest.mark.parametrize("words, says", [
+    (("--arch", "resnet20"), "a study's file says what"), (("--val-fractoin", "0.1"),
+                                                           "did you mean --val-fraction?"),
+    (("--unlabelled", "x", "--percent", "0.1"), "unrecognized arguments: --percent"),
+    (("--table", "digits"), "not allowed with")])
+def test_a_study_is_refused_before_any_job(tmp_path, words, says):
+    (tmp_path / "tiny.py").write_text(STUDY)
+    fails("reproduce", "--study", tmp_path / "tiny.py", "--save", tmp_path, *words, code=2,
+          says=says)
 
 
 def test_without_ray_it_says_how_to_get_it(tmp_path, monkeypatch):

@@ -87,8 +87,9 @@ def test_shared_stages_are_run_once(study):
         rows["nothing after", 0]["stages"].split())
     assert rows["random", 0]["stages"].split()[0] == chain[0] != chain[1]
     assert rows["paper", 0]["images"] == str((2 + 1 + 1 + 2) * len(load("few").train))
-    record = json.loads((folder / "study.json").read_text())
-    assert record["variants"]["paper"]["stages"]["1"] == rows["paper", 1]["stages"].split()
+    note = json.loads((folder / "seed1" / "study.json").read_text())
+    assert note["paper"]["stages"] == rows["paper", 1]["stages"].split()
+    assert len(note["paper"]["commit"]) == 40
 
 
 @pytest.mark.slow
@@ -132,6 +133,22 @@ def test_what_is_finished_stays_and_what_is_lost_comes_back(study, tmp_path, mon
 
 
 @pytest.mark.slow
+def test_the_table_is_of_all_seeds_that_are_there(study, tmp_path):
+    """Also where a process has one seed of them; a seed that lost a stage does not count."""
+    folder, file, _ = study
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    before = table_of(copy)
+    (copy / "study.csv").unlink()
+    said = works(*words(file, copy, "--seeds", 1))
+    assert "left" not in said and table_of(copy) == before
+    shutil.rmtree(copy / "seed0" / before["random", 0]["stages"].split()[-1])
+    works(*words(file, copy, "--seeds", 1))
+    assert {seed for _, seed in table_of(copy)} == {1}
+    (copy / "seed1" / "study.json").write_text("[]")
+    fails(*words(file, copy, "--seeds", 1), code=1, says="damaged")
+
+
+@pytest.mark.slow
 def test_the_table_and_the_picture(study):
     folder, file, said = study
     rows = table_of(folder)
@@ -156,7 +173,12 @@ def test_a_dry_run_tells_shared_stages_once_and_touches_nothing(tmp_path):
     epochs, alone = 2 + 1 + 1 + 2 + 2 + 4 * 1, 6 + 6 + 4 + 4 + 4 + 6
     assert f"{STAGES} trainings, shared ones once, of {epochs} epochs" in said
     assert f"{2 * epochs * images:,} images" in said and f"({2 * alone * images:,} if" in said
+    assert " here, by a few training steps on " in said.splitlines()[-1]
     assert not (tmp_path / "runs").exists()
+    folder = FILE.replace('"few"', '"imagefolder"')
+    file.write_text(folder)
+    said = works(*words(file, tmp_path / "runs", "--dry-run"))
+    assert "say where they are with --data" in said and " ? images" in said
 
 
 @pytest.mark.parametrize("text, says", [

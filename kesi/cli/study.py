@@ -2,15 +2,21 @@
 
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from kesi.cli import entry, flags
-from kesi.data import INFO
+from kesi.cli import entry, flags, targets
+from kesi.data import INFO, Dataset
+from kesi.data.datasets import FOLDER
+from kesi.method.plan import Speed, StagePlan
+from kesi.method.training import Options
 from kesi.report import study as reports
 from kesi.runs import study as studies
 from kesi.runs.study import Variant
 from kesi.system import distributed, seeds
 from kesi.system.errors import UsageError, controls
+from kesi.system.provenance import device_name
+from kesi.tools.targets import budget
 
 VARIANTS = "VARIANTS"
 
@@ -25,8 +31,52 @@ def study(argv: Sequence[str] | None = None) -> None:
     FILE is Python and says VARIANTS = {name: Variant, ...}, all of one data set; the others are
     held against the first. A stage that several of them need is run once. The same command
     continues what was interrupted, and other seeds, or variants that are added to the file, find
-    all that is there; processes with different --seeds share a folder. docs/study.md tells more.
+    all that is there; processes with different --seeds share a folder, and the table is of all
+    seeds in it. docs/study.md tells more.
     """
+    asked = parse(argv)
+    args, variants = asked.args, asked.variants
+    options = flags.options_for(args)
+    if args.dry_run:
+        dataset, images = targets.stand_in(args, asked.family, *asked.classes_and_size)
+        print(overview(asked, images and images[0]),
+              hours(asked, dataset, images, options), sep="\n")
+        return
+    dataset = flags.dataset_for(args, asked.family)
+    print(f"{len(variants)} variants on {dataset.name}, {len(asked.planned)} stages a seed, on "
+          f"{options.device} -> {asked.folder}", flush=True)
+    found = studies.run(studies.Study(variants, dataset, asked.folder, args.seeds, options))
+    if distributed.is_main():
+        print("", reports.write(found, asked.title, asked.folder), sep="\n")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a command line asks for: the variants, where they go, and every training of a seed by
+    its key, those that variants share once."""
+
+    args: Namespace
+    variants: Mapping[str, Variant]
+    folder: Path
+    classes_and_size: tuple
+    planned: Mapping[str, StagePlan]
+
+    @property
+    def family(self) -> str:
+        """Of the recipe of all variants, by the size of its images."""
+        return next(iter(self.variants.values())).recipe.family
+
+    @property
+    def title(self) -> str:
+        """Of table and picture."""
+        data = self.args.data_name or (Path(self.args.data).resolve().name
+                                       if self.args.dataset == FOLDER else self.args.dataset)
+        arch = next(iter(self.variants.values())).recipe.arch
+        return f"{Path(self.args.file).stem}: {arch} on {data}"
+
+
+def parse(argv: Sequence[str] | None = None) -> Asked:
+    """The command line and the file that it names. Raises UsageError where either will not do."""
     parser = entry.parser(study.__doc__, "kesi study")
     parser.add_argument("file", metavar="FILE", help="a Python file with VARIANTS")
     parser.add_argument("--seeds", type=seeds.seed, nargs="+", default=[0], metavar="N",
@@ -34,6 +84,8 @@ def study(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--save", type=Path, metavar="DIR", help="default: runs/study-<FILE>")
     parser.add_argument("--dry-run", action="store_true",
                         help="print stages, shared ones once, and work; touch nothing")
+    parser.add_argument("--data-name", metavar="TEXT", help="what the table calls "
+                        "the data set (default: its name, or that of its folder)")
     flags.add_images(parser)
     flags.add_unlabelled(parser)
     flags.add_run(parser)
@@ -43,18 +95,8 @@ def study(argv: Sequence[str] | None = None) -> None:
     recipe = next(iter(variants.values())).recipe
     args.dataset, args.num_classes = recipe.dataset, None
     folder = args.save or Path("runs", f"study-{Path(args.file).stem}")
-    planned = studies.planned(variants, *flags.classes_and_size(args, recipe.family, args.data))
-    if args.dry_run:
-        print(overview(variants, planned, args, folder))
-        return
-    options = flags.options_for(args)
-    dataset = flags.dataset_for(args, recipe.family)
-    print(f"{len(variants)} variants on {dataset.name}, {len(planned)} stages a seed, on "
-          f"{options.device} -> {folder}", flush=True)
-    found = studies.run(studies.Study(variants, dataset, folder, args.seeds, options))
-    if distributed.is_main():
-        title = f"{Path(args.file).stem}: {recipe.arch} on {dataset.name}"
-        print("", reports.write(found, title, folder), sep="\n")
+    measures = flags.classes_and_size(args, recipe.family, args.data)
+    return Asked(args, variants, folder, measures, studies.planned(variants, *measures))
 
 
 def variants_of(file: str) -> dict[str, Variant]:
@@ -83,17 +125,38 @@ def variants_of(file: str) -> dict[str, Variant]:
     return found
 
 
-def overview(variants: Mapping[str, Variant], planned: Mapping[str, studies.StagePlan],
-             args: Namespace, folder: Path) -> str:
-    """What the study would do, as text; needs no images."""
-    images = INFO[args.dataset].train_images
+def hours(asked: Asked, dataset: Dataset, images: tuple[int, int] | None,
+          options: Options) -> str:
+    """How long the study takes here, all of its seeds one after the other, as a line.
+
+    ``dataset`` stands for one that has as many ``images`` of training and test; None: not known.
+    """
+    if images is None:
+        return "how long it takes depends on the images: say where they are with --data"
+    seconds, counted = 0.0, set()
+    speeds: dict[str, Speed] = {}
+    for variant in asked.variants.values():
+        arch = variant.recipe.arch
+        if arch not in speeds:
+            speeds[arch] = budget.speed(variant.recipe, dataset, options)
+        for key in studies.keys_of(variant):
+            if key not in counted:
+                counted.add(key)
+                seconds += asked.planned[key].seconds(speeds[arch], *images, options.eval_every)
+    return (f"about {budget.spoken(len(asked.args.seeds) * seconds)} here, by a few training steps "
+            f"on {device_name(options.device)}")
+
+
+def overview(asked: Asked, images: int | None) -> str:
+    """What the study would do with so many training images, as text."""
+    args, variants, planned = asked.args, asked.variants, asked.planned
     keys = {name: studies.keys_of(variant) for name, variant in variants.items()}
 
     def work(epochs: int) -> str:
         return f"{epochs * images:,}" if images else "?"
 
     lines = [f"{len(variants)} variants on {args.dataset}, seeds {' '.join(map(str, args.seeds))}, "
-             f"into {folder}", "",
+             f"into {asked.folder}", "",
              f"{'stage':<14} {'params':>12} {'MACs':>15} {'epochs':>7} {'images to process':>18}"
              f"  variants"]
     for key, one in planned.items():

@@ -32,17 +32,30 @@ class Size:
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One training of the pipeline: its name, how it runs, and the size of its network."""
+    """One training of the pipeline: its name, how it runs, and the sizes of its network and of its
+    teachers."""
 
     name: str
     training: Training
     size: Size
+    teachers: tuple[Size, ...] = ()
 
-    def work(self, train_images: int, teachers: Sequence[Size] = ()) -> float:
+    def work(self, train_images: int) -> float:
         """MACs of the whole stage: forward and twice that backward, and a forward of each teacher.
         """
-        per_image = 3 * self.size.macs + sum(teacher.macs for teacher in teachers)
+        per_image = 3 * self.size.macs + sum(teacher.macs for teacher in self.teachers)
         return float(self.training.epochs) * train_images * per_image
+
+    def seconds(self, speed: "Speed", train_images: int, test_images: int,
+                eval_every: int = 1) -> float:
+        """How long it takes at this speed: training, teachers, and every look at the test images.
+        """
+        epochs = self.training.epochs
+        looks = 1 + (-(-epochs // eval_every) if eval_every else 1)  # one before it is retrained
+        each = speed.of(speed.train, self.size.macs) + sum(
+            speed.of(speed.forward, teacher.macs) for teacher in self.teachers)
+        return epochs * train_images * each + (
+            looks * test_images * speed.of(speed.forward, self.size.macs))
 
 
 @dataclass(frozen=True)
@@ -67,20 +80,14 @@ class Speed:
 
 def seconds(recipe: Recipe, network_sizes: Sequence[Size], speed: Speed, train_images: int,
             test_images: int, eval_every: int = 1, baseline: bool = True) -> float:
-    """How long all stages of one seed take at this speed: training, teachers, and every look at
-    the test images, also of ensembles. Without ``baseline`` step 1 is not counted.
+    """How long all stages of one seed take at this speed, looks at ensembles included. Without
+    ``baseline`` step 1 is not counted.
     """
-    forward = [speed.of(speed.forward, one.macs) for one in network_sizes]
-    total = len(recipe.retrainings) * test_images * sum(forward)  # the ensembles
-    for one in stages(recipe, network_sizes):
-        if one.name == BASELINE and not baseline:
-            continue
-        epochs = one.training.epochs
-        looks = 1 + (-(-epochs // eval_every) if eval_every else 1)  # one before it is retrained
-        each = speed.of(speed.train, one.size.macs) + (sum(forward) if one.name == KESI else 0.0)
-        total += epochs * train_images * each + (
-            looks * test_images * speed.of(speed.forward, one.size.macs))
-    return total
+    ensembles = len(recipe.retrainings) * test_images * sum(
+        speed.of(speed.forward, one.macs) for one in network_sizes)
+    return ensembles + sum(one.seconds(speed, train_images, test_images, eval_every)
+                           for one in stages(recipe, network_sizes)
+                           if baseline or one.name != BASELINE)
 
 
 def sizes(recipe: Recipe, num_classes: int, image_size: ImageSize) -> list[Size]:
@@ -111,7 +118,7 @@ def stages(recipe: Recipe, network_sizes: Sequence[Size]) -> list[StagePlan]:
         names = chain(retraining, len(recipe.rounds))[1:]
         found += [StagePlan(name, training, size)
                   for name, size in zip(names, network_sizes[1:], strict=True)]
-    return [*found, StagePlan(KESI, recipe.distillation, network_sizes[-1])]
+    return [*found, StagePlan(KESI, recipe.distillation, network_sizes[-1], tuple(network_sizes))]
 
 
 def table(rows: Sequence[Size]) -> str:

@@ -21,6 +21,12 @@ class Clock:
         self._spent = {folder: (seconds, 1.0) for folder in self._work
                        if (seconds := _seconds(folder)) is not None}
 
+    def settle(self, planned: Path, folder: Path) -> None:
+        """A training that was planned under another name, since its folder was not known yet."""
+        self._work[folder] = self._work.pop(planned)
+        if (seconds := _seconds(folder)) is not None:
+            self._spent[folder] = seconds, 1.0
+
     def after(self, folder: Path, progress: Progress) -> None:
         """Take note of an epoch of the training in ``folder``."""
         seconds = sum(row.seconds or 0 for row in progress.history)

@@ -219,7 +219,7 @@ def _clock(settings: Settings) -> Clock:
                 if not settings.shared:
                     continue
                 folder = _source(settings, seed)
-            work[folder] = one.work(images, sizes if one.name == KESI else ())
+            work[folder] = one.work(images)
     return Clock(work)
 
 

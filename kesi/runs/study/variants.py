@@ -1,39 +1,18 @@
-"""Variants of the method against each other; a stage that several of them need is run once.
+"""What variants of the method are: differences from a recipe, and the trainings that they need."""
 
-    <save>/study.json                             the variants, and the stages of each
-          /seed0/<stage>-<12 digits>/             an ordinary stage; the digits are of all that
-                                                  decides its outcome: settings, parent, teachers
-"""
-
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import Any
 
-from kesi.checkpoints.checkpoint import Checkpoint
-from kesi.data import Dataset
-from kesi.method import algorithm
-from kesi.method.distillation import Distillation, SnapshotEnsemble
-from kesi.method.objectives import CrossEntropy, Objective, check_labels
+from kesi.data.split import Size as ImageSize
+from kesi.method.objectives import check_labels
 from kesi.method.plan import StagePlan
 from kesi.method.plan import sizes as sizes_of
-from kesi.method.pruning.criteria import Evidence
 from kesi.method.recipes import PARTS, Recipe, described
 from kesi.method.schedules import Training
-from kesi.method.snapshot import BASELINE, KESI, Snapshot, chain, digest_of
-from kesi.method.training import Options
-from kesi.runs import stage, steps
-from kesi.runs.record import RESULT, Result, read_result
-from kesi.runs.stage import Context
-from kesi.system import distributed
+from kesi.method.snapshot import BASELINE, KESI, chain, digest_of
 from kesi.system.describe import describe
 from kesi.system.errors import UsageError
-from kesi.system.files import write_json
-from kesi.system.locks import held
-from kesi.system.provenance import provenance
-from kesi.system.seeds import MOST, derive
-
-STUDY = "study.json"
 
 CHOICES = {"teachers": ("snapshots", "baseline", "last", "labels", None),
            "rounds_by": ("labels", "snapshots", "baseline"), "start": ("last", "fresh"),
@@ -177,13 +156,13 @@ def keys_of(variant: Variant) -> list[str]:
                 "loss": describe(recipe.loss) if one.teachers else None,
                 "teachers": [found[place] for place in one.teachers],
                 "start": None if one.start is None else found[one.start],
-                "pruned": _pruning(recipe, one), "widths": _widths(recipe, one),
+                "pruned": pruning_of(recipe, one), "widths": drawn_widths(recipe, one),
                 "draw": one.draw, "unlabelled": one.unlabelled}
         found.append(digest_of(said))
     return found
 
 
-def _pruning(recipe: Recipe, step: Step) -> dict | None:
+def pruning_of(recipe: Recipe, step: Step) -> dict | None:
     """How the network of a step is pruned before it; None where it is not."""
     if step.start is None or step.name == KESI:
         return None
@@ -191,13 +170,13 @@ def _pruning(recipe: Recipe, step: Step) -> dict | None:
             "round": step.round, "amount": describe(recipe.rounds[step.round - 1])}
 
 
-def _widths(recipe: Recipe, step: Step) -> list | None:
+def drawn_widths(recipe: Recipe, step: Step) -> list | None:
     """The cfg of a network that is drawn small; None for all others."""
     return None if step.start is not None or not step.round else recipe.widths(step.round)
 
 
 def planned(variants: Mapping[str, Variant], num_classes: int,
-            image_size: int) -> dict[str, StagePlan]:
+            image_size: ImageSize) -> dict[str, StagePlan]:
     """All trainings of a seed by their keys, those that variants share once, in order.
 
     Raises UsageError where the amounts of a variant do not fit its network.
@@ -208,101 +187,8 @@ def planned(variants: Mapping[str, Variant], num_classes: int,
             sizes = sizes_of(variant.recipe, num_classes, image_size)
         except ValueError as error:
             raise UsageError(f"{name}: {error}") from error
-        for key, one in zip(keys_of(variant), variant.steps(), strict=True):
-            found.setdefault(key, StagePlan(one.name, one.training, sizes[one.round]))
+        made = variant.steps()
+        for key, one in zip(keys_of(variant), made, strict=True):
+            taught = tuple(sizes[made[place].round] for place in one.teachers)
+            found.setdefault(key, StagePlan(one.name, one.training, sizes[one.round], taught))
     return found
-
-
-@dataclass(frozen=True)
-class Study:
-    """Variants to be run on a data set with some seeds, into a folder."""
-
-    variants: Mapping[str, Variant]
-    dataset: Dataset
-    folder: Path
-    seeds: Sequence[int] = (0,)
-    options: Options = Options()
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a variant gave with one seed: the result of its last training.
-
-    ``images``: processed in all of its trainings, also those that it shares. ``stages``: the names
-    of their folders.
-    """
-
-    result: Result
-    images: int
-    stages: list[str]
-
-
-def run(study: Study) -> dict[str, dict[int, Outcome]]:
-    """Run every stage that is not finished yet; returns the outcomes by variant and seed.
-
-    Raises KesiError where another process has one of the seeds.
-    """
-    for name, variant in study.variants.items():
-        if variant.images == "unlabelled" and study.dataset.unlabelled is None:
-            raise UsageError(f"{name!r} is taught on images without labels: say where they are "
-                             "with --unlabelled")
-    names = list(planned(study.variants, study.dataset.num_classes, study.dataset.image_size))
-    keys = {name: keys_of(variant) for name, variant in study.variants.items()}
-    found: dict[str, dict[int, Outcome]] = {name: {} for name in study.variants}
-    for seed in study.seeds:
-        with held(study.folder / f"seed{seed}"):
-            done: dict[str, Checkpoint] = {}
-            for name, variant in study.variants.items():
-                made: list[Checkpoint] = []
-                for key, step in zip(keys[name], variant.steps(), strict=True):
-                    if key not in done:
-                        where = f"seed {seed}, {len(done) + 1}/{len(names)}, {name}"
-                        context = Context(study.dataset, seed, study.options, where=where)
-                        done[key] = _stage(study.folder, context, variant.recipe, step, made)
-                    made.append(done[key])
-                found[name][seed] = _outcome(made)
-    write_json(study.folder / STUDY, {
-        "format": 1, "dataset": study.dataset.name, "data": study.dataset.describe(),
-        "variants": {name: {**variant.describe(), "stages": {
-            str(seed): one.stages for seed, one in found[name].items()}}
-            for name, variant in study.variants.items()},
-        **provenance(study.options.device)})
-    return found
-
-
-def _stage(root: Path, context: Context, recipe: Recipe, step: Step,
-           made: Sequence[Checkpoint]) -> Checkpoint:
-    """One step of a variant, after those that are ``made``, in the folder of all that decides its
-    outcome."""
-    device, pruning = context.options.device, _pruning(recipe, step)
-    root /= f"seed{context.seed}"
-    if step.draw:  # as the baseline of another seed would be
-        context = replace(context, seed=derive(context.seed, "teacher", step.draw) % MOST)
-    if step.start is None:
-        start: Snapshot = algorithm.draw(recipe.arch, context.dataset.num_classes, context.seed,
-                                         _widths(recipe, step))
-    else:
-        start = made[step.start]
-    if pruning is not None:
-        evidence = Evidence(context.dataset, context.seed, device=device)
-        start = algorithm.prune(start, recipe, recipe.rounds[step.round - 1], step.round, evidence)
-    teachers = [made[one] for one in step.teachers]
-    objective: Objective = CrossEntropy()
-    if teachers:
-        objective = Distillation(SnapshotEnsemble(teachers, device), recipe.loss, step.unlabelled)
-    decides = {"name": step.name, "pruned": pruning,
-               **context.settings(step.training, objective, start)}
-    folder = root / f"{step.name}-{digest_of(decides)[:12]}"
-    if step.start is None:
-        return stage.train(context, folder, step.name, step.training, lambda: start, objective)
-    if pruning is None:
-        return steps.distill(context, step.training, objective, start, folder)
-    with distributed.main_first():
-        kept = steps.keep(start, folder)
-    return steps.retrain(context, step.training, kept, folder, step.name, objective)
-
-
-def _outcome(stages: Sequence[Checkpoint]) -> Outcome:
-    results = [read_result(one.path.parent / RESULT) for one in stages]
-    return Outcome(results[-1], sum(one.images for one in results),
-                   [one.path.parent.name for one in stages])
