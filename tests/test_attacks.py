@@ -114,7 +114,7 @@ def test_commands_of_others_are_shown_quoted_and_commits_are_hexadecimal(filter_
     said = json.loads((run / "run.json").read_text())
     evil = said | {"command": "python cifar/pipeline.py; touch evil `touch evil` $(touch evil)"}
     (run / "run.json").write_text(json.dumps(evil))
-    works("kesi", "report", run, "--no-plots", "--html")
+    works("kesi", "report", run, "--no-plots", "--html", "--no-latency")
     text = (run / "report" / "table.md").read_text()
     quoted = "python 'cifar/pipeline.py;' touch evil '`touch' 'evil`' '$(touch' 'evil)'"
     assert f"- command: `` {quoted} ``" in text

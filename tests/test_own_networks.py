@@ -92,6 +92,13 @@ def assert_pruned_is_zeroed(graph: graphs.Graph) -> None:
     assert sum(map(torch.numel, smaller.parameters())) < sum(map(torch.numel, network.parameters()))
 
 
+def test_one_that_cannot_be_traced_is_offered_weights(tmp_path):
+    network = theirs.shufflenet_v2_x0_5(num_classes=10)
+    with pytest.raises(UsageError, match="cannot trace .*prune its weights instead"):
+        kesi.compress(network, *digits(), folder=tmp_path / "run", options=CPU)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("build", [mobilenet_v3, efficientnet_b0, densenet, convnext, vit,
                                    shufflenet])
 @pytest.mark.parametrize("method", ["filter", "weight"])

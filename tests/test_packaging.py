@@ -1,5 +1,6 @@
 """What is installed: a wheel built from the checkout, in an environment that sees nothing of it."""
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 
 import kesi.models
 import models
+from datagen import write_imagefolder
 from tinyrun import ROOT
 
 
@@ -76,6 +78,18 @@ def test_a_wheel_runs_the_method_and_brings_no_models(source, tmp_path):
          "--epochs", "1", "1", "1", "--save", "run"], tmp_path)
     assert (tmp_path / "run" / "seed0" / "kesi" / "checkpoint.pth.tar").is_file()
     assert "resnet20" in run([kesi_command, "report", "run"], tmp_path)
+    assert run([kesi_command, "export", "--help"], tmp_path).startswith("usage: kesi export")
+    write_imagefolder(tmp_path / "photos")
+    run([kesi_command, "compress", "photos", "--arch", "resnet20", "--rounds", "1", "--epochs", "1",
+         "1", "1", "--image-size", "16", "--batch-size", "8", "--save", "small"], tmp_path)
+    picture = next(tmp_path.glob("photos/test/*/0*"))
+    assert "%" in run([kesi_command, "predict", "small/seed0/kesi", picture], tmp_path)
+    if importlib.util.find_spec("onnxruntime"):
+        run([kesi_command, "export", "small/seed0/kesi", "--out", "over", "--no-latency", "--data",
+             "photos"], tmp_path)
+        assert "%" in run([python, "example.py", picture], tmp_path / "over")
+        run([python, "-c", "import kesi; assert kesi.from_pretrained('over').arch == 'resnet20'"],
+            tmp_path)
 
 
 @pytest.mark.slow

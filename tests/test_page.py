@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 import models
-from doors import fails, works
+from doors import fails, script, works
 from kesi.report.page import page
 
 pytest_plugins = ["tinyrun"]
@@ -115,8 +115,29 @@ def test_a_run_that_is_not_finished(filter_run, tmp_path):
 def test_the_report_writes_it_on_request(filter_run, tmp_path):
     works("kesi", "report", filter_run, "--no-plots", "--out", tmp_path)
     assert not (tmp_path / "report.html").exists()
-    out = works("kesi", "report", filter_run, "--no-plots", "--html", "--out", tmp_path)
+    out = works("kesi", "report", filter_run, "--no-plots", "--html", "--no-latency", "--out",
+                tmp_path)
     assert str(tmp_path / "report.html") in out and (tmp_path / "report.html").is_file()
+
+
+def test_it_shows_what_was_timed_here(filter_run, weight_run, tmp_path, monkeypatch):
+    """The networks of the first seed in turn; one that cannot be loaded leaves the page as it is.
+    """
+    times = iter([(4e-3, 2e-3, 1e-3), (4e-1, 8e-1, 1e-1)] * 2)
+    monkeypatch.setattr("kesi.tools.latency.alternated", lambda calls: list(next(times)))
+    works("kesi", "report", filter_run, "--no-plots", "--html", "--out", tmp_path)
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    for line in ("baseline|4.00|1.00x|400.00|1.00x", "onecycle-2|2.00|2.00x|800.00|0.50x",
+                 "kesi|1.00|4.00x|100.00|4.00x"):
+        name, *cells = line.split("|")
+        assert f'<th scope="row">{name}</th>' + "".join(
+            f"<td>{cell}</td>" for cell in cells) in text
+    broken = shutil.copytree(filter_run, tmp_path / "broken")
+    (broken / "seed0/kesi/checkpoint.pth.tar").write_bytes(b"nothing")
+    done = script("kesi", "report", broken, weight_run, "--no-plots", "--html", "--out", tmp_path)
+    assert done.code == 0 and done.err.count("\n") == 1 and "no latencies of" in done.err
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "weight pruning: kesi</th>" in text and "filter pruning: kesi</th>" not in text
 
 
 def test_text_of_a_figure_stays_text(filter_run, tmp_path):

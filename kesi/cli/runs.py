@@ -2,20 +2,27 @@
 
 import csv
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from kesi.cli import entry, flags
 from kesi.method.plan import sizes, table
+from kesi.method.snapshot import BASELINE, KESI, chain
 from kesi.report import published
 from kesi.report.page import page
 from kesi.report.report import report as write_report
+from kesi.report.tables import Table
 from kesi.report.verify import images_of
 from kesi.report.verify import verify as verify_run
+from kesi.runs.results import load_runs
 from kesi.system import execution
-from kesi.system.errors import KesiError
+from kesi.system.errors import KesiError, UsageError, first_line
+from kesi.system.provenance import device_name
+from kesi.tools.compare import compare
 from kesi.tools.formats import load_with_metadata
+from kesi.tools.latency import BATCHES
 from kesi.tools.tensorboard import write_events
 
 
@@ -70,12 +77,47 @@ def report(argv: Sequence[str] | None = None) -> None:
                         help="what titles call the data set (default: its name)")
     parser.add_argument("--no-plots", action="store_true", help="tables only")
     parser.add_argument("--html", action="store_true",
-                        help="also write report.html, one page with everything")
+                        help="also write report.html, one page with everything; for it networks "
+                             "are timed here")
+    parser.add_argument("--no-latency", action="store_true", help="measure no times")
     args = parser.parse_args(argv)
     made = write_report(args.runs, args.out, not args.no_plots, args.data_name)
     print(made.text)
     if args.html:
-        print(f"page: {page(args.runs, made.out / 'report.html', args.data_name)}")
+        times = None if args.no_latency else latencies(args.runs)
+        print(f"page: {page(args.runs, made.out / 'report.html', args.data_name, latency=times)}")
+
+
+def latencies(folders: Sequence[Path]) -> Table | None:
+    """How long a forward pass takes here, of the networks of each run's first seed: baseline, last
+    snapshot, KESI. None where no baseline and network after it are finished.
+    """
+    loaded = load_runs(folders)
+    lines = []
+    for run in loaded:
+        seed = min(run.seeds)
+        last = chain(run.record.retrainings[0], run.record.rounds)[-1]
+        paths = {stage: run.folder / f"seed{seed}" / stage for stage in (BASELINE, last, KESI)
+                 if stage in run.seeds[seed]}
+        if len(paths) < 2 or BASELINE not in paths:
+            continue
+        try:
+            before, *after = compare(list(paths.values()), accuracy=False).entries
+        except (KesiError, UsageError) as error:  # the records show without them
+            warnings.warn(f"no latencies of {run.folder}: {first_line(error)}", stacklevel=2)
+            continue
+        prefix = f"{run.label}: " if len(loaded) > 1 else ""
+        for stage, one in zip(paths, [before, *after], strict=True):
+            lines.append([prefix + stage])
+            for was, now in ((before.latency_1, one.latency_1),
+                             (before.latency_128, one.latency_128)):
+                lines[-1] += [f"{1e3 * now:.2f}", f"{was / now:.2f}x"]
+    columns = ["network", *(text for batch in BATCHES
+                            for text in (f"batch {batch} (ms)", f"speed-up at {batch}"))]
+    notes = ["The median of one forward pass in torch, the networks in turn, on "
+             f"{device_name('cpu')} when this page was made. Zeros of pruned weights are "
+             "multiplied like others; a runtime such as onnxruntime has other times (kesi export)."]
+    return Table("Latency here", columns, lines, notes) if lines else None
 
 
 def verify(argv: Sequence[str] | None = None) -> None:

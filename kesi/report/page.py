@@ -19,7 +19,7 @@ from kesi.method.snapshot import BASELINE, KESI
 from kesi.report.report import NO_PLOTS
 from kesi.report.sources import origins_table, provenance
 from kesi.report.summary import Row, Summary, main_rows, summarise
-from kesi.report.tables import claims_table, main_table, rounds_table
+from kesi.report.tables import Table, claims_table, main_table, rounds_table
 from kesi.runs.record import METRICS, read_epochs
 from kesi.runs.results import Run, common_folder, load_runs
 from kesi.system.errors import UsageError
@@ -36,12 +36,12 @@ OURS = re.compile(r"kesi |python (cifar/|tinyimagenet/)")  # else a program of s
 
 
 def page(runs: Sequence[Path], out: Path | None = None, data_name: str | None = None,
-         steps: bool = True) -> Path:
+         steps: bool = True, latency: Table | None = None) -> Path:
     """Write the page of one or several run folders to ``out`` and return it.
 
     Default: report.html where kesi report puts its files. ``steps``: also which commands go on from
-    here. Raises what kesi.report.report() raises,
-    and UsageError without matplotlib.
+    here. ``latency``: a table of what was measured, to stand with the result. Raises what
+    kesi.report.report() raises, and UsageError without matplotlib.
     """
     try:
         from kesi.report import curves, figures
@@ -72,7 +72,7 @@ def page(runs: Sequence[Path], out: Path | None = None, data_name: str | None = 
         style=Markup(Path(__file__).with_name("page.css").read_text()),
         table_=main_table(rows, summaries), origins=origins_table(rows),
         missing=[line for one in summaries for line in one.missing],
-        claims=claims_table(summaries), rounds=map(rounds_table, summaries),
+        claims=claims_table(summaries), latency=latency, rounds=map(rounds_table, summaries),
         accuracy=[(named(one, title), drawn(figures.alone, panel, one))
                   for one in summaries for title, panel in panels.items()],
         heats=[(f"{one.run.label}, {part.label} retraining", drawn(figures.heat_figure, part))
