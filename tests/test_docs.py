@@ -105,6 +105,7 @@ class Sandbox:
         for number in range(5):
             Image.fromarray(np.full((36, 36, 3), 50 + number, np.uint8)).save(
                 folder / "more-images" / f"{number}.png")
+        shutil.copytree(ROOT / "studies", folder / "studies")
         for copy in ("photos", "more-photos"):
             shutil.copytree(folder / "my-images", folder / copy)
         shutil.copy(folder / "photos/test/cat/0.png", folder / "photo.jpg")
@@ -200,7 +201,7 @@ class Sandbox:
     def quick_grid(self, flags: list[str]) -> list[str]:
         """Flags of the small table, once; else, and where it needs a cluster, what there is to do.
         """
-        here = (not {"--dry-run", "--ray", "--slurm"} & set(flags)
+        here = (not {"--dry-run", "--ray", "--slurm", "--study"} & set(flags)
                 and ("reproduce",) not in self.known)
         if not here:
             return [*flags, *([] if "--dry-run" in flags else ["--dry-run"])]

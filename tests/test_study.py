@@ -12,7 +12,8 @@ import torch
 from doors import fails, works
 from kesi import checkpoints
 from kesi.data import INFO, DatasetInfo, Images, load, register_dataset
-from kesi.method import algorithm, recipes
+from kesi.method import algorithm, plan, recipes
+from kesi.method.sizes import macs as macs_of
 from kesi.method.training import Options
 from kesi.report.summary import paired, t_quantile
 from kesi.runs.study import Variant, keys_of
@@ -201,6 +202,10 @@ def test_a_dry_run_tells_shared_stages_once_and_touches_nothing(tmp_path):
     (FILE + "\npaper.changed(retraining={'mixup': True})", "mixed images have none"),
     (FILE + "\npaper.changed(loss='labels', distillation={'mixup': True})",
      "mixed images have none"),
+    (FILE + "\npaper.changed(recipe=paper.recipe.towards('macs', 0.5, 10, 16, 'ranked'), "
+     "start='fresh')", "widths that are known before"),
+    (FILE + "\npaper.recipe.towards('macs', 0.5, 10, 16, 'sorted')", "unknown allocation 'sorted'"),
+    (FILE + "\npaper.recipe.towards('macs', 0.001, 10, 16, 'ranked')", "cannot be pruned to"),
     (FILE + "\nfrom dataclasses import replace"
      "\nVARIANTS['c'] = Variant(replace(paper.recipe, rounds=((0.5,),)))", "9 widths to prune")])
 def test_a_bad_file_is_refused_in_one_line(tmp_path, text, says):
@@ -208,6 +213,29 @@ def test_a_bad_file_is_refused_in_one_line(tmp_path, text, says):
     file.write_text(text)
     fails(*words(file, tmp_path / "runs"), code=2, says=says)
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_ranking_over_all_layers_decides_the_widths_of_every_round(tmp_path):
+    """What is left is the target, of widths that the trained networks choose; as in memory."""
+    file, folder = tmp_path / "ranked.py", tmp_path / "runs"
+    file.write_text(FILE + """
+ranked = paper.changed(recipe=paper.recipe.towards("macs", 0.5, 10, 16, "ranked", steps="equal"))
+VARIANTS = {"uniform": paper.changed(recipe=paper.recipe.towards("macs", 0.5, 10, 16, "uniform")),
+            "ranked": ranked, "nothing after": ranked.changed(teachers=None)}
+""")
+    assert "7 trainings, shared ones once" in works(*words(file, folder, "--dry-run"))
+    works(*words(file, folder))
+    rows, whole = table_of(folder), plan.sizes(tiny().recipe, 10, 16)[0].macs
+    macs = {name: int(rows[name, 0]["macs"]) / whole for name in ("uniform", "ranked")}
+    assert all(0.4 < share <= 0.5 for share in macs.values())
+    recipe = tiny().recipe.towards("macs", 0.5, 10, 16, "ranked", steps="equal")
+    train = algorithm.in_memory(load("few"), 0, Options(eval_every=0))
+    baseline, first, second, last = algorithm.kesi(recipe, load("few"), train)
+    assert rows["ranked", 0]["network_digest"] == last.digest
+    assert rows["nothing after", 0]["network_digest"] == second.digest
+    assert second.network.cfg != recipe.widths()  # which are only about
+    for snapshot, share in ((first, 0.75), (second, 0.5)):
+        assert share - 0.1 < macs_of(snapshot.network, 16) / whole <= share
 
 
 def test_no_file_and_no_python(tmp_path):

@@ -17,8 +17,9 @@ from kesi.data import Dataset
 from kesi.method.distillation import Distillation, SnapshotEnsemble
 from kesi.method.objectives import CrossEntropy, Objective
 from kesi.method.pruning import prune_filters, prune_weights
+from kesi.method.pruning.allocation import Ranked
 from kesi.method.pruning.criteria import Evidence, criterion_of
-from kesi.method.recipes import OWN, Recipe
+from kesi.method.recipes import OWN, Amount, Recipe
 from kesi.method.schedules import Training
 from kesi.method.snapshot import BASELINE, KESI, Pruned, Snapshot, chain
 from kesi.method.training import Options, Progress, fit
@@ -68,18 +69,21 @@ def distil(recipe: Recipe, snapshots: Sequence[Snapshot], train: Train,
     return train(KESI, snapshots[-1], recipe.distillation, objective)
 
 
-def prune(snapshot: Snapshot, recipe: Recipe, amount: float | Sequence[float], number: int,
+def prune(snapshot: Snapshot, recipe: Recipe, amount: Amount, number: int,
           evidence: Evidence = Evidence()) -> Pruned:
     """Step 2: a snapshot without what scores lowest; the one given stays as it is.
 
-    ``amount``: the rates of the widths, or the cumulative share of zero weights; ``number``: the
-    round. Raises ValueError for an amount that does not fit, or filters to be pruned under masks.
+    ``amount``: the rates of the widths, a Ranked target that they follow from, or the cumulative
+    share of zero weights; ``number``: the round. Raises ValueError for an amount that does not fit,
+    or filters to be pruned under masks.
     """
     criterion = criterion_of(recipe.method, recipe.criterion)
     evidence = replace(evidence, round=number)
     if recipe.method == "filter":
         if snapshot.masks is not None:
             raise ValueError("its weights were pruned, and filter pruning does not keep masks")
+        if isinstance(amount, Ranked):
+            amount = amount.rates(snapshot.network, criterion, evidence)
         network, masks = prune_filters(snapshot.network, amount, criterion, evidence), None
     else:
         copied = snapshot.copy(snapshot.name)

@@ -10,7 +10,6 @@ import torch
 from kesi import models
 from kesi.data.split import Size as ImageSize
 from kesi.data.split import spoken_size
-from kesi.method.pruning.filters import pruned_widths
 from kesi.method.pruning.weights import conv_weights, pruned_count
 from kesi.method.recipes import Recipe
 from kesi.method.schedules import Training
@@ -93,18 +92,14 @@ def seconds(recipe: Recipe, network_sizes: Sequence[Size], speed: Speed, train_i
 def sizes(recipe: Recipe, num_classes: int, image_size: ImageSize) -> list[Size]:
     """The sizes of a recipe's networks at ``image_size`` px, from the baseline to the last round.
     """
-    cfg = list(models.ARCHITECTURES[recipe.arch].cfg)
     found: list[Size] = []
-    for number in range(len(recipe.rounds) + 1):
-        amount = recipe.rounds[number - 1] if number else None
-        if number and recipe.method == "filter":
-            cfg = pruned_widths(cfg, amount)
+    for number, cfg in enumerate(recipe.all_widths(num_classes)):
         with torch.device("meta"):
             model = models.create(recipe.arch, num_classes, cfg)
         params, zeros = parameters(model), 0
         if number and recipe.method == "weight":
             zeros = pruned_count(sum(weight.numel() for weight in conv_weights(model).values()),
-                                 amount)
+                                 recipe.rounds[number - 1])
         cost = macs(model, image_size)
         first = found[0].macs if found else cost
         found.append(Size(number, params, params - zeros, cost, round(100 * (1 - cost / first), 2)))

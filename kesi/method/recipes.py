@@ -19,10 +19,15 @@ from kesi.method.objectives import (
     loss_of,
 )
 from kesi.method.pruning.allocation import (
+    ALLOCATIONS,
+    MEASURES,
+    RANKED,
     Cost,
+    Ranked,
     Target,
     allocate_rounds,
     scaled,
+    shares_of,
     sparsities_of,
     uniform,
 )
@@ -83,16 +88,20 @@ def kind_of(training: Training) -> str:
     return training.schedule
 
 
+# Of a round: the rates of the widths, a target that they follow from, or a share of zero weights.
+Amount = float | Sequence[float] | Ranked
+
+
 @dataclass(frozen=True)
 class Recipe:
     """The five steps for one network, data set and pruning method.
 
     ``retrainings``: by name; the first one's snapshots teach in the end, the others are made to be
     compared. ``rounds`` has one entry a round. Filter pruning: the rates of that round, one for
-    each width of the network's cfg. Weight pruning: the cumulative share of convolution weights
-    that is zero after it. ``criterion``: a name in kesi.method.pruning.criteria. ``objective``:
-    of baseline and retrainings. ``fitted_to``: the number of training images that the epochs were
-    made to fit.
+    each width of the network's cfg, or a Ranked target. Weight pruning: the cumulative share of
+    convolution weights that is zero after it. ``criterion``: a name in
+    kesi.method.pruning.criteria. ``objective``: of baseline and retrainings. ``fitted_to``: the
+    number of training images that the epochs were made to fit.
     """
 
     arch: str
@@ -177,10 +186,21 @@ class Recipe:
 
     def widths(self, rounds: int | None = None) -> list:
         """The cfg of its network after so many rounds of pruning (default: all)."""
-        cfg = list(models.ARCHITECTURES[self.arch].cfg)
-        for rates in self.rounds[:rounds] if self.method == "filter" else ():
-            cfg = pruned_widths(cfg, rates)
-        return cfg
+        return self.all_widths()[len(self.rounds) if rounds is None else rounds]
+
+    def all_widths(self, num_classes: int = 10) -> list[list]:
+        """The cfg of its network after 0, 1, ... rounds; of Ranked targets only about."""
+        found = [list(models.ARCHITECTURES[self.arch].cfg)]
+        for amount in self.rounds:
+            if isinstance(amount, Ranked):
+                amount = amount.expected(self.arch, num_classes, found[-1])
+            found.append(pruned_widths(found[-1], amount) if self.method == "filter" else found[-1])
+        return found
+
+    @property
+    def ranked(self) -> bool:
+        """Whether its widths follow from a ranking, so that nobody knows them before."""
+        return any(isinstance(amount, Ranked) for amount in self.rounds)
 
     def _compared(self, compare: bool | Sequence[str]) -> list[str]:
         own, *others = self.retrainings
@@ -202,11 +222,14 @@ class Recipe:
                 raise UsageError(f"--percent takes shares of at least 0 and below 1, not {share}")
         if self.method == "filter":
             one = self.rounds[0]
+            if amounts is None and self.ranked:
+                raise UsageError("how many rounds there are is said before their target")
             if amounts is not None:
-                one = tuple(each) * (len(one) if len(each) == 1 else 1)
-                if len(one) != len(self.rounds[0]):
+                count = len(widths_of(models.ARCHITECTURES[self.arch].cfg))
+                one = tuple(each) * (count if len(each) == 1 else 1)
+                if len(one) != count:
                     raise UsageError("--percent with filter pruning takes one share, or one for "
-                                     f"each of {len(self.rounds[0])} widths, not {len(each)}")
+                                     f"each of {count} widths, not {len(each)}")
             return (one,) * (rounds or len(self.rounds))
         shares = tuple(self.rounds if amounts is None else each)
         if list(shares) != sorted(shares):
@@ -218,13 +241,17 @@ class Recipe:
         return shares[:rounds]
 
     def towards(self, measure: str, share: float, num_classes: int, image_size: Size,
-                allocation: str = "paper", round_to: int = 1, cost: Cost | None = None) -> "Recipe":
+                allocation: str = "paper", round_to: int = 1, cost: Cost | None = None,
+                steps: str = "geometric") -> "Recipe":
         """The recipe with amounts that leave a share of "macs", "params" or "latency", or prune a
         "sparsity".
 
         ``allocation``: "paper" takes from every width in proportion to its rates, "uniform" from
-        all alike; widths become multiples of ``round_to``. ``cost``: of widths, for latency. Raises
-        UsageError for what does not fit the method, and for a target that cannot be reached.
+        all alike, "ranked" by one ranking of the criterion over all layers, in studies and in
+        memory; widths become multiples of ``round_to``. ``cost``: of widths, for latency.
+        ``steps``: each round leaves the same share of the one before ("geometric"), or takes as
+        much ("equal"). Raises UsageError for what does not fit the method, and for a target that
+        cannot be reached.
         """
         if (measure == "sparsity") != (self.method == "weight"):
             raise UsageError(
@@ -233,11 +260,23 @@ class Recipe:
                 + ("--sparsity" if self.method == "weight" else "--macs, --params or --latency"))
         count = len(self.rounds)
         if measure == "sparsity":
-            return replace(self, rounds=sparsities_of(share, count))
+            return replace(self, rounds=sparsities_of(share, count, steps))
+        if allocation not in (*ALLOCATIONS, RANKED):
+            raise UsageError(f"unknown allocation {allocation!r}; choose one of: "
+                             f"{', '.join((*ALLOCATIONS, RANKED))}")
         unpruned = widths_of(models.ARCHITECTURES[self.arch].cfg)
+        if allocation == RANKED:
+            if measure not in MEASURES or models.ARCHITECTURES[self.arch].graph is not None:
+                raise UsageError("a ranking over all layers is for macs or params, and for KESI's "
+                                 "own networks: choose uniform")
+            made = replace(self, rounds=tuple(
+                Ranked(Target(measure, one), image_size, round_to)
+                for one in shares_of(share, count, steps)))
+            made.all_widths(num_classes)  # which fails where no allocation gets there
+            return made
         order = scaled(unpruned, self.rounds[0]) if allocation == "paper" else uniform(unpruned)
         found = allocate_rounds(self.arch, num_classes, image_size, Target(measure, share), order,
-                                count, round_to=round_to, cost=cost)
+                                count, steps, round_to, cost)
         return replace(self, rounds=tuple(one.rates for one in found))
 
     def describe(self) -> dict:

@@ -28,6 +28,7 @@ from kesi.runs.record import RUN, Faster, Fitted, RunRecord, read_run
 from kesi.runs.results import handed_over, load_run
 from kesi.runs.stage import Context, Watch, warn_of_another_device
 from kesi.system import distributed
+from kesi.system.errors import UsageError
 from kesi.system.files import remove_leftovers, write_json
 from kesi.system.locks import held, held_for_all
 from kesi.system.provenance import device_name, provenance, recipe_hash
@@ -71,6 +72,9 @@ def run(settings: Settings) -> Path:
     if settings.baseline is not None and not settings.shared:  # before anything is moved or written
         for seed in settings.seeds:
             checkpoints.find(settings.baseline.replace("{seed}", str(seed)))
+    if settings.recipe.ranked:
+        raise UsageError("a ranking over all layers decides its widths while it runs, and a run "
+                         "says them before: it is for studies, or for kesi.method.algorithm")
     more = settings.dataset.unlabelled
     check_labels(settings.recipe.loss, more is not None, False)
     if settings.fresh and (aside := move_aside(settings.folder)):

@@ -18,7 +18,7 @@ from kesi.method import algorithm, sizes
 from kesi.method.distillation import SnapshotEnsemble, agreement
 from kesi.method.objectives import CrossEntropy, Objective
 from kesi.method.pruning.criteria import Evidence
-from kesi.method.recipes import Recipe, kind_of
+from kesi.method.recipes import Amount, Recipe, kind_of
 from kesi.method.schedules import DIVERGED, Training
 from kesi.method.sizes import parameters
 from kesi.method.snapshot import BASELINE, ENSEMBLE, KESI, Pruned, Snapshot, StageName
@@ -94,7 +94,7 @@ def _refuse_nonsense(loss: float, what: str) -> None:
                         "train it anew at a lower learning rate")
 
 
-def prune(parent: Checkpoint, recipe: Recipe, amount: float | Sequence[float], folder: Path,
+def prune(parent: Checkpoint, recipe: Recipe, amount: Amount, folder: Path,
           number: int, evidence: Evidence = Evidence()) -> Checkpoint:
     """Step 2: prune a checkpoint into ``folder``, unless that was done; see keep().
 

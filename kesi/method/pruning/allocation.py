@@ -25,6 +25,8 @@ LATENCY = "latency"  # a measure, too, of which the caller says what widths cost
 
 ALLOCATIONS = ("paper", "uniform")  # that need no network
 
+RANKED = "ranked"  # which needs one
+
 NO_EVIDENCE = Evidence()
 
 # How late a step is taken: (place of the width, filters before it, filters after it) -> a number.
@@ -160,6 +162,34 @@ def allocate_rounds(arch: str, num_classes: int, image_size: Size, target: Targe
         found.append(allocate(arch, num_classes, image_size, replace(target, share=share), order,
                               found[-1].cfg if found else None, round_to, cost, target.share))
     return found
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """The amount of a round by one ranking over all layers, see ranked(), until ``target`` is left
+    of the unpruned network; widths become multiples of ``round_to``.
+
+    Which rates that are is known only when there is a network to rank.
+    """
+
+    target: Target
+    image_size: Size
+    round_to: int = 1
+
+    def rates(self, network: torch.nn.Module, criterion: Criterion,
+              evidence: Evidence) -> tuple[float, ...]:
+        """For this network, as prune_filters takes them. Raises UsageError for a target that cannot
+        be reached."""
+        return self._of(network.arch, network.num_classes, network.cfg,
+                        ranked(network, criterion, evidence))
+
+    def expected(self, arch: str, num_classes: int, cfg: Sequence) -> tuple[float, ...]:
+        """Rates to the same target without a network, which are uniform() ones."""
+        return self._of(arch, num_classes, cfg, uniform(widths_of(models.ARCHITECTURES[arch].cfg)))
+
+    def _of(self, arch: str, num_classes: int, cfg: Sequence, order: Order) -> tuple[float, ...]:
+        return allocate(arch, num_classes, self.image_size, self.target, order, cfg,
+                        self.round_to).rates
 
 
 def shares_of(share: float, rounds: int, steps: str = "geometric") -> tuple[float, ...]:

@@ -73,6 +73,9 @@ class Variant:
         if self.start == "fresh" and self.recipe.method != "filter":
             raise UsageError("a fresh start is for filter pruning: masks are those of trained "
                              "weights")
+        if self.start == "fresh" and self.recipe.ranked:
+            raise UsageError("a fresh start needs widths that are known before: a ranking over all "
+                             "layers decides them while it runs")
         if self.start == "fresh" and self.teachers in (None, "last"):
             raise UsageError("a fresh start needs teachers: snapshots, baseline or labels")
         if self.images == "unlabelled" and self.teachers in (None, "labels"):
