@@ -397,9 +397,9 @@ def test_links_lead_somewhere(document):
         assert not anchor or anchor in headings(there), f"{document}: {target}"
 
 
-@pytest.mark.parametrize("document", [name for name in DOCUMENTS if name != "docs/clusters.md"])
+@pytest.mark.parametrize("document", DOCUMENTS)
 def test_flags_and_files_that_are_named_exist(document):
-    sources = "".join(path.read_text() for folder in ("kesi", "benchmarks")
+    sources = "".join(path.read_text() for folder in ("kesi", "benchmarks", "reproduce")
                       for path in (ROOT / folder).rglob("*.py"))
     sources += "".join(f'"--{measure}"' for measure in allocation.MEASURES)  # a flag each
     text = FENCE.sub("", (ROOT / document).read_text())
