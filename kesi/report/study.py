@@ -55,7 +55,8 @@ def table(found: Outcomes, title: str) -> Table:
              "Told from chance: 0 lies outside of it. Of twenty comparisons that are nothing but "
              f"chance, one is told from it; these are {len(against)}.",
              "Images processed: in all trainings that lead to a variant, those that it shares "
-             "included; what teachers see is not counted. Parameters are those that are not zero."]
+             "included; what teachers see is not counted. Parameters are those that are not zero.",
+             f"The last trainings were made {'; '.join(origins(found))}."]
     return Table(title, [columns[place] for place in shown],
                  [[line[place] for place in shown] for line in lines], notes)
 
@@ -66,10 +67,18 @@ def _against(one: Paired | None) -> list[str]:
     return [f"{one.mean:+.2f}", one.interval, "yes" if one.told_from_chance else "no"]
 
 
+def origins(found: Outcomes) -> list[str]:
+    """Code, versions and machine of the last trainings, in words; each once."""
+    results = [one.result for by_seed in found.values() for one in by_seed.values()]
+    return list(dict.fromkeys(
+        f"at commit {(one.commit or 'unknown')[:8]}{' (changed)' if one.dirty else ''} with torch "
+        f"{(one.versions or {}).get('torch', '?')} on {one.device}" for one in results))
+
+
 def rows(found: Outcomes) -> list[dict]:
     """Every outcome as a line of numbers."""
     kept = ("test_accuracy", "test_loss", "val_accuracy", "params", "nonzero_params", "macs",
-            "network_digest")
+            "network_digest", "commit", "device")
     return [{"variant": name, "seed": seed, "images": one.images,
              **{field: asdict(one.result)[field] for field in kept}, "stages": " ".join(one.stages)}
             for name, by_seed in found.items() for seed, one in by_seed.items()]

@@ -34,7 +34,6 @@ from kesi.system import distributed
 from kesi.system.errors import KesiError, UsageError
 from kesi.system.files import read_json, write_json
 from kesi.system.locks import held
-from kesi.system.provenance import provenance
 from kesi.system.seeds import MOST, derive
 
 NOTE = "study.json"
@@ -137,13 +136,10 @@ def _notes(path: Path) -> dict[str, dict]:
 
 
 def _note(study: Study, root: Path, name: str, stages: list[str]) -> None:
-    """Note what came out of a variant, and with what code; what says the same already stays."""
-    before = _notes(root / NOTE)
+    """Note what came out of a variant."""
     now = {"is": study.variants[name].describe(), "data": study.dataset.describe(),
            "stages": stages}
-    if now.items() <= before.get(name, {}).items():
-        return
-    write_json(root / NOTE, {**before, name: {**now, **provenance(study.options.device)}})
+    write_json(root / NOTE, {**_notes(root / NOTE), name: now})
 
 
 def _stage(root: Path, key: str, context: Context, recipe: Recipe, step: Step,
