@@ -162,6 +162,10 @@ def test_the_table_and_the_picture(study):
     assert ("yes" in line.split()) == (abs(mean) > half)
     again = next(line for line in said.splitlines() if line.startswith("the paper's again"))
     assert "+0.00" in again and " no " in again
+    said = works(*words(file, folder, "--seeds", 0, 1, "--against", "random"))
+    assert 'Differences are to "random"' in said
+    line = next(line for line in said.splitlines() if line.startswith("paper "))
+    assert f"{-mean:+.2f}" in line and f"{-mean - half:+.2f} to {-mean + half:+.2f}" in line
     assert (folder / "study.png").read_bytes().startswith(b"\x89PNG")
     assert "![study](study.png)" in (folder / "study.md").read_text()
 
@@ -241,6 +245,9 @@ VARIANTS = {"uniform": paper.changed(recipe=paper.recipe.towards("macs", 0.5, 10
 def test_no_file_and_no_python(tmp_path):
     fails(*words(tmp_path / "none.py", tmp_path), code=2, says="there is no such file")
     fails(*words(tmp_path, tmp_path), code=2, says="no Python file")
+    (tmp_path / "tiny.py").write_text(FILE)
+    fails(*words(tmp_path / "tiny.py", tmp_path, "--against", "nobody"), code=2,
+          says="no variant 'nobody' to hold the others against; it has: paper, labels")
 
 
 @pytest.mark.parametrize("freedom, tabled", [(1, 12.7062), (2, 4.3027), (3, 3.1824), (4, 2.7764),

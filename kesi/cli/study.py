@@ -29,10 +29,10 @@ def study(argv: Sequence[str] | None = None) -> None:
         kesi study studies/worth.py --seeds 0 1 2 3 4 --save runs/worth
 
     FILE is Python and says VARIANTS = {name: Variant, ...}, all of one data set; the others are
-    held against the first. A stage that several of them need is run once. The same command
-    continues what was interrupted, and other seeds, or variants that are added to the file, find
-    all that is there; processes with different --seeds share a folder, and the table is of all
-    seeds in it. docs/study.md tells more.
+    held against the first, or --against another. A stage that several of them need is run once. The
+    same command continues what was interrupted, and other seeds, or variants that are added to the
+    file, find all that is there; processes with different --seeds share a folder, and the table is
+    of all seeds in it. docs/study.md tells more.
     """
     asked = parse(argv)
     args, variants = asked.args, asked.variants
@@ -84,6 +84,8 @@ def parse(argv: Sequence[str] | None = None) -> Asked:
     parser.add_argument("--save", type=Path, metavar="DIR", help="default: runs/study-<FILE>")
     parser.add_argument("--dry-run", action="store_true",
                         help="print stages, shared ones once, and work; touch nothing")
+    parser.add_argument("--against", metavar="NAME", help="the variant that the others are held "
+                        "against (default: the first)")
     parser.add_argument("--data-name", metavar="TEXT", help="what the table calls "
                         "the data set (default: its name, or that of its folder)")
     flags.add_images(parser)
@@ -92,6 +94,11 @@ def parse(argv: Sequence[str] | None = None) -> Asked:
     args = parser.parse_args(argv)
     args.seeds = list(dict.fromkeys(args.seeds))
     variants = variants_of(args.file)
+    if args.against is not None:
+        if args.against not in variants:
+            raise UsageError(f"{args.file} has no variant {args.against!r} to hold the others "
+                             f"against; it has: {', '.join(variants)}")
+        variants = {args.against: variants.pop(args.against), **variants}
     recipe = next(iter(variants.values())).recipe
     args.dataset, args.num_classes = recipe.dataset, None
     folder = args.save or Path("runs", f"study-{Path(args.file).stem}")

@@ -117,6 +117,6 @@ def draw(found: Outcomes, title: str, path: Path) -> None:
                           color=KESI_COLOUR, markersize=5, capsize=3)
         axis.set_yticks(range(len(others)), others)
         axis.set_ylim(len(others) - 0.5, -0.5)
-        axis.set_xlabel("difference in accuracy (points), its 95 % interval, and every seed")
+        axis.set_xlabel("points of accuracy: mean, 95 % interval, every seed")
         figure.suptitle(f"{title}, against: {first}", fontsize=10)
         save(figure, path)
