@@ -21,10 +21,10 @@ from kesi.data import datasets
 from kesi.data.arrays import from_arrays
 from kesi.method.pruning import prune_filters
 from kesi.method.training import Options
-from kesi.own import compress, graphs
+from kesi.own import compress, graphs, tracing
 from kesi.own.compress import Compressed
-from kesi.own.graphs import analyse
 from kesi.own.registry import SPARSITIES
+from kesi.own.tracing import analyse
 from kesi.report.page import next_steps, page
 from kesi.runs.record import read_result, read_run
 from kesi.runs.results import load_run
@@ -208,7 +208,8 @@ def test_pruned_is_dense_with_the_same_filters_zeroed_written_by_hand(registry):
 def test_three_rounds_equal_zeroing_and_can_be_rebuilt_from_cfg(build, size, registry):
     graph = kesi.register("mine", build, image_size=size)
     assert graph.left_alone == ()
-    network = graphs._randomised(models.create("mine", 10), torch.Generator().manual_seed(3)).eval()
+    draw = torch.Generator().manual_seed(3)
+    network = tracing._randomised(models.create("mine", 10), draw).eval()
     images = torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(4))
     for _ in range(3):
         before, cfg = network, [max(1, int(width * 0.8)) for width in network.cfg]
@@ -255,10 +256,10 @@ def test_a_wrong_graph_does_not_pass_the_trial():
     """
     network = Concatenating()
     graph = analyse(network, 16)
-    assert graphs._holds(graph, network, 16)
+    assert tracing._holds(graph, network, 16)
     axes = [replace(axis, width=axis.width.roll(6), channel=axis.channel.roll(6))
             if (axis.module, axis.output) == ("norm", True) else axis for axis in graph.axes]
-    assert not graphs._holds(replace(graph, axes=tuple(axes)), network, 16)
+    assert not tracing._holds(replace(graph, axes=tuple(axes)), network, 16)
 
 
 def test_parameters_that_are_not_trained_stay_untrained(registry):

@@ -14,7 +14,7 @@ import models
 from kesi.data import load
 from kesi.method.pruning import prune_filters
 from kesi.method.training import Options
-from kesi.own import graphs
+from kesi.own import graphs, tracing
 from kesi.system.errors import UsageError
 
 pytest.importorskip("torch_pruning")
@@ -82,7 +82,7 @@ def test_networks_of_linear_layers_lose_the_inside_of_their_mlps(build, hidden):
 
 def assert_pruned_is_zeroed(graph: graphs.Graph) -> None:
     network = models.create("theirs", 10)
-    network = graphs._randomised(network, torch.Generator().manual_seed(0)).eval()
+    network = tracing._randomised(network, torch.Generator().manual_seed(0)).eval()
     images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     smaller = prune_filters(network, 0.3).eval()
     graph.zero(network, network.cfg, graph.weakest(network, smaller.cfg))

@@ -232,6 +232,7 @@ def test_a_budget_scales_all_epochs_and_is_kept(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("words, says", [
+    (("--val-fraction", "nan", "--dry-run"), "is not a share"),
     (("--budget", "0.5s", "--dry-run"), "too small"), (("--budget", "soon"), "90s, 45m or 2h"),
     (("--budget", "0m"), "90s, 45m or 2h"),
     (("--budget", "1h", "--epochs-scale", 0.5), "ask for different things")])

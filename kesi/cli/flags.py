@@ -10,7 +10,7 @@ from kesi import models
 from kesi.checkpoints import pretrained
 from kesi.cli import targets
 from kesi.data import DATASETS, INFO, Dataset, load
-from kesi.data.datasets import check_size
+from kesi.data.datasets import check_wanted
 from kesi.data.sources.imagefolder import class_names, count
 from kesi.data.split import Size
 from kesi.method import recipes
@@ -244,11 +244,8 @@ def classes_and_size(args: argparse.Namespace, family: str,
                      folder: str | None = None) -> tuple[int, Size]:
     """(classes, image size) of a data set without reading it;
     of an imagefolder the classes in ``folder`` count."""
-    if args.image_size is not None:
-        check_size(args.image_size)
-        if family == "tinyimagenet" and not isinstance(args.image_size, int):
-            raise UsageError(f"photographs and {args.dataset} are seen as squares here: give "
-                             "--image-size one number")
+    check_wanted(args.dataset, args.image_size, getattr(args, "val_fraction", 0.0), family,
+                 getattr(args, "channels", None))
     info = INFO[args.dataset]
     size = args.image_size or info.default_size(family)
     if info.num_classes is not None:

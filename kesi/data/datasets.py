@@ -216,7 +216,7 @@ def load(
     Raises UsageError for a bad argument and KesiError for missing or damaged files and a failed
     download.
     """
-    _check(name, image_size, val_fraction, family, channels)
+    check_wanted(name, image_size, val_fraction, family, channels)
     info = INFO[name]
     size = image_size or info.default_size(family)
     photographs = family == "tinyimagenet"
@@ -267,8 +267,9 @@ def _at(split: Split, size: Size) -> Split:
     return split if images is split.images else replace(split, images=images, pixels=None)
 
 
-def _check(name: str, image_size: Size | None, val_fraction: float, family: str,
-           channels: int | None) -> None:
+def check_wanted(name: str, image_size: Size | None, val_fraction: float, family: str,
+                 channels: int | None) -> None:
+    """Raises UsageError for what load() cannot give, whatever the images are."""
     if name not in INFO:
         raise UsageError(f"unknown data set {name!r}: choose from {', '.join(INFO)}")
     if family not in FAMILIES:

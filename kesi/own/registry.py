@@ -17,7 +17,8 @@ from kesi.data.split import Size, height_width, spoken_size
 from kesi.method.sizes import macs
 from kesi.method.snapshot import digest_of
 from kesi.own import checks
-from kesi.own.graphs import Graph, analyse, by_linear_layers
+from kesi.own.graphs import Graph
+from kesi.own.tracing import analyse, by_linear_layers
 from kesi.system.errors import UsageError, first_line
 
 Factory = Callable[[], nn.Module]
