@@ -8,7 +8,6 @@ processes as many images, and ends in a network of the same widths.
 
 from dataclasses import replace
 
-from kesi.method.objectives import WithLabels
 from kesi.method.recipes import kesi2, recipe
 from kesi.runs.study import Variant
 
@@ -27,9 +26,8 @@ VARIANTS = {
     "the paper's order": paper,
     "more plain retraining": plain(paper),
     "kesi2": whole,
-    "kesi2, half of the loss by the labels": whole.changed(loss=WithLabels(alpha=0.5)),
-    "kesi2's chain, more plain retraining": plain(whole),
+    "kesi2, more plain retraining": plain(whole),
     "kesi2, the baseline as only teacher": whole.changed(teachers="baseline"),
-    "from scratch by labels": whole.changed(
+    "kesi2, from scratch by labels": whole.changed(
         start="fresh", teachers="labels", distillation=whole.recipe.baseline.changed(epochs=31)),
 }
