@@ -28,6 +28,7 @@ REFERENCE = "api/kesi.html"
 PROGRAM = "kesi.tools.handover.example"
 MENU = {"README.md": "KESI", "docs/method.md": "The method", "docs/data.md": "Own images",
         "docs/own-network.md": "Own networks", "docs/runs.md": "Runs", "docs/study.md": "Studies",
+        "docs/beyond.md": "Beyond the paper",
         "docs/export.md": "Export",
         "docs/reproduce.md": "The paper's tables", "docs/clusters.md": "Several machines",
         "docs/code.md": "The code", "results/README.md": "Results",

@@ -5,11 +5,12 @@ import json
 import math
 import random
 import shutil
+import statistics
 
 import pytest
 import torch
 
-from doors import fails, works
+from doors import ROOT, fails, works
 from kesi import checkpoints
 from kesi.data import INFO, DatasetInfo, Images, load, register_dataset
 from kesi.method import algorithm, plan, recipes
@@ -331,3 +332,21 @@ VARIANTS = {"snapshots": paper, "independent": paper.changed(teachers=3)}
     train = algorithm.in_memory(load("few"), seed, Options(eval_every=0))
     alone = train("baseline", algorithm.draw("resnet20", 10, seed), tiny().recipe.baseline)
     assert checkpoints.load(folder / second).digest == alone.digest
+
+
+@pytest.mark.parametrize("folder", sorted((ROOT / "results").glob("*/study.csv")),
+                         ids=lambda path: path.parent.name)
+def test_a_published_table_follows_from_its_outcomes(folder):
+    rows = table_of(folder.parent)
+    names = list(dict.fromkeys(name for name, _ in rows))
+    seeds = sorted({seed for _, seed in rows})
+    values = {name: [float(rows[name, seed]["test_accuracy"]) for seed in seeds] for name in names}
+    text = (folder.parent / "study.md").read_text()
+    for name in names:
+        line = next(line for line in text.splitlines() if line.startswith(f"| {name} | "))
+        mean, deviation = statistics.fmean(values[name]), statistics.stdev(values[name])
+        assert f"| {mean:.2f} ± {deviation:.2f} |" in line
+        if name != names[0]:
+            against = paired(values[names[0]], values[name])
+            assert f"| {against.mean:+.2f} | {against.interval} |" in line
+        assert line.endswith(f"| {len(seeds)} |")

@@ -80,6 +80,7 @@ def run(study: Study) -> dict[str, dict[int, Outcome]]:
     keys = {name: keys_of(variant) for name, variant in study.variants.items()}
     for seed in study.seeds:
         with held(study.folder / f"seed{seed}") as root:
+            _notes(root / NOTE)  # a damaged file is told of before anything is trained
             done: dict[str, Checkpoint] = {}
             for name, variant in study.variants.items():
                 made: list[Checkpoint] = []
@@ -104,12 +105,12 @@ def finished(folder: Path, variants: Mapping[str, Variant],
     Raises KesiError where a file is damaged.
     """
     found: dict[str, dict[int, Outcome]] = {name: {} for name in variants}
-    numbers = sorted(int(path.name.removeprefix("seed")) for path in Path(folder).glob("seed*")
-                     if path.name.removeprefix("seed").isdecimal())
+    seeds = {path.name.removeprefix("seed"): path for path in Path(folder).glob("seed*")}
+    numbers = sorted(int(text) for text in seeds if text.isdecimal() and text == str(int(text)))
     said = {name: variant.describe() for name, variant in variants.items()}
     data = None if dataset is None else dataset.describe()
     for seed in numbers:
-        root = Path(folder, f"seed{seed}")
+        root = seeds[str(seed)]
         noted = _notes(root / NOTE)
         if all(name in noted and noted[name]["is"] == said[name]
                and (data is None or noted[name]["data"] == data)
