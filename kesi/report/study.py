@@ -107,7 +107,7 @@ def draw(found: Outcomes, title: str, path: Path) -> None:
     first, *others = found
     against, base = differences(found), accuracies(found[first])
     with matplotlib.rc_context(STYLE):
-        figure, axis = small(7.0, 1.4 + 0.36 * len(others))
+        figure, axis = small(7.0, 1.6 + 0.36 * len(others))
         axis.axvline(0, color=BASELINE_COLOUR, linewidth=1)
         for place, name in enumerate(others):
             points = [b - a for a, b in zip(base, accuracies(found[name]), strict=True)]
@@ -118,5 +118,5 @@ def draw(found: Outcomes, title: str, path: Path) -> None:
         axis.set_yticks(range(len(others)), others)
         axis.set_ylim(len(others) - 0.5, -0.5)
         axis.set_xlabel("points of accuracy: mean, 95 % interval, every seed")
-        figure.suptitle(f"{title}, against: {first}", fontsize=10)
+        figure.suptitle(f"{title}\nagainst: {first}", fontsize=10)
         save(figure, path)
