@@ -11,7 +11,6 @@ from kesi.method.recipes import Recipe
 from kesi.report import study as reports
 from kesi.runs.study import Variant, finished
 from kesi.system import locks
-from kesi.system.errors import UsageError
 from reproduce.grid import DONE, MISSING, RUNNING
 
 JOBS = "seeds"
@@ -63,10 +62,7 @@ def asked(file: str, seeds: Sequence[int], save: Path | None, words: Sequence[st
     """What `kesi study` makes of it. Raises UsageError where it will not do, before any job does.
     """
     where = [] if save is None else ["--save", str(save)]
-    found = command.parse([file, "--seeds", *map(str, seeds), *where, *words])
-    if found.args.dry_run:
-        raise UsageError("--dry-run of a study itself: kesi study FILE --dry-run")
-    return found
+    return command.parse([file, "--seeds", *map(str, seeds), *where, *words])
 
 
 def jobs(study: Asked, words: Sequence[str]) -> list[Job]:
