@@ -82,6 +82,7 @@ def test_a_folder_of_images_in_and_a_smaller_network_out(tmp_path):
                for name in ("baseline", "kesi")}
     assert results["kesi"]["macs"] <= 0.5 * results["baseline"]["macs"]
     fails("kesi", "compress", tmp_path / "none", "--arch", "resnet20", code=1, says="none")
+    fails("kesi", "compress", tmp_path / "none", "--dry-run", code=1, says="none is not a folder")
 
 
 RUN = ("kesi", "run", "--arch", "resnet20", "--dataset", "digits", "--device", "cpu", "--rounds", 1,

@@ -7,13 +7,14 @@ from pathlib import Path
 
 from kesi.cli import entry, flags, targets
 from kesi.data.datasets import FOLDER
+from kesi.data.sources.imagefolder import without_train
 from kesi.method import plan, recipes
 from kesi.method.objectives import LOSSES
 from kesi.method.snapshot import BASELINE
 from kesi.report import report
 from kesi.runs import pipeline
 from kesi.system import distributed, seeds
-from kesi.system.errors import UsageError
+from kesi.system.errors import KesiError, UsageError
 from kesi.tools import tensorboard
 from kesi.tools.targets import faster
 
@@ -107,6 +108,8 @@ def run_pipeline(doc: str, family: str, argv: Sequence[str] | None = None, prog:
                         help="write event files to <save>/tensorboard as well, epoch by epoch")
     args = parser.parse_args(argv)
     if folder:
+        if not Path(args.images, "train").is_dir():  # which a dry run would not notice
+            raise KesiError(without_train(Path(args.images)))
         args.dataset, args.data = FOLDER, args.images
         if args.percent is None and not targets.given(args):
             measure = "sparsity" if args.method == "weight" else "macs"

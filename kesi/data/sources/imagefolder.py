@@ -21,7 +21,7 @@ def load_imagefolder(root: Path, storage: Storage, download: bool) -> Images:
     folder that is missing or empty, a class that train/ does not have, an unreadable image.
     """
     if not (root / "train").is_dir():
-        raise KesiError(_without_train(root))
+        raise KesiError(without_train(root))
     test_name = test_folder(root).name
     if not (root / test_name).is_dir():
         raise KesiError(f"{root / 'test'} is not there: put test images into "
@@ -46,7 +46,8 @@ def test_folder(root: Path) -> Path:
     return root / "test" if (root / "test").is_dir() else root / "val"
 
 
-def _without_train(root: Path) -> str:
+def without_train(root: Path) -> str:
+    """What to say of a folder that holds no train/."""
     if not root.is_dir():
         return (f"{root} is not a folder: give the one that holds train/<class>/ and test/<class>/ "
                 f"with --data")
