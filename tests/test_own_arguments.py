@@ -233,13 +233,15 @@ def test_a_recipe_by_name_is_the_papers_but_for_what_it_differs_in(tmp_path):
           "--rounds", 1, "--epochs", 1, 1, 1, "--device", "cpu", "--save", tmp_path / "run",
           "--no-report")
     squeeze(tmp_path / "own", recipe="kesi2", lr=None)
+    made = recipes.named("kesi2", recipes.recipe("resnet56", "cifar10", "filter"))
+    assert {training.batch_size for training in made.trainings.values()} == {64}
     paper = recipes.recipe("resnet20", "digits", "filter").describe()["trainings"]
     for folder in ("run", "own"):
         recipe = read_run(tmp_path / folder / "run.json").recipe
         assert recipe["loss"] == {"name": "WithLabels", **recipe["loss"], "alpha": 0.1}
         for kind, differs in (("baseline", {}), ("onecycle", {}),
                               ("kesi", {"optimizer": "sgd", "lr": 0.1})):
-            wanted = paper[kind] | {"weight_decay": 5e-4} | differs
+            wanted = paper[kind] | {"weight_decay": 1e-3} | differs
             found = recipe["trainings"][kind]
             for name in ("weight_decay", "optimizer", "lr", "momentum", "schedule"):
                 assert found[name] == wanted[name], (folder, kind, name)
