@@ -234,8 +234,9 @@ def test_a_recipe_by_name_is_the_papers_but_for_what_it_differs_in(tmp_path):
           "--no-report")
     squeeze(tmp_path / "own", recipe="kesi2", lr=None)
     made = recipes.named("kesi2", recipes.recipe("resnet56", "cifar10", "filter"))
+    # what the method is compared with stays
     assert {kind: training.batch_size for kind, training in made.trainings.items()} == {
-        "baseline": 64, "onecycle": 64, "usual": 128, "kesi": 64}  # one stays what it is compared as
+        "baseline": 64, "onecycle": 64, "usual": 128, "kesi": 64}
     paper = recipes.recipe("resnet20", "digits", "filter").describe()["trainings"]
     for folder in ("run", "own"):
         recipe = read_run(tmp_path / folder / "run.json").recipe
