@@ -134,6 +134,23 @@ def test_what_is_finished_stays_and_what_is_lost_comes_back(study, tmp_path, mon
         key: row["network_digest"] for key, row in before.items()}
 
 
+def test_a_variant_is_trained_with_its_own_objective(tmp_path):
+    file, folder = tmp_path / "own.py", tmp_path / "runs"
+    file.write_text(FILE + """
+from dataclasses import replace
+def smoothed(logits, images, labels):
+    from torch.nn.functional import cross_entropy
+    return cross_entropy(logits, labels, label_smoothing=0.5)
+short = paper.changed(rounds=1, teachers=None)
+VARIANTS = {"plain": short,
+            "smoothed": short.changed(recipe=replace(short.recipe, objective=smoothed))}
+""")
+    works(*words(file, folder))
+    plain, smoothed = (table_of(folder)[name, 0] for name in ("plain", "smoothed"))
+    assert not set(plain["stages"].split()) & set(smoothed["stages"].split())
+    assert plain["network_digest"] != smoothed["network_digest"]
+
+
 @pytest.mark.slow
 def test_the_table_is_of_all_seeds_that_are_there(study, tmp_path):
     """Also where a process has one seed of them; a seed that lost a stage does not count."""
@@ -210,6 +227,8 @@ def test_a_dry_run_tells_shared_stages_once_and_touches_nothing(tmp_path):
     (FILE + "\npaper.changed(recipe=paper.recipe.towards('macs', 0.5, 10, 16, 'ranked'), "
      "start='fresh')", "widths that are known before"),
     (FILE + "\npaper.recipe.towards('macs', 0.5, 10, 16, 'sorted')", "unknown allocation 'sorted'"),
+    (FILE + "\nranked = paper.recipe.towards('macs', 0.5, 10, 16, 'ranked')"
+     "\nranked.towards('macs', 0.4, 10, 16)", "no rates to go in proportion to"),
     (FILE + "\npaper.recipe.towards('macs', 0.001, 10, 16, 'ranked')", "cannot be pruned to"),
     (FILE + "\nfrom dataclasses import replace"
      "\nVARIANTS['c'] = Variant(replace(paper.recipe, rounds=((0.5,),)))", "9 widths to prune")])

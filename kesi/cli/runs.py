@@ -95,11 +95,13 @@ def latencies(folders: Sequence[Path]) -> Table | None:
     loaded = load_runs(folders)
     lines = []
     for run in loaded:
-        seed = min(run.seeds)
         last = chain(run.record.retrainings[0], run.record.rounds)[-1]
+        seed = min((one for one, results in run.seeds.items() if BASELINE in results), default=None)
+        if seed is None:
+            continue
         paths = {stage: run.folder / f"seed{seed}" / stage for stage in (BASELINE, last, KESI)
                  if stage in run.seeds[seed]}
-        if len(paths) < 2 or BASELINE not in paths:
+        if len(paths) < 2:
             continue
         try:
             before, *after = compare(list(paths.values()), accuracy=False).entries

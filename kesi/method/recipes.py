@@ -264,6 +264,9 @@ class Recipe:
         if allocation not in (*ALLOCATIONS, RANKED):
             raise UsageError(f"unknown allocation {allocation!r}; choose one of: "
                              f"{', '.join((*ALLOCATIONS, RANKED))}")
+        if allocation == "paper" and self.ranked:
+            raise UsageError("a ranking over all layers has no rates to go in proportion to: "
+                             "choose uniform or ranked")
         unpruned = widths_of(models.ARCHITECTURES[self.arch].cfg)
         if allocation == RANKED:
             if measure not in MEASURES or models.ARCHITECTURES[self.arch].graph is not None:

@@ -13,7 +13,6 @@ from kesi.checkpoints.checkpoint import Checkpoint
 from kesi.data import Dataset
 from kesi.method import algorithm
 from kesi.method.distillation import Distillation, SnapshotEnsemble
-from kesi.method.objectives import CrossEntropy, Objective
 from kesi.method.pruning.criteria import Evidence
 from kesi.method.recipes import Recipe
 from kesi.method.snapshot import Snapshot, digest_of
@@ -73,6 +72,7 @@ def run(study: Study) -> dict[str, dict[int, Outcome]]:
         if variant.images == "unlabelled" and study.dataset.unlabelled is None:
             raise UsageError(f"{name!r} is taught on images without labels: say where they are "
                              "with --unlabelled")
+    finished(study.folder, study.variants)  # a damaged file is told of before anything is trained
     plans = planned(study.variants, study.dataset.num_classes, study.dataset.image_size)
     images = len(study.dataset.train)
     clock = Clock({study.folder / f"seed{seed}" / key: one.work(images)
@@ -80,7 +80,6 @@ def run(study: Study) -> dict[str, dict[int, Outcome]]:
     keys = {name: keys_of(variant) for name, variant in study.variants.items()}
     for seed in study.seeds:
         with held(study.folder / f"seed{seed}") as root:
-            _notes(root / NOTE)  # a damaged file is told of before anything is trained
             done: dict[str, Checkpoint] = {}
             for name, variant in study.variants.items():
                 made: list[Checkpoint] = []
@@ -159,7 +158,7 @@ def _stage(root: Path, key: str, context: Context, recipe: Recipe, step: Step,
         evidence = Evidence(context.dataset, context.seed, device=device)
         start = algorithm.prune(start, recipe, recipe.rounds[step.round - 1], step.round, evidence)
     teachers = [made[one] for one in step.teachers]
-    objective: Objective = CrossEntropy()
+    objective = recipe.objective
     if teachers:
         objective = Distillation(SnapshotEnsemble(teachers, device), recipe.loss, step.unlabelled)
     decides = {"name": step.name, "pruned": pruning,

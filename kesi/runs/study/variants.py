@@ -156,7 +156,7 @@ def keys_of(variant: Variant) -> list[str]:
     for one in variant.steps():
         said = {"name": one.name, "training": described(one.training), "arch": recipe.arch,
                 "dataset": [recipe.dataset, recipe.family],
-                "loss": describe(recipe.loss) if one.teachers else None,
+                "objective": describe(recipe.loss if one.teachers else recipe.objective),
                 "teachers": [found[place] for place in one.teachers],
                 "start": None if one.start is None else found[one.start],
                 "pruned": pruning_of(recipe, one), "widths": drawn_widths(recipe, one),
