@@ -150,7 +150,7 @@ def _jobs(args) -> list[Job]:
 
 
 def run_here(jobs: Sequence[Job | studies.Job],
-             look: Callable[[Any], Status | studies.Status]) -> dict[str, str]:
+             look: Callable[[Any], Status]) -> dict[str, str]:
     """Run jobs one after the other, each in a process of its own; returns the failed ones and why.
     """
     failed = {}

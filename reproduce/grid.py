@@ -222,15 +222,19 @@ def overview(statuses: Sequence[Status]) -> str:
     return "\n".join([*lines, "", summary(statuses)])
 
 
+def counts(statuses: Sequence[Status]) -> str:
+    """How many are done, running and missing."""
+    return ", ".join(f"{sum(status.state == state for status in statuses)} {state}"
+                     for state in (DONE, RUNNING, MISSING))
+
+
 def summary(statuses: Sequence[Status]) -> str:
     """The counts, the work that is left, and, where something is finished,
     the time that this would take."""
-    counts = ", ".join(f"{sum(status.state == state for status in statuses)} {state}"
-                       for state in (DONE, RUNNING, MISSING))
     left, whole = (sum(amounts) for amounts in zip(
         *((status.work_left, sum(work(status.job).values())) for status in statuses), strict=True))
-    text = (f"{len(statuses)} {JOBS}: {counts}; {left / TERA:,.1f} of {whole / TERA:,.1f} "
-            "TMAC are left")
+    text = (f"{len(statuses)} {JOBS}: {counts(statuses)}; {left / TERA:,.1f} of "
+            f"{whole / TERA:,.1f} TMAC are left")
     hours = hours_left(statuses)
     if not left or hours is None:
         return text

@@ -11,7 +11,7 @@ from kesi.method.recipes import Recipe
 from kesi.report import study as reports
 from kesi.runs.study import Variant, finished
 from kesi.system import locks
-from reproduce.grid import DONE, MISSING, RUNNING
+from reproduce.grid import DONE, MISSING, RUNNING, Status, counts
 
 JOBS = "seeds"
 
@@ -49,15 +49,6 @@ class Job:
         return shlex.join(["python", *self.words()])
 
 
-@dataclass(frozen=True)
-class Status:
-    """How far a job is: DONE, RUNNING (``holder`` says where) or MISSING."""
-
-    job: Job
-    state: str
-    holder: str = ""
-
-
 def asked(file: str, seeds: Sequence[int], save: Path | None, words: Sequence[str]) -> Asked:
     """What `kesi study` makes of it. Raises UsageError where it will not do, before any job does.
     """
@@ -74,7 +65,7 @@ def jobs(study: Asked, words: Sequence[str]) -> list[Job]:
 def look(job: Job) -> Status:
     """How far a job is, from what its folder holds. Raises KesiError where that is damaged."""
     if (holder := locks.in_use(job.folder)) is not None:
-        return Status(job, RUNNING, holder)
+        return Status(job, RUNNING, holder=holder)
     done = all(job.seed in seeds for seeds in finished(job.save, job.variants).values())
     return Status(job, DONE if done else MISSING)
 
@@ -89,9 +80,7 @@ def overview(statuses: Sequence[Status]) -> str:
 
 def summary(statuses: Sequence[Status]) -> str:
     """The counts."""
-    counts = ", ".join(f"{sum(one.state == state for one in statuses)} {state}"
-                       for state in (DONE, RUNNING, MISSING))
-    return f"{len(statuses)} {JOBS}: {counts}"
+    return f"{len(statuses)} {JOBS}: {counts(statuses)}"
 
 
 def report(study: Asked) -> str:

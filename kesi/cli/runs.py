@@ -104,12 +104,13 @@ def latencies(folders: Sequence[Path]) -> Table | None:
         if len(paths) < 2:
             continue
         try:
-            before, *after = compare(list(paths.values()), accuracy=False).entries
+            entries = compare(list(paths.values()), accuracy=False).entries
         except (KesiError, UsageError) as error:  # the records show without them
             warnings.warn(f"no latencies of {run.folder}: {first_line(error)}", stacklevel=2)
             continue
         prefix = f"{run.label}: " if len(loaded) > 1 else ""
-        for stage, one in zip(paths, [before, *after], strict=True):
+        before = entries[0]
+        for stage, one in zip(paths, entries, strict=True):
             lines.append([prefix + stage])
             for was, now in ((before.latency_1, one.latency_1),
                              (before.latency_128, one.latency_128)):

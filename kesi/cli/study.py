@@ -9,6 +9,7 @@ from kesi.cli import entry, flags, targets
 from kesi.data import INFO, Dataset
 from kesi.data.datasets import FOLDER
 from kesi.method.plan import Speed, StagePlan
+from kesi.method.recipes import Recipe
 from kesi.method.training import Options
 from kesi.report import study as reports
 from kesi.runs import study as studies
@@ -38,11 +39,11 @@ def study(argv: Sequence[str] | None = None) -> None:
     args, variants = asked.args, asked.variants
     options = flags.options_for(args)
     if args.dry_run:
-        dataset, images = targets.stand_in(args, asked.family, *asked.classes_and_size)
+        dataset, images = targets.stand_in(args, asked.recipe.family, *asked.classes_and_size)
         print(overview(asked, images and images[0]),
               hours(asked, dataset, images, options), sep="\n")
         return
-    dataset = flags.dataset_for(args, asked.family)
+    dataset = flags.dataset_for(args, asked.recipe.family)
     print(f"{len(variants)} variants on {dataset.name}, {len(asked.planned)} stages a seed, on "
           f"{options.device} -> {asked.folder}", flush=True)
     found = studies.run(studies.Study(variants, dataset, asked.folder, args.seeds, options))
@@ -62,17 +63,16 @@ class Asked:
     planned: Mapping[str, StagePlan]
 
     @property
-    def family(self) -> str:
-        """Of the recipe of all variants, by the size of its images."""
-        return next(iter(self.variants.values())).recipe.family
+    def recipe(self) -> Recipe:
+        """The first variant's, of whose data set and family the others are."""
+        return next(iter(self.variants.values())).recipe
 
     @property
     def title(self) -> str:
         """Of table and picture."""
         data = self.args.data_name or (Path(self.args.data).resolve().name
                                        if self.args.dataset == FOLDER else self.args.dataset)
-        arch = next(iter(self.variants.values())).recipe.arch
-        return f"{Path(self.args.file).stem}: {arch} on {data}"
+        return f"{Path(self.args.file).stem}: {self.recipe.arch} on {data}"
 
 
 def parse(argv: Sequence[str] | None = None) -> Asked:

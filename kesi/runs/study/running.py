@@ -145,7 +145,7 @@ def _note(study: Study, root: Path, name: str, stages: list[str]) -> None:
 def _stage(root: Path, key: str, context: Context, recipe: Recipe, step: Step,
            made: Sequence[Checkpoint]) -> Checkpoint:
     """One step of a variant, after those that are ``made``, in the folder of all that decides its
-    outcome."""
+    outcome; the clock knew it by its ``key``."""
     device, pruning, drawn = context.options.device, pruning_of(recipe, step), context
     if step.draw:  # as the baseline of another seed would be
         drawn = replace(context, seed=derive(context.seed, "teacher", step.draw) % MOST)
@@ -164,8 +164,7 @@ def _stage(root: Path, key: str, context: Context, recipe: Recipe, step: Step,
     decides = {"name": step.name, "pruned": pruning,
                **drawn.settings(step.training, objective, start)}
     folder = root / f"{step.name}-{digest_of(decides)[:12]}"
-    if context.clock is not None:
-        context.clock.settle(root / key, folder)
+    context.clock.settle(root / key, folder)
     if step.start is None:
         return stage.train(drawn, folder, step.name, step.training, lambda: start, objective)
     if pruning is None:
