@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from kesi.cli import entry, flags
+from kesi.cli import study as command
 from kesi.method.recipes import METHODS
 from kesi.method.snapshot import BASELINE
 from kesi.report.report import main_csv, stages_csv
@@ -47,6 +48,10 @@ def main() -> None:
         kind, jobs = grid, _jobs(args)
     else:
         args.save, kind, jobs = study.folder, studies, studies.jobs(study, args.flags)
+        if not (args.slurm or args.dry_run):
+            studies.check(study)
+    if args.gpus is None:
+        args.gpus = 0.0 if {job.recipe.dataset for job in jobs} == {"digits"} else 1.0
     statuses = [kind.look(job) for job in jobs]
     missing = [status.job for status in statuses if status.state == MISSING]
     if args.slurm and not args.dry_run:
@@ -67,7 +72,7 @@ def main() -> None:
     else:
         failed = run_here(missing, kind.look)
     statuses = [kind.look(job) for job in jobs]
-    made = studies.report(study) if study else report(statuses, args.save / "report")
+    made = command.table(study) if study else report(statuses, args.save / "report")
     print("", made, "", kind.summary(statuses), sep="\n", flush=True)
     for name, reason in failed.items():
         print(f"failed: {name}: {reason}", file=sys.stderr)
@@ -116,9 +121,7 @@ def _parse():
                        or args.epochs_scale is not None):
         raise UsageError("--arch, --dataset, --method, --rounds and --epochs-scale choose from a "
                          "table: a study's file says what its variants are")
-    if args.gpus is None:
-        args.gpus = 0.0 if args.table == ["digits"] else 1.0
-    if not 0 <= args.gpus <= 1:
+    if args.gpus is not None and not 0 <= args.gpus <= 1:
         raise UsageError(f"a job uses one GPU at most: --gpus takes 0 to 1, not {args.gpus:g}")
     if args.cpus < 1:
         raise UsageError(f"--cpus must be at least 1, not {args.cpus}")

@@ -206,9 +206,9 @@ def slurm_script(jobs: Sequence[Job], title: str, gpus: float, cpus: int, save: 
     cases = [f"  {number}) words=({shlex.join(cluster_words(job))}) ;;"
              for number, job in enumerate(jobs)]
     # Slurm's own lines know no shell: a blank is written with a backslash
-    options = [f"--job-name=kesi-{title}", f"--array=0-{len(jobs) - 1}", f"--cpus-per-task={cpus}",
-               *["--gpus-per-task=1"] * bool(gpus), "--ntasks=1", "--requeue", "--open-mode=append",
-               f"--signal=TERM@{WARNING}",
+    options = [f"--job-name=kesi-{'-'.join(title.split())}", f"--array=0-{len(jobs) - 1}",
+               f"--cpus-per-task={cpus}", *["--gpus-per-task=1"] * bool(gpus), "--ntasks=1",
+               "--requeue", "--open-mode=append", f"--signal=TERM@{WARNING}",
                f"--output={str(logs).replace(' ', chr(92) + ' ')}/%x-%A-%a.log"]
     names = sorted({job.recipe.dataset for job in jobs})
     return "\n".join(["#!/bin/bash", *(f"#SBATCH {option}" for option in options),

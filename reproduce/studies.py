@@ -1,16 +1,18 @@
 """A study (kesi study) as jobs that share a folder, one for each seed."""
 
+import contextlib
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from kesi.cli import flags
 from kesi.cli import study as command
 from kesi.cli.study import Asked
 from kesi.method.recipes import Recipe
-from kesi.report import study as reports
-from kesi.runs.study import Variant, finished
+from kesi.runs.study import NOTE, Variant, check_images, is_finished
 from kesi.system import locks
+from kesi.system.errors import KesiError
 from reproduce.grid import DONE, MISSING, RUNNING, Status, counts
 
 JOBS = "seeds"
@@ -56,6 +58,12 @@ def asked(file: str, seeds: Sequence[int], save: Path | None, words: Sequence[st
     return command.parse([file, "--seeds", *map(str, seeds), *where, *words])
 
 
+def check(study: Asked) -> None:
+    """Raises UsageError where the study's folder is of other images."""
+    if (study.folder / NOTE).is_file():
+        check_images(study.folder, flags.dataset_for(study.args, study.recipe.family))
+
+
 def jobs(study: Asked, words: Sequence[str]) -> list[Job]:
     """A job for each seed."""
     return [Job(study.args.file, study.variants, seed, study.folder, tuple(words))
@@ -63,11 +71,13 @@ def jobs(study: Asked, words: Sequence[str]) -> list[Job]:
 
 
 def look(job: Job) -> Status:
-    """How far a job is, from what its folder holds. Raises KesiError where that is damaged."""
+    """How far a job is, from what its folder holds; where that is damaged, the job says so."""
     if (holder := locks.in_use(job.folder)) is not None:
         return Status(job, RUNNING, holder=holder)
-    done = all(job.seed in seeds for seeds in finished(job.save, job.variants).values())
-    return Status(job, DONE if done else MISSING)
+    with contextlib.suppress(KesiError):
+        if is_finished(job.save, job.variants, job.seed):
+            return Status(job, DONE)
+    return Status(job, MISSING)
 
 
 def overview(statuses: Sequence[Status]) -> str:
@@ -83,9 +93,3 @@ def summary(statuses: Sequence[Status]) -> str:
     return f"{len(statuses)} {JOBS}: {counts(statuses)}"
 
 
-def report(study: Asked) -> str:
-    """Write the study's table over all seeds that are finished, and return it as text."""
-    found = finished(study.folder, study.variants)
-    if not any(found.values()):
-        return "nothing is finished yet"
-    return reports.write(found, study.title, study.folder)

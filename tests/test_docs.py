@@ -328,7 +328,8 @@ def test_the_page_on_own_networks_can_be_followed(tmp_path):
     out = ran("-c", whole.replace("epochs=(20, 10, 10)", "epochs=(1, 1, 1)"))
     assert out.endswith("[]\n")
     ran("-c", load)
-    install, export, compare, pipeline = map(shlex.split, commands)
+    install, export, compare, pipeline = (
+        shlex.split(one) for one in commands if one != "kesi compress")  # only spoken of
     assert known_to_pip(install[1:])
     ran("-m", *export, "--no-latency")
     assert (tmp_path / "mine.onnx").is_file()

@@ -5,6 +5,7 @@ import csv
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -284,6 +285,11 @@ def test_a_study_is_a_job_a_seed_and_ends_in_its_own_table(tmp_path, monkeypatch
             ("paper", "0"), ("paper", "1"), ("labels", "0"), ("labels", "1")]
     out = works(*study, "--seeds", 1, 2, "--slurm")
     assert "words=(-m kesi study tiny.py --seeds 2 " in out and "--array=0-0" in out
+    assert "--gpus-per-task" not in out  # of digits
+    shutil.copy("tiny.py", "a tiny one.py")
+    out = works("reproduce", "--study", "a tiny one.py", *machine, "--slurm")
+    assert "#SBATCH --job-name=kesi-a-tiny-one\n" in out
+    fails(*study, "--seeds", 0, "--image-size", 8, code=2, says="other data image_size")
     (tmp_path / "tiny.py").write_text(STUDY.replace("rounds=1", "rounds=2"))
     assert "0 done, 0 running, 2 missing" in works(*study, "--seeds", 0, 1, "--dry-run")
 

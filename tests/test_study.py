@@ -10,15 +10,17 @@ import statistics
 import pytest
 import torch
 
-from doors import ROOT, fails, works
+from doors import ROOT, fails, script, works
 from kesi import checkpoints
 from kesi.data import INFO, DatasetInfo, Images, load, register_dataset
 from kesi.method import algorithm, plan, recipes
 from kesi.method.sizes import macs as macs_of
 from kesi.method.training import Options
 from kesi.report.summary import paired, t_quantile
+from kesi.runs.clock import Clock
 from kesi.runs.study import Variant, keys_of
 from kesi.system.errors import UsageError
+from kesi.system.locks import held
 
 FILE = '''
 from kesi.method.recipes import recipe
@@ -113,7 +115,8 @@ def test_what_is_finished_stays_and_what_is_lost_comes_back(study, tmp_path, mon
     last = copy / "seed1" / before["paper", 1]["stages"].split()[-1]
     for stage in (lost, last):
         shutil.rmtree(stage)
-    apply, left = torch.nn.functional.kl_div, [2 * 3 - 1]  # of 3 steps an epoch, in the second
+    # after a try of each variant; of 3 steps an epoch, in the second
+    apply, left = torch.nn.functional.kl_div, [6 + 2 * 3 - 1]
 
     def counting(*arguments, **named):
         left[0] -= 1
@@ -153,7 +156,7 @@ VARIANTS = {"plain": short,
 
 @pytest.mark.slow
 def test_the_table_is_of_all_seeds_that_are_there(study, tmp_path):
-    """Also where a process has one seed of them; a seed that lost a stage does not count."""
+    """A seed that lost a stage, or whose files are damaged, does not count."""
     folder, file, _ = study
     copy = shutil.copytree(folder, tmp_path / "copy")
     before = table_of(copy)
@@ -163,8 +166,68 @@ def test_the_table_is_of_all_seeds_that_are_there(study, tmp_path):
     shutil.rmtree(copy / "seed0" / before["random", 0]["stages"].split()[-1])
     works(*words(file, copy, "--seeds", 1))
     assert {seed for _, seed in table_of(copy)} == {1}
-    (copy / "seed1" / "study.json").write_text("[]")
-    fails(*words(file, copy, "--seeds", 1), code=1, says="damaged")
+    (copy / "seed0" / "study.json").write_text("[]")
+    done = script(*words(file, copy, "--seeds", 1))
+    assert done.code == 0 and "seed 0 is left out" in done.err
+    assert {seed for _, seed in table_of(copy)} == {1}
+    note = json.loads((copy / "seed1" / "study.json").read_text())
+    for stages in ([".."], [""], ["a/b"], ["a" * 5000], "baseline", None):
+        note["paper"]["stages"] = stages
+        (copy / "seed1" / "study.json").write_text(json.dumps(note))
+        fails(*words(file, copy, "--seeds", 0, 1), code=1, says="damaged")
+
+
+def test_what_is_written_wrongly_is_said_before_any_training(tmp_path):
+    """A criterion and an objective that fail at their turn, which would be after the baseline."""
+    file, wrong = tmp_path / "own.py", FILE + """
+from dataclasses import replace
+from kesi.method.pruning.criteria import FILTER_CRITERIA
+def short(network, layers, evidence):
+    return {layer: network.get_submodule(layer).weight[1:].sum((1, 2, 3)) for layer in layers}
+def many(logits, images, labels):
+    return logits.square().mean(1)
+FILTER_CRITERIA["short"] = short
+"""
+    for variant, says in (("paper.changed(criterion='short')", "theirs: the criterion short does "
+                           "not work on resnet20: the criterion gives layer1.0.conv1 scores of "
+                           "shape (15,): its filters take (16,)"),
+                          ("paper.changed(recipe=replace(paper.recipe, objective=many))",
+                           "theirs: the objective does not work on a batch of four")):
+        file.write_text(wrong + f"VARIANTS = {{'paper': paper, 'theirs': {variant}}}")
+        fails(*words(file, tmp_path / "runs"), code=2, says=says)
+    fails("kesi", "--with", file, "run", "--arch", "resnet20", "--dataset", "few", "--criterion",
+          "short", "--save", tmp_path / "runs", "--device", "cpu", code=2,
+          says="the criterion short does not")
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+def test_what_is_in_the_way_of_any_seed_is_said_before_the_first_is_trained(study, tmp_path):
+    folder, file, _ = study
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    with held(copy / "seed1"):
+        fails(*words(file, copy, "--seeds", 7, 1), code=1, says="leave out --seeds 1")
+    for other, says in ((("--val-fraction", 0.2), "another data images train (96, now 78)"),
+                        (("--precision", "bf16"), "another precision (fp32, now bf16)"),
+                        (("--sync-bn",), "another sync_bn (False, now True)")):
+        fails(*words(file, copy, "--seeds", 7, *other), code=2, says=says)
+    assert not (copy / "seed7").exists()
+
+
+@pytest.mark.slow
+def test_the_time_that_is_left_knows_what_later_seeds_have_finished(study, tmp_path, monkeypatch):
+    folder, file, _ = study
+    copy, told, after = shutil.copytree(folder, tmp_path / "copy"), [], Clock.after
+    shutil.rmtree(copy / "seed0" / table_of(copy)["random", 0]["stages"].split()[-1])
+
+    def noting(clock, *arguments):
+        after(clock, *arguments)
+        told.append(clock.left())
+
+    monkeypatch.setattr(Clock, "after", noting)
+    works(*words(file, copy, "--seeds", 0, 1))
+    assert told == [0]
+
 
 
 @pytest.mark.slow
@@ -220,6 +283,14 @@ def test_a_dry_run_tells_shared_stages_once_and_touches_nothing(tmp_path):
     (FILE + "\nVARIANTS['c'] = paper.changed(images='unlabelled')", "say where they are with"),
     (FILE + "\npaper.changed(images='unlabelled', teachers='labels')", "need teachers"),
     (FILE + "\npaper.changed(images='unlabelled', loss='dkd')", "reads the label of every"),
+    (FILE + "\npaper.changed(epochs=(2.5, 1, 1))", "epochs must be a whole number, not 2.5"),
+    (FILE + "\npaper.changed(batch_size=32.0)", "must be a whole number, not 32.0"),
+    (FILE + "\nimport numpy\nVARIANTS['c'] = paper.changed(amounts=numpy.float32(0.5))",
+     "values that its note cannot keep"),
+    (FILE + "\nVARIANTS['c'] = Variant(recipe('vgg16', 'few', 'filter').changed(amounts=0.1))",
+     "c: vgg16 needs images of 16 px or more, but few has 8 px"),
+    (FILE + "\nrecipe('resnet20', 'few', 'weight').towards('sparsity', 0.5, 10, 16, 'sorted')",
+     "unknown allocation 'sorted'"),
     (FILE + "\npaper.changed(teachers=0)", "at least 1 and at most 100, not 0"),
     (FILE + "\npaper.changed(retraining={'mixup': True})", "mixed images have none"),
     (FILE + "\npaper.changed(loss='labels', distillation={'mixup': True})",
@@ -235,7 +306,8 @@ def test_a_dry_run_tells_shared_stages_once_and_touches_nothing(tmp_path):
 def test_a_bad_file_is_refused_in_one_line(tmp_path, text, says):
     file = tmp_path / "bad.py"
     file.write_text(text)
-    fails(*words(file, tmp_path / "runs"), code=2, says=says)
+    size = ("--image-size", 8) if "vgg16" in text else ()
+    fails(*words(file, tmp_path / "runs", "--dry-run", *size), code=2, says=says)
     assert not (tmp_path / "runs").exists()
 
 

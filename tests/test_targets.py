@@ -3,14 +3,16 @@
 import csv
 import io
 import json
+import shlex
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import kesi
 from datagen import write_imagefolder
-from doors import fails, works
+from doors import fails, script, works
 from kesi import models
 from kesi.data import load
 from kesi.method.algorithm import draw
@@ -52,7 +54,8 @@ def test_zeros_of_weight_pruning():
 
 
 @pytest.mark.parametrize("words, says", [
-    (("--macs", 0.01), "is the least that this allocation can leave"),
+    (("--macs", 0.01), "can leave; widths that are no multiples of 8 go further"),
+    (("--macs", 0.0001, "--round-to", 1), "is the least that this allocation can leave"),
     (("--macs", 0), "above 0 and at most 1"), (("--params", 1.5), "above 0 and at most 1"),
     (("--macs", 0.5, "--params", 0.5), "ask for different things"),
     (("--macs", 0.5, "--percent", 0.2), "ask for different things"),
@@ -73,16 +76,31 @@ def test_a_folder_of_images_in_and_a_smaller_network_out(tmp_path):
     photos = write_imagefolder(tmp_path / "photos")
     out = works("kesi", "compress", photos, "--arch", "resnet20", "--epochs", 1, 1, 1, "--rounds",
                 1, "--device", "cpu", "--image-size", 16, "--save", tmp_path / "run",
-                "--val-fraction", 0.3)
+                "--val-fraction", 0.3, "--no-flip")
     assert "kesi: " in out
-    chosen = json.loads((tmp_path / "run" / "run.json").read_text())["handed_over"]["seed0"]
-    assert f"held-out images: {tmp_path / 'run' / 'seed0' / chosen}\n" in out
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    chosen = tmp_path / "run" / "seed0" / record["handed_over"]["seed0"]
+    assert f"held-out images: {chosen}\n" in out and record["data"]["augmentation"]["flip"] is False
+    *_, said, command = out.splitlines()
+    assert said == f"the network: {chosen}; to hand it over:"
+    out = works(*shlex.split(command)[:-1], tmp_path / "made", "--no-latency")
+    assert out.startswith(f"the network that the run hands over: {chosen}\n")
     assert "checks hold" in works("kesi", "verify", tmp_path / "run")  # with the images held out
     results = {name: json.loads((tmp_path / "run" / "seed0" / name / "result.json").read_text())
                for name in ("baseline", "kesi")}
     assert results["kesi"]["macs"] <= 0.5 * results["baseline"]["macs"]
     fails("kesi", "compress", tmp_path / "none", "--arch", "resnet20", code=1, says="none")
     fails("kesi", "compress", tmp_path / "none", "--dry-run", code=1, says="none is not a folder")
+
+
+def test_photographs_that_are_seen_very_small_are_warned_of(tmp_path):
+    photos = write_imagefolder(tmp_path / "photos")
+    for path in photos.glob("train/*/000*"):
+        with Image.open(path) as image:
+            image.convert("RGB").resize((200, 150)).save(path)
+    words = ("kesi", "compress", photos, "--arch", "resnet20", "--dry-run", "--device", "cpu")
+    assert "are about 150 px, and the network sees them at 32" in script(*words).err
+    assert "px, and the network sees" not in script(*words, "--image-size", 32).err
 
 
 RUN = ("kesi", "run", "--arch", "resnet20", "--dataset", "digits", "--device", "cpu", "--rounds", 1,
@@ -125,7 +143,7 @@ def test_a_latency_is_reached_recorded_and_not_measured_again(tmp_path, clock):
 
 def test_a_latency_that_cannot_be_reached_trains_nothing(tmp_path, clock):
     fails(*RUN, "--latency", "100x", "--save", tmp_path / "run", code=2,
-          says="of its latency: ")
+          says="cannot be made 100x as fast: 3.27x is the most that this allocation gives; widths")
     assert not (tmp_path / "run").exists() and len(clock) == 1
 
 

@@ -56,6 +56,11 @@ def file_name(value: object) -> bool:
     return line(value) and "/" not in value and len(value.encode(errors="replace")) < 256
 
 
+def folder_name(value: object) -> bool:
+    """A name of a folder in the one at hand."""
+    return file_name(value) and value not in ("", ".", "..")
+
+
 def true_or_false(value: object) -> bool:
     """A boolean."""
     return isinstance(value, bool)

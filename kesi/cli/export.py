@@ -13,7 +13,9 @@ from kesi.cli.flags import add_inputs, chosen_device, images_folder
 from kesi.data.split import height_width
 from kesi.method.sizes import parameters
 from kesi.runs import lineage
+from kesi.runs.results import stage_of
 from kesi.system.errors import UsageError
+from kesi.system.provenance import device_name
 from kesi.tools import export as files
 from kesi.tools.compare import Table, baseline_of, compared
 from kesi.tools.export import BATCHES, Exported
@@ -25,7 +27,7 @@ from kesi.tools.inputs import Inputs, inputs_of, pictures_only
 def export(argv: Sequence[str] | None = None) -> None:
     """A checkpoint as a folder to hand over, or as one file that other programs run.
 
-        kesi export runs/digits-resnet20-filter/seed0/kesi --out my-network --int8
+        kesi export runs/digits-resnet20-filter --out my-network --int8
         kesi export runs/digits-resnet20-filter/seed0/kesi --out kesi.onnx
         kesi export runs/digits-resnet20-weight/seed0/kesi --out kesi.safetensors --sparse
 
@@ -50,6 +52,9 @@ def export(argv: Sequence[str] | None = None) -> None:
     _check(args, kind)
     web = runtime(Path(args.web) if args.web else None) if args.web is not None else None
     chosen_device(args)  # the CPU, with as many --threads
+    if (network := stage_of(args.checkpoint)) != args.checkpoint:
+        args.checkpoint = network
+        print(f"the network that the run hands over: {network}")
     checkpoint = checkpoints.load(args.checkpoint, args.arch)
     if kind is None:
         pictures_only(checkpoint.network)  # before anything is said of its images
@@ -73,6 +78,9 @@ def export(argv: Sequence[str] | None = None) -> None:
         table = compared(checkpoint, baseline, made, inputs, kind, raw=args.raw, root=args.data,
                          clock=clock)
     print(*described(checkpoint, inputs, made, kind or "onnx", args), sep="\n")
+    if clock:
+        engine = "onnxruntime" if kind in (None, "onnx") else "torch"
+        print(f"latency: the median of some seconds, in {engine}, {device_name('cpu')}")
     print(*table.text(), *remarks(table, lineage.method_of(checkpoint)), sep="\n")
     if baseline is None:
         print("no baseline to compare with: this is one, or none was found beside the checkpoint "
@@ -87,7 +95,7 @@ def export(argv: Sequence[str] | None = None) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = entry.parser(export.__doc__, "kesi export")
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT",
-                        help="a checkpoint, or the folder of its stage")
+                        help="a checkpoint, the folder of its stage, or that of a run")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER|FILE",
                         help="a file ends in .onnx, .pt2 or .safetensors")
     parser.add_argument("--format", choices=FORMATS,

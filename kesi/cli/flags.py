@@ -130,22 +130,40 @@ def add_data(group: argparse.ArgumentParser, default: str | None, family: str = 
     add_images(group, family)
 
 
-def add_images(group: argparse.ArgumentParser, family: str = "cifar") -> None:
-    """--data, --image-size, --val-fraction, and --no-download or --download."""
-    group.add_argument("--data", default=ROOT, metavar="DIR",
-                       help="where the images are, or are downloaded to (default: %(default)s)")
+def add_images(group: argparse.ArgumentParser, family: str | None = "cifar",
+               root: bool = True) -> None:
+    """--image-size, --channels, --no-flip and --val-fraction; with ``root`` also --data, and
+    --no-download or --download, both, and None where neither is given, where nobody knows yet of
+    what ``family`` the images are."""
+    if root:
+        _add_root(group, family)
     group.add_argument("--image-size", type=pixels, metavar="PX", help="what the network sees: 32, "
                        "or 32x48, height first (default: the data's)")
     group.add_argument("--channels", type=int, choices=(1, 3), metavar="N", help="of a folder of "
                        "images: 1 for grey, for a network that takes one; 3 for RGB")
+    group.add_argument("--no-flip", dest="flip", action="store_const", const=False, help="never "
+                       "mirror images in training, such as letters, for which another side is "
+                       "another thing (default: the data's own; a folder's are mirrored)")
     group.add_argument("--val-fraction", type=float, default=0.0, metavar="SHARE", help="hold out "
                        "this share of every training class, for choosing anything (default: 0)")
-    if family == "tinyimagenet":  # a quarter of a gigabyte is fetched only when asked for
+
+
+def _add_root(group: argparse.ArgumentParser, family: str | None) -> None:
+    group.add_argument("--data", default=ROOT, metavar="DIR",
+                       help="where the images are, or are downloaded to (default: %(default)s)")
+    if family is None or not downloads(family):
         group.add_argument("--download", action="store_true",
                            help="fetch Tiny-ImageNet to --data (248 MB)")
-    else:
+    if family is None or downloads(family):
         group.add_argument("--no-download", dest="download", action="store_false",
                            help="never ask the network for a data set")
+    if family is None:
+        group.set_defaults(download=None)
+
+
+def downloads(family: str) -> bool:
+    """Whether its images are fetched unasked: of Tiny-ImageNet it is a quarter of a gigabyte."""
+    return family != "tinyimagenet"
 
 
 def add_unlabelled(group: argparse.ArgumentParser) -> None:
@@ -282,4 +300,5 @@ def dataset_for(args: argparse.Namespace, family: str) -> Dataset:
     with distributed.main_first():
         return load(args.dataset, args.data, image_size=args.image_size,
                     val_fraction=args.val_fraction, download=args.download, family=family,
-                    channels=args.channels, unlabelled=getattr(args, "unlabelled", None))
+                    channels=args.channels, unlabelled=getattr(args, "unlabelled", None),
+                    flip=args.flip)

@@ -11,6 +11,7 @@ from kesi.cli.flags import ROOT, add_inputs, chosen_device, images_folder
 from kesi.system import seeds
 from kesi.system.errors import KesiError, UsageError, visible
 from kesi.system.files import csv_text, make_folder, write_atomic, write_text
+from kesi.system.provenance import device_name
 from kesi.tools.compare import compare as compare_networks
 from kesi.tools.compare import names as names_of
 from kesi.tools.inputs import dataset_of, first_images, inputs_of
@@ -95,6 +96,8 @@ def compare(argv: Sequence[str] | None = None) -> None:
                              accuracy=not args.no_accuracy, clock=not args.no_latency,
                              download=not args.no_download, device=device)
     print(found.text())
+    if not args.no_latency:
+        print(f"latency: the median of some seconds, in torch, {device_name(device)}")
     if args.csv is not None:
         write_text(args.csv, found.csv())
 

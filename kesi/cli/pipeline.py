@@ -1,18 +1,21 @@
 """What the script of the whole pipeline does:
 it reads its flags, and runs all five steps with the recipe they give."""
 
+import shlex
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 from kesi.cli import entry, flags, targets
-from kesi.data.datasets import FOLDER
-from kesi.data.sources.imagefolder import without_train
+from kesi.data.datasets import FOLDER, INFO
+from kesi.data.sources.imagefolder import shorter_side, without_train
 from kesi.method import plan, recipes
 from kesi.method.objectives import LOSSES
 from kesi.method.snapshot import BASELINE
 from kesi.report import report
 from kesi.runs import pipeline
+from kesi.runs.results import stage_of
 from kesi.system import distributed, seeds
 from kesi.system.errors import KesiError, UsageError
 from kesi.tools import tensorboard
@@ -40,8 +43,8 @@ def compress(argv: Sequence[str] | None = None) -> None:
 
     FOLDER holds train/<class>/ and test/<class>/. It is the run of all five steps with a target
     instead of rates, half of the MACs where none is given; --photos for photographs at 224 px. The
-    result is <save>/seed0/kesi, for kesi export; with --val-fraction it is the best on held-out
-    images of that and the last snapshot. A network in Python: kesi.compress.
+    result is <save>/seed0/kesi; with --val-fraction it is the best on held-out images of that and
+    the last snapshot. kesi export <save> hands it over. A network in Python: kesi.compress.
     """
     words = list(sys.argv[2:] if argv is None else argv)
     photos = "--photos" in words
@@ -61,10 +64,13 @@ def run_pipeline(doc: str, family: str, argv: Sequence[str] | None = None, prog:
     if folder:
         data.add_argument("images", metavar="FOLDER", help="holds train/<class>/ and test/<class>/")
         data.add_argument("--photos", action="store_true", help="photographs, seen at 224 px")
-    flags.add_data(data, "tinyimagenet" if tiny else "cifar10", family)
+        flags.add_images(data, family, root=False)
+        parser.set_defaults(dataset=FOLDER, num_classes=None, download=False)
+    else:
+        flags.add_data(data, "tinyimagenet" if tiny else "cifar10", family)
+        data.add_argument("--num-classes", type=int, metavar="N",
+                          help="for --dry-run of an imagefolder")
     flags.add_unlabelled(data)
-    data.add_argument("--num-classes", type=int, metavar="N",
-                      help="for --dry-run of an imagefolder")
     flags.add_network(method, "resnet18" if tiny else "resnet56", both=True)
     method.add_argument("--recipe", default=recipes.PAPER, metavar="NAME",
                         help="the paper's, or what differs from it: "
@@ -95,8 +101,8 @@ def run_pipeline(doc: str, family: str, argv: Sequence[str] | None = None, prog:
     training.add_argument("--lr", type=float,
                           help="of the baseline, and the peak of one-cycle retraining")
     flags.add_run(machine)
-    output.add_argument("--save", type=Path, metavar="DIR",
-                        help="default: runs/<dataset>-<arch>-<method>")
+    output.add_argument("--save", type=Path, metavar="DIR", help="default: runs/"
+                        f"{'<FOLDER>' if folder else '<dataset>'}-<arch>-<method>")
     output.add_argument("--dry-run", action="store_true",
                         help="print stages, sizes, work, and the time that it takes here; touch "
                              "nothing")
@@ -110,12 +116,14 @@ def run_pipeline(doc: str, family: str, argv: Sequence[str] | None = None, prog:
     if folder:
         if not Path(args.images, "train").is_dir():  # which a dry run would not notice
             raise KesiError(without_train(Path(args.images)))
-        args.dataset, args.data = FOLDER, args.images
+        args.data = args.images
         if args.percent is None and not targets.given(args):
             measure = "sparsity" if args.method == "weight" else "macs"
             setattr(args, measure, TARGET)
         args.save = args.save or Path(
             "runs", f"{Path(args.images).resolve().name}-{args.arch}-{args.method}")
+    if args.dataset == FOLDER and args.image_size is None:
+        _warn_of_small(Path(args.data), INFO[FOLDER].default_size(family))
     if sum(map(bool, (args.model, args.baseline_folder, args.pretrained and args.model))) > 1:
         raise UsageError("--model is a trained baseline, --baseline-folder where to train one, "
                          "--pretrained what to train one from: give --model alone")
@@ -132,6 +140,8 @@ def run_pipeline(doc: str, family: str, argv: Sequence[str] | None = None, prog:
         if measured is not None:
             print(measured.text(), flush=True)
     named = [recipe for recipe, _, _ in jobs]
+    for recipe in named:
+        pipeline.check_recipe(recipe)
     if args.dry_run:
         dataset, images = targets.stand_in(args, family, *flags.classes_and_size(args, family,
                                                                                  args.data))
@@ -172,6 +182,20 @@ def run_pipeline(doc: str, family: str, argv: Sequence[str] | None = None, prog:
             args.pretrained = None
     if not args.no_report and distributed.is_main():
         print(report.report(list(folders.values())).text)
+    if folder and distributed.is_main():
+        added = [word for name in getattr(args, "with") or () for word in (entry.WITH, name)]
+        print(*(f"the network: {stage_of(out)}; to hand it over:\n    "
+                + shlex.join(["kesi", *added, "export", str(out), "--out", f"{out.name}-network"])
+                for out in folders.values()), sep="\n")
+
+
+def _warn_of_small(folder: Path, size: int) -> None:
+    """Say that a network would see images at less than a quarter of their size, unasked."""
+    side = shorter_side(folder / "train")
+    if side is not None and side > 4 * size:
+        warnings.warn(f"the images are about {side} px, and the network sees them at {size}: "
+                      "--image-size takes another size, and --photos of kesi compress, or "
+                      "tinyimagenet/pipeline.py, is for photographs at 224 px", stacklevel=2)
 
 
 def _folder(args, method: str) -> Path:

@@ -16,6 +16,7 @@ from kesi.runs import study as studies
 from kesi.runs.study import Variant
 from kesi.system import distributed, seeds
 from kesi.system.errors import UsageError, controls
+from kesi.system.locks import held_by_one
 from kesi.system.provenance import device_name
 from kesi.tools.targets import budget
 
@@ -46,9 +47,9 @@ def study(argv: Sequence[str] | None = None) -> None:
     dataset = flags.dataset_for(args, asked.recipe.family)
     print(f"{len(variants)} variants on {dataset.name}, {len(asked.planned)} stages a seed, on "
           f"{options.device} -> {asked.folder}", flush=True)
-    found = studies.run(studies.Study(variants, dataset, asked.folder, args.seeds, options))
+    studies.run(studies.Study(variants, dataset, asked.folder, args.seeds, options))
     if distributed.is_main():
-        print("", reports.write(found, asked.title, asked.folder), sep="\n")
+        print("", table(asked), sep="\n")
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,18 @@ class Asked:
         return f"{Path(self.args.file).stem}: {self.recipe.arch} on {data}"
 
 
+def table(asked: Asked) -> str:
+    """Write the study's table over all seeds that are finished, and return it as text.
+
+    One process at a time, so that of two which end at once the second finds both of their seeds.
+    """
+    with held_by_one(asked.folder):
+        found = studies.finished(asked.folder, asked.variants, asked.args.seeds)
+        if not any(found.values()):
+            return "nothing is finished yet"
+        return reports.write(found, asked.title, asked.folder)
+
+
 def parse(argv: Sequence[str] | None = None) -> Asked:
     """The command line and the file that it names. Raises UsageError where either will not do."""
     parser = entry.parser(study.__doc__, "kesi study")
@@ -88,7 +101,7 @@ def parse(argv: Sequence[str] | None = None) -> Asked:
                         "against (default: the first)")
     parser.add_argument("--data-name", metavar="TEXT", help="what the table calls "
                         "the data set (default: its name, or that of its folder)")
-    flags.add_images(parser)
+    flags.add_images(parser, family=None)
     flags.add_unlabelled(parser)
     flags.add_run(parser)
     args = parser.parse_args(argv)
@@ -101,6 +114,12 @@ def parse(argv: Sequence[str] | None = None) -> Asked:
         variants = {args.against: variants.pop(args.against), **variants}
     recipe = next(iter(variants.values())).recipe
     args.dataset, args.num_classes = recipe.dataset, None
+    if args.download is None:
+        args.download = flags.downloads(recipe.family)
+    if args.unlabelled is not None and not args.unlabelled.is_dir():
+        raise UsageError(f"--unlabelled {args.unlabelled}: there is no such folder")
+    for name, variant in variants.items():
+        variant.check(name, args.unlabelled is not None)
     folder = args.save or Path("runs", f"study-{Path(args.file).stem}")
     measures = flags.classes_and_size(args, recipe.family, args.data)
     return Asked(args, variants, folder, measures, studies.planned(variants, *measures))

@@ -131,4 +131,7 @@ def stand_in(args: argparse.Namespace, family: str, num_classes: int,
     if family == "tinyimagenet":
         dataset = replace(dataset, image_size=image_size,
                           augmentation=RandomResizedCrop(image_size, info.flip))
-    return dataset, counts if all(counts) else None
+    if not all(counts):
+        return dataset, None
+    held = round(args.val_fraction * counts[0])  # which are looked at, not trained on
+    return dataset, (counts[0] - held, counts[1] + held)

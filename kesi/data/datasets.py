@@ -184,7 +184,8 @@ def load_described(said: dict, root: str | Path, download: bool = False) -> Data
     size = said.get("image_size")
     size = tuple(size) if isinstance(size, list) else size
     found = load(said["name"], root, image_size=size, download=download, family=family_of(said),
-                 channels=len(said.get("mean") or "RGB"))
+                 channels=len(said.get("mean") or "RGB"),
+                 flip=(said.get("augmentation") or {}).get("flip"))
     held_out = said.get("images", {}).get("val")
     if not held_out:
         return found
@@ -202,6 +203,7 @@ def load(
     family: str = "cifar",
     channels: int | None = None,
     unlabelled: str | Path | None = None,
+    flip: bool | None = None,
 ) -> Dataset:
     """Loads a data set.
 
@@ -210,8 +212,9 @@ def load(
     for a folder of images), and 224 for family "tinyimagenet", which takes squares only.
     val_fraction: the share of each class of the training images to hold out. channels: 1 for grey,
     3 for RGB (default: the data set's own, 3 for a folder of images). unlabelled: a folder of more
-    images, for what needs no labels, stored like the training images. Mean and std are those of all
-    training images, held out or not, where the data set does not fix them.
+    images, for what needs no labels, stored like the training images. flip: whether every other
+    image is mirrored in training (default: the data set's own; yes for a folder of images). Mean
+    and std are those of all training images, held out or not, where the data set does not fix them.
 
     Raises UsageError for a bad argument and KesiError for missing or damaged files and a failed
     download.
@@ -242,8 +245,9 @@ def load(
         others = _at(imagefolder.load_unlabelled(
             Path(unlabelled), replace(storage, channels=found.train.images.shape[3])), stored)
     train, val = hold_out(train, val_fraction) if val_fraction else (train, None)
-    augmentation = RandomResizedCrop(size, info.flip) if photographs else (
-        PadCrop(size, min(height_width(size)) // 8, info.flip))  # 4 px at 32, as in the paper
+    flip = info.flip if flip is None else flip
+    augmentation = RandomResizedCrop(size, flip) if photographs else (
+        PadCrop(size, min(height_width(size)) // 8, flip))  # 4 px at 32, as in the paper
     return Dataset(name, train, test, val, found.classes, mean, std, size, augmentation,
                    others)
 

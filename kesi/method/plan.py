@@ -13,7 +13,7 @@ from kesi.data.split import spoken_size
 from kesi.method.pruning.weights import conv_weights, pruned_count
 from kesi.method.recipes import Recipe
 from kesi.method.schedules import Training
-from kesi.method.sizes import macs, parameters
+from kesi.method.sizes import check_image_size, macs, parameters
 from kesi.method.snapshot import BASELINE, KESI, chain
 
 
@@ -91,11 +91,14 @@ def seconds(recipe: Recipe, network_sizes: Sequence[Size], speed: Speed, train_i
 
 def sizes(recipe: Recipe, num_classes: int, image_size: ImageSize) -> list[Size]:
     """The sizes of a recipe's networks at ``image_size`` px, from the baseline to the last round.
+
+    Raises UsageError where such images are too small for the network.
     """
     found: list[Size] = []
     for number, cfg in enumerate(recipe.all_widths(num_classes)):
         with torch.device("meta"):
             model = models.create(recipe.arch, num_classes, cfg)
+        check_image_size(model, image_size, recipe.dataset)
         params, zeros = parameters(model), 0
         if number and recipe.method == "weight":
             zeros = pruned_count(sum(weight.numel() for weight in conv_weights(model).values()),

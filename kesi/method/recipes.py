@@ -259,11 +259,11 @@ class Recipe:
                 f"{self.method} pruning takes "
                 + ("--sparsity" if self.method == "weight" else "--macs, --params or --latency"))
         count = len(self.rounds)
-        if measure == "sparsity":
-            return replace(self, rounds=sparsities_of(share, count, steps))
         if allocation not in (*ALLOCATIONS, RANKED):
             raise UsageError(f"unknown allocation {allocation!r}; choose one of: "
                              f"{', '.join((*ALLOCATIONS, RANKED))}")
+        if measure == "sparsity":
+            return replace(self, rounds=sparsities_of(share, count, steps))
         if allocation == "paper" and self.ranked:
             raise UsageError("a ranking over all layers has no rates to go in proportion to: "
                              "choose uniform or ranked")

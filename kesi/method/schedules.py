@@ -50,6 +50,8 @@ class Training:
         """Raises UsageError for numbers that will not do."""
         for name in ("epochs", "batch_size"):
             value = getattr(self, name)
+            if type(value) is not int:
+                raise UsageError(f"{name.replace('_', ' ')} must be a whole number, not {value!r}")
             if not 1 <= value <= MOST:
                 limit = "at least 1" if value < 1 else f"at most {MOST:,}"
                 raise UsageError(f"{name.replace('_', ' ')} must be {limit}, not {value:,}")

@@ -8,10 +8,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from kesi import models
-from kesi.data.split import Size, height_width
+from kesi.data.split import Size, height_width, spoken_size
 from kesi.method.pruning import Masks
 from kesi.method.pruning.weights import conv_weights
 from kesi.models import Network
+from kesi.system.errors import UsageError
 
 aten = torch.ops.aten
 
@@ -43,6 +44,14 @@ def paper_macs(model: nn.Module, image_size: Size) -> int:
     with _Extras() as extras:
         _pass(model, image_size)
     return macs(model, image_size) + extras.total
+
+
+def check_image_size(model: nn.Module, image_size: Size, whose: str = "these") -> None:
+    """Raises UsageError where images are too small for a network; ``whose`` they are."""
+    if min(height_width(image_size)) < model.min_image_size:
+        raise UsageError(f"{model.arch} needs images of {model.min_image_size} px or more, but "
+                         f"{whose} has {spoken_size(image_size)} px: choose another --arch or a "
+                         "larger --image-size")
 
 
 def channels_of(model: nn.Module) -> int:

@@ -22,8 +22,10 @@ class Clock:
                        if (seconds := _seconds(folder)) is not None}
 
     def settle(self, planned: Path, folder: Path) -> None:
-        """A training that was planned under another name, since its folder was not known yet."""
-        self._work[folder] = self._work.pop(planned)
+        """A training that was planned under another name, since its folder was not known yet; once
+        that is settled it may be said again."""
+        if planned in self._work:
+            self._work[folder] = self._work.pop(planned)
         if (seconds := _seconds(folder)) is not None:
             self._spent[folder] = seconds, 1.0
 

@@ -85,9 +85,11 @@ def _not_finished(error: KesiError) -> None:
     warnings.warn(f"{error}: this stage is not taken as finished, and runs again", stacklevel=3)
 
 
-def refuse_changes(folder: Path, before: object, now: dict) -> None:
+def refuse_changes(folder: Path, before: object, now: dict,
+                   cure: str = "use another --save, or --fresh to start over (the old one is moved "
+                               "aside)") -> None:
     """Raises UsageError that names the first setting in which a run in ``folder`` differs
-    from this one."""
+    from this one, and a cure."""
     before = before if isinstance(before, dict) else {}
     for key in now:
         old, new = before.get(key), now[key]
@@ -100,8 +102,8 @@ def refuse_changes(folder: Path, before: object, now: dict) -> None:
             plural = key.endswith("s") and not key.startswith("number of")
             other = "other" if plural else "another"
             raise UsageError(
-                f"{folder} holds a run with {other} {key} ({_short(old)}, now {_short(new)}): use "
-                "another --save, or --fresh to start over (the old one is moved aside)")
+                f"{folder} holds a run with {other} {key} ({_short(old)}, now {_short(new)}): "
+                f"{cure}")
 
 
 def chosen(folder: Path, what: str, asked: dict) -> RunRecord | None:

@@ -7,10 +7,9 @@ from kesi import checkpoints, models
 from kesi.checkpoints.checkpoint import Checkpoint
 from kesi.checkpoints.records import Reference
 from kesi.data import Dataset
-from kesi.data.split import height_width, spoken_size
 from kesi.method.pruning.filters import pruned_widths
 from kesi.method.recipes import Recipe
-from kesi.method.sizes import channels_of
+from kesi.method.sizes import channels_of, check_image_size
 from kesi.models import Network
 from kesi.system.errors import KesiError, UsageError
 
@@ -21,10 +20,7 @@ def check_images(model: Network, dataset: Dataset) -> None:
         raise UsageError(f"{model.arch} takes images of {channels_of(model)} channel(s), but "
                          f"{dataset.name} has {len(dataset.mean)}: choose another --arch, or the "
                          f"--channels of a folder of images")
-    if min(height_width(dataset.image_size)) < model.min_image_size:
-        raise UsageError(f"{model.arch} needs images of {model.min_image_size} px or more, but "
-                         f"{dataset.name} has {spoken_size(dataset.image_size)} px: choose another "
-                         "--arch or a larger --image-size")
+    check_image_size(model, dataset.image_size, dataset.name)
 
 
 def reference(checkpoint: Checkpoint, folder: Path) -> Reference:

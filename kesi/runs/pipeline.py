@@ -27,6 +27,7 @@ from kesi.runs.folder import move_aside, note_images, refuse_changes
 from kesi.runs.record import RUN, Faster, Fitted, RunRecord, read_run
 from kesi.runs.results import handed_over, load_run
 from kesi.runs.stage import Context, Watch, warn_of_another_device
+from kesi.runs.trial import try_out
 from kesi.system import distributed
 from kesi.system.errors import UsageError
 from kesi.system.files import remove_leftovers, write_json
@@ -72,11 +73,10 @@ def run(settings: Settings) -> Path:
     if settings.baseline is not None and not settings.shared:  # before anything is moved or written
         for seed in settings.seeds:
             checkpoints.find(settings.baseline.replace("{seed}", str(seed)))
-    if settings.recipe.ranked:
-        raise UsageError("a ranking over all layers decides its widths while it runs, and a run "
-                         "says them before: it is for studies, or for kesi.method.algorithm")
+    check_recipe(settings.recipe)
     more = settings.dataset.unlabelled
     check_labels(settings.recipe.loss, more is not None, False)
+    try_out(settings.recipe, settings.dataset)
     if settings.fresh and (aside := move_aside(settings.folder)):
         print(f"the run before was moved to {aside}")
     distributed.barrier()
@@ -91,6 +91,13 @@ def run(settings: Settings) -> Path:
         if settings.choose:
             _choose(settings.folder)
     return settings.folder
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Raises UsageError for a recipe that is not for a run."""
+    if recipe.ranked:
+        raise UsageError("a ranking over all layers decides its widths while it runs, and a run "
+                         "says them before: it is for studies, or for kesi.method.algorithm")
 
 
 def _one_seed(settings: Settings, train: "_InFolder") -> None:

@@ -89,6 +89,16 @@ def handed_over(run: Run, seed: int) -> str:
     return max(held_out, key=held_out.get)  # the distilled one where they are alike
 
 
+def stage_of(path: Path) -> Path:
+    """``path``, or if that is the folder of a run, the folder of the stage that it hands over, of
+    its first seed."""
+    if not (path / RUN).is_file():
+        return path
+    record = read_run(path / RUN)
+    first = f"seed{min(record.seeds, default=0)}"
+    return path / first / record.handed_over.get(first, KESI)
+
+
 def load_runs(folders: Sequence[Path], data_name: str | None = None) -> list[Run]:
     """Read the runs of one table, filter pruning first.
     Raises UsageError where they do not fit together.

@@ -1,11 +1,13 @@
 """Anybody's images: `train/<class>/*` and `test/<class>/*`, of any sizes and modes."""
 
+import contextlib
 import os
 import warnings
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from kesi.data.cache import Cached, cached
 from kesi.data.decode import SUFFIXES, Storage, is_image
@@ -68,6 +70,17 @@ def class_names(folder: Path) -> tuple[str, ...]:
 def count(folder: Path) -> int:
     """How many images the classes of a split have, without opening one; 0 if it is not there."""
     return sum(_is_one(path) for name in class_names(folder) for path in (folder / name).iterdir())
+
+
+def shorter_side(folder: Path) -> int | None:
+    """Pixels of the shorter side of a split's images: the median over one of each class, as their
+    first bytes say; None where none can be read."""
+    sides = []
+    for name in class_names(folder):
+        path = next(filter(_is_one, sorted((folder / name).iterdir())), None)
+        with contextlib.suppress(OSError, Image.DecompressionBombError), Image.open(path) as image:
+            sides.append(min(image.size))
+    return sorted(sides)[len(sides) // 2] if sides else None
 
 
 def _is_one(path: Path) -> bool:

@@ -143,9 +143,12 @@ def allocate(arch: str, num_classes: int, image_size: Size, target: Target, orde
     least = share(len(steps), target.measure)
     last = target.share if last is None else last
     if least > last:
-        raise UsageError(f"{arch} cannot be pruned to {last:.4g} of its {target.measure}: "
-                         f"{math.ceil(least * 1e4) / 1e4:.4g} is the least that this allocation "
-                         f"can leave")
+        finer = f"; widths that are no multiples of {round_to} go further (--round-to 1)"
+        raise UsageError((f"{arch} cannot be made {1 / last:.3g}x as fast: {1 / least:.3g}x is the "
+                          "most that this allocation gives" if target.measure == LATENCY else
+                          f"{arch} cannot be pruned to {last:.4g} of its {target.measure}: "
+                          f"{math.ceil(least * 1e4) / 1e4:.4g} is the least that this allocation "
+                          f"can leave") + finer * (round_to > 1))
     count = _fewest(lambda count: share(count, target.measure) - target.share, len(steps))
     made = _after(start, steps[:count])
     rates = tuple(_rate(*pair) for pair in zip(widths_of(start), widths_of(made), strict=True))

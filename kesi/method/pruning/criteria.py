@@ -43,11 +43,20 @@ class Evidence:
 
 
 def scores_of(criterion: Criterion, network: nn.Module, layers: Sequence[str],
-              evidence: Evidence) -> dict[str, Tensor]:
-    """What a criterion says. Raises KesiError for scores that are no numbers, which have no order.
+              evidence: Evidence, single: bool = False) -> dict[str, Tensor]:
+    """What a criterion says of filters, or of ``single`` weights, by layer.
+
+    Raises KesiError where it leaves one out, and for scores that are no numbers, which have no
+    order.
     """
     scores = criterion(network, layers, evidence)
     for layer in layers:
+        shape = weight(network, layer).shape
+        wanted, given = shape if single else shape[:1], getattr(scores.get(layer), "shape", None)
+        if given != wanted:
+            raise KesiError(f"the criterion gives {layer} "
+                            f"{'nothing' if given is None else f'scores of shape {tuple(given)}'}: "
+                            f"its {'weights' if single else 'filters'} take {tuple(wanted)}")
         if bool(scores[layer].isnan().any()):
             raise KesiError(f"the criterion gives {layer} scores that are no numbers (NaN): "
                             "nothing can be pruned by them")

@@ -49,7 +49,7 @@ def prune_weights(model: nn.Module, sparsity: float, masks: Masks | None = None,
         raise ValueError(f"a sparsity of {sparsity} is lower than what is already pruned "
                          f"({masks.sparsity():.4f}); shares are cumulative over the rounds")
     layers = [name.removesuffix(".weight") for name in weights]
-    scores = scores_of(criterion, model, layers, evidence)
+    scores = scores_of(criterion, model, layers, evidence, single=True)
     every = torch.cat([scores[layer].flatten() for layer in layers])  # (weights of all layers,)
     if masks is not None:
         held = masks.state_dict()

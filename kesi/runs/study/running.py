@@ -1,14 +1,18 @@
 """Variants of the method against each other; a stage that several of them need is run once.
 
-    <save>/seed0/<stage>-<12 digits>/   an ordinary stage; the digits are of all that decides its
+    <save>/study.json                   the images of all seeds, and how they are computed with
+          /seed0/<stage>-<12 digits>/   an ordinary stage; the digits are of all that decides its
                                         outcome: settings, parent, teachers
           /seed0/study.json             the variants that are finished, and the stages of each
 """
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import warnings
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from kesi.checkpoints import fields
 from kesi.checkpoints.checkpoint import Checkpoint
 from kesi.data import Dataset
 from kesi.method import algorithm
@@ -19,6 +23,7 @@ from kesi.method.snapshot import Snapshot, digest_of
 from kesi.method.training import Options
 from kesi.runs import stage, steps
 from kesi.runs.clock import Clock
+from kesi.runs.folder import refuse_changes
 from kesi.runs.record import RESULT, Result, read_result
 from kesi.runs.stage import Context
 from kesi.runs.study.variants import (
@@ -29,10 +34,11 @@ from kesi.runs.study.variants import (
     planned,
     pruning_of,
 )
-from kesi.system import distributed
+from kesi.runs.trial import try_out
+from kesi.system import distributed, execution
 from kesi.system.errors import KesiError, UsageError
 from kesi.system.files import read_json, write_json
-from kesi.system.locks import held
+from kesi.system.locks import held, held_by_one, in_use
 from kesi.system.seeds import MOST, derive
 
 NOTE = "study.json"
@@ -62,22 +68,25 @@ class Outcome:
     stages: list[str]
 
 
-def run(study: Study) -> dict[str, dict[int, Outcome]]:
-    """Run every stage that is not finished yet; returns the outcomes by variant and seed, also of
-    the seeds that the folder holds besides, as finished() does.
+def run(study: Study) -> None:
+    """Run every stage that is not finished yet.
 
-    Raises KesiError where another process has one of the seeds.
+    Raises UsageError where the folder is a study of other images, or computed with otherwise;
+    KesiError where another process has one of the seeds, and where a file of theirs is damaged.
     """
     for name, variant in study.variants.items():
-        if variant.images == "unlabelled" and study.dataset.unlabelled is None:
-            raise UsageError(f"{name!r} is taught on images without labels: say where they are "
-                             "with --unlabelled")
-    finished(study.folder, study.variants)  # a damaged file is told of before anything is trained
+        variant.check(name, study.dataset.unlabelled is not None)
+        try:
+            try_out(variant.recipe, study.dataset)
+        except UsageError as error:
+            raise UsageError(f"{name}: {error}") from error
     plans = planned(study.variants, study.dataset.num_classes, study.dataset.image_size)
     images = len(study.dataset.train)
     clock = Clock({study.folder / f"seed{seed}" / key: one.work(images)
                    for seed in study.seeds for key, one in plans.items()})
     keys = {name: keys_of(variant) for name, variant in study.variants.items()}
+    with distributed.main_first():
+        _begin(study, keys, clock)
     for seed in study.seeds:
         with held(study.folder / f"seed{seed}") as root:
             done: dict[str, Checkpoint] = {}
@@ -93,31 +102,80 @@ def run(study: Study) -> dict[str, dict[int, Outcome]]:
                 if distributed.is_main():
                     _note(study, root, name, [one.path.parent.name for one in made])
     distributed.barrier()
-    return finished(study.folder, study.variants, study.dataset)
+
+
+def _begin(study: Study, keys: Mapping[str, Sequence[str]], clock: Clock) -> None:
+    """Look at all that may be in the way of any seed before the first is trained, and tell the
+    clock what is finished."""
+    for seed in study.seeds:
+        root = study.folder / f"seed{seed}"
+        if distributed.is_main() and (holder := in_use(root)) is not None:
+            raise KesiError(f"{root} is in use by {holder}: wait for it, or leave out --seeds "
+                            f"{seed}")
+        for name, stages in _made(root, study.variants).items():
+            _outcome(root, stages)
+            for key, one in zip(keys[name], stages, strict=True):
+                clock.settle(root / key, root / one)
+    check_images(study.folder, study.dataset, study.options, begin=distributed.is_main())
+
+
+def check_images(folder: Path, dataset: Dataset, options: Options | None = None,
+                 begin: bool = False) -> None:
+    """Raises UsageError where a study is of other images than these, or is computed with otherwise
+    than ``options`` say; with ``begin`` it is of these from now on, where it was of none.
+    """
+    now = {"data": dataset.describe()}
+    if options is not None:
+        now |= {"precision": execution.resolved(options.device, options.precision),
+                "sync_bn": options.sync_bn}
+    if dataset.unlabelled is not None:
+        now["unlabelled"] = dataset.unlabelled.digest
+    with held_by_one(folder) if begin else contextlib.nullcontext():
+        path = Path(folder) / NOTE
+        before = fields.checked(path, read_json(path), {"data": fields.described}, ("data",)
+                                ) if path.exists() else {}
+        refuse_changes(folder, {**now, **before}, {**before, **now}, "use another --save")
+        if begin and {**before, **now} != before:
+            write_json(path, {**before, **now})
 
 
 def finished(folder: Path, variants: Mapping[str, Variant],
-             dataset: Dataset | None = None) -> dict[str, dict[int, Outcome]]:
+             seeds: Collection[int] = ()) -> dict[str, dict[int, Outcome]]:
     """The outcomes by variant and seed of all seeds in a study's folder of which all variants are
-    finished; of other images than ``dataset`` none, if it is given.
+    finished.
 
-    Raises KesiError where a file is damaged.
+    Raises KesiError where a file of one of ``seeds`` is damaged; of others it is said, and they
+    are left out.
     """
     found: dict[str, dict[int, Outcome]] = {name: {} for name in variants}
-    seeds = {path.name.removeprefix("seed"): path for path in Path(folder).glob("seed*")}
-    numbers = sorted(int(text) for text in seeds if text.isdecimal() and text == str(int(text)))
-    said = {name: variant.describe() for name, variant in variants.items()}
-    data = None if dataset is None else dataset.describe()
-    for seed in numbers:
-        root = seeds[str(seed)]
-        noted = _notes(root / NOTE)
-        if all(name in noted and noted[name]["is"] == said[name]
-               and (data is None or noted[name]["data"] == data)
-               and all((root / one / RESULT).is_file() for one in noted[name]["stages"])
-               for name in variants):
-            for name in variants:
-                found[name][seed] = _outcome(root, noted[name]["stages"])
+    roots = {path.name.removeprefix("seed"): path for path in Path(folder).glob("seed*")}
+    for seed in sorted(int(text) for text in roots if text.isdecimal() and text == str(int(text))):
+        root = roots[str(seed)]
+        try:
+            made = _made(root, variants)
+            if len(made) == len(variants):
+                outcomes = {name: _outcome(root, stages) for name, stages in made.items()}
+                for name in variants:
+                    found[name][seed] = outcomes[name]
+        except KesiError as error:
+            if seed in seeds:
+                raise
+            warnings.warn(f"seed {seed} is left out: {error}", stacklevel=2)
     return found
+
+
+def is_finished(folder: Path, variants: Mapping[str, Variant], seed: int) -> bool:
+    """Whether all variants are, of a seed. Raises KesiError where its note is damaged."""
+    return len(_made(Path(folder) / f"seed{seed}", variants)) == len(variants)
+
+
+def _made(root: Path, variants: Mapping[str, Variant]) -> dict[str, list[str]]:
+    """The stages of those variants that a seed has finished as they are now."""
+    noted = _notes(root / NOTE)
+    return {name: noted[name]["stages"] for name, variant in variants.items()
+            if name in noted and noted[name]["is"] == variant.describe()
+            and len(noted[name]["stages"]) == len(variant.steps())
+            and all((root / one / RESULT).is_file() for one in noted[name]["stages"])}
 
 
 def _notes(path: Path) -> dict[str, dict]:
@@ -125,11 +183,9 @@ def _notes(path: Path) -> dict[str, dict]:
     if not path.exists():
         return {}
     found = read_json(path)
+    noted = {"is": fields.dictionary, "stages": fields.several(fields.folder_name)}
     if not isinstance(found, dict) or not all(
-            isinstance(one, dict) and isinstance(one.get("is"), dict)
-            and isinstance(one.get("data"), dict) and isinstance(one.get("stages"), list)
-            and one["stages"] and all(isinstance(stage, str) and Path(stage).name == stage
-                                      for stage in one["stages"])
+            isinstance(one, dict) and all(check(one.get(name)) for name, check in noted.items())
             for one in found.values()):
         raise KesiError(f"{path} is damaged: remove it, and the same command writes it anew")
     return found
@@ -137,8 +193,7 @@ def _notes(path: Path) -> dict[str, dict]:
 
 def _note(study: Study, root: Path, name: str, stages: list[str]) -> None:
     """Note what came out of a variant."""
-    now = {"is": study.variants[name].describe(), "data": study.dataset.describe(),
-           "stages": stages}
+    now = {"is": study.variants[name].describe(), "stages": stages}
     write_json(root / NOTE, {**_notes(root / NOTE), name: now})
 
 

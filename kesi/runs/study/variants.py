@@ -1,5 +1,6 @@
 """What variants of the method are: differences from a recipe, and the trainings that they need."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -91,8 +92,8 @@ class Variant:
         arguments of Training.changed(); ``loss``: an object, or a name; all others are arguments of
         Recipe.changed(). Raises UsageError for what there is not, or will not do.
         """
-        own = {one.name: differences.pop(one.name) for one in fields(self)
-               if one.name in differences}
+        own = {one.name: value for one in fields(self) if one.name in differences
+               if (value := differences.pop(one.name)) is not None or one.name == "teachers"}
         recipe = own.pop("recipe", self.recipe)
         parts = {name: differences.pop(name) for name in PARTS if name in differences}
         loss = differences.pop("loss", None)
@@ -135,6 +136,18 @@ class Variant:
     def epochs(self) -> int:
         """Of all its trainings together."""
         return sum(one.training.epochs for one in self.steps())
+
+    def check(self, name: str, unlabelled: bool) -> None:
+        """Raises UsageError where the variant of this name needs images without labels and there
+        are none, or is said in what no file can hold."""
+        if self.images == "unlabelled" and not unlabelled:
+            raise UsageError(f"{name!r} is taught on images without labels: say where they are "
+                             "with --unlabelled")
+        try:
+            json.dumps(self.describe(), allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"{name!r} is said in values that its note cannot keep: {error}"
+                             ) from error
 
     def describe(self) -> dict:
         """In plain values, with digests of the code of loss, criterion and schedules."""
@@ -188,7 +201,7 @@ def planned(variants: Mapping[str, Variant], num_classes: int,
     for name, variant in variants.items():
         try:
             sizes = sizes_of(variant.recipe, num_classes, image_size)
-        except ValueError as error:
+        except (ValueError, UsageError) as error:
             raise UsageError(f"{name}: {error}") from error
         made = variant.steps()
         for key, one in zip(keys_of(variant), made, strict=True):

@@ -1,0 +1,61 @@
+"""What somebody else may have written, tried on a few images before any training: the criterion,
+the loss and the objective. At its turn it would fail after hours.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from kesi.data import Dataset
+from kesi.method import algorithm
+from kesi.method.pruning.criteria import Evidence
+from kesi.method.recipes import Recipe
+from kesi.system.errors import UsageError, first_line
+
+IMAGES = 4
+
+
+def try_out(recipe: Recipe, dataset: Dataset) -> None:
+    """Prune a network that is not trained once, and ask loss and objective for their gradients.
+
+    Raises UsageError that says what does not work.
+    """
+    some = torch.arange(min(IMAGES, len(dataset.train)))
+    few = replace(dataset, train=dataset.train.subset(some))
+    start = algorithm.draw(recipe.arch, dataset.num_classes, 0)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            algorithm.prune(start, recipe, recipe.rounds[0], 1, Evidence(few))
+    except UsageError:
+        raise
+    except Exception as error:  # somebody else's code: anything
+        raise UsageError(f"the criterion {recipe.criterion} does not work on {recipe.arch}: "
+                         f"{first_line(error)}") from error
+    try_losses(recipe, dataset)
+
+
+def try_losses(recipe: Recipe, dataset: Dataset) -> None:
+    """Ask loss and objective for gradients. Raises UsageError that says what does not work."""
+    generator = torch.Generator().manual_seed(0)
+    logits, *teachers = torch.randn(3, IMAGES, dataset.num_classes, generator=generator)
+    images = torch.randn(IMAGES, *dataset.shape, generator=generator)
+    labels = torch.arange(IMAGES) % dataset.num_classes
+    _tried("loss", recipe.loss, logits, torch.stack(teachers), labels)
+    _tried("objective", recipe.objective, logits, images, labels)
+
+
+def _tried(what: str, function: Callable, logits: torch.Tensor, *others: torch.Tensor) -> None:
+    """Raise UsageError for what is no loss. ``logits``: (B, C)."""
+    logits = logits.clone().requires_grad_()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            value = function(logits, *others)
+            value.backward()
+        fine = value.dim() == 0 and bool(value.isfinite()) and bool(logits.grad.isfinite().all())
+    except Exception as error:  # somebody else's code: anything
+        raise UsageError(f"the {what} does not work on a batch of four: "
+                         f"{first_line(error)}") from error
+    if not fine:
+        raise UsageError(f"the {what} has to give one finite number, the mean over the batch, with "
+                         f"finite gradients")
