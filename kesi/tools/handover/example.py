@@ -5,47 +5,33 @@ Needs three packages: pip install onnxruntime numpy pillow
 
 import json
 import sys
-from pathlib import Path
 
 import numpy as np
 import onnxruntime
 from PIL import Image, ImageOps
 
-session = onnxruntime.InferenceSession(str(Path(__file__).with_name("model.onnx")))
-about = {key.removeprefix("kesi."): json.loads(value)
-         for key, value in session.get_modelmeta().custom_metadata_map.items()}
-
-
-def width_height(size):
-    """Of a square, or of (height, width)."""
-    return (size, size) if isinstance(size, int) else (size[1], size[0])
-
-
-def prepared(path):
-    """An image file as the network takes it: float32 (1, C, H, W), RGB or grey from 0 to 1."""
+session = onnxruntime.InferenceSession(__file__.removesuffix("example.py") + "model.onnx")
+said = session.get_modelmeta().custom_metadata_map
+classes, mean, crop, resize = (json.loads(said[f"kesi.{key}"]) for key in (
+    "classes", "mean", "crop", "resize"))
+crop, *resize = (np.broadcast_to(size, 2)[::-1] for size in (crop, *resize))  # (width, height)
+for path in sys.argv[1:]:
     image = Image.open(path)
-    # a large JPEG is decoded at a fraction
-    image.draft(None, tuple(2 * side for side in width_height(about["resize"][0])))
+    image.draft(None, tuple(2 * resize[0]))  # a large JPEG is decoded at a fraction
     image = ImageOps.exif_transpose(image).convert("RGBA")
     image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    if len(about["mean"]) == 1:
-        image = image.convert("L")
-    for wide, tall in map(width_height, about["resize"]):  # is just covered; the middle is kept
-        new, old = max((wide, image.width), (tall, image.height), key=lambda one: one[0] / one[1])
-        whole = [new * side // old for side in image.size]
-        left, top = round((whole[0] - wide) / 2), round((whole[1] - tall) / 2)
-        x, y = image.width / whole[0], image.height / whole[1]
-        box = left * x, top * y, (left + wide) * x, (top + tall) * y
-        image = image.resize((wide, tall), Image.Resampling.BILINEAR, box)
-    wide, tall = width_height(about["crop"])
-    left, top = round((image.width - wide) / 2), round((image.height - tall) / 2)
-    image = image.crop((left, top, left + wide, top + tall))
-    pixels = np.asarray(image, dtype=np.float32).reshape(tall, wide, -1)
-    return pixels.transpose(2, 0, 1)[None] / 255
-
-
-for path in sys.argv[1:]:
-    logits = session.run(None, {"images": prepared(path)})[0][0].astype(np.float64)
+    image = image.convert("L" if len(mean) == 1 else "RGB")
+    for size in resize:  # which the image just covers; the middle is kept
+        whole = np.array(image.size)
+        most = np.argmax(size / whole)
+        scaled = size[most] * whole // whole[most]
+        start = np.round((scaled - size) / 2)
+        box = np.concatenate([start, start + size]) * np.tile(whole / scaled, 2)
+        image = image.resize(size, Image.Resampling.BILINEAR, box.tolist())
+    start = np.round((np.array(image.size) - crop) / 2).astype(int)
+    image = image.crop((*start, *start + crop))
+    pixels = np.asarray(image, np.float32).reshape(1, *crop[::-1], -1).transpose(0, 3, 1, 2) / 255
+    logits = session.run(None, {"images": pixels})[0][0].astype(np.float64)
     shares = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
     best = np.argsort(-shares)[:3]
-    print(f"{path}: " + ", ".join(f"{about['classes'][k] or k} {shares[k]:.2%}" for k in best))
+    print(f"{path}: " + ", ".join(f"{classes[k] or k} {shares[k]:.2%}" for k in best))
