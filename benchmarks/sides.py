@@ -164,11 +164,12 @@ def our_batches(job: Job) -> TrainBatches:
 
 
 def set_threads(threads: int | None) -> None:
-    """CPU threads of this process. Raises UsageError for less than one."""
+    """CPU threads of this process. Raises UsageError for less than one, or more than there are
+    cores anywhere."""
     if threads is None:
         return
-    if threads < 1:
-        raise UsageError(f"--threads must be at least 1, not {threads}")
+    if not 1 <= threads <= 1024:
+        raise UsageError(f"--threads must be at least 1 and at most 1024, not {threads}")
     torch.set_num_threads(threads)
 
 

@@ -43,7 +43,7 @@ class Stream(IterableDataset):
 @pytest.mark.parametrize("train", [
     (IMAGES.permute(0, 2, 3, 1), LABELS),
     (IMAGES.numpy(), LABELS.tolist()),
-    [IMAGES.numpy()[::-1][::-1], LABELS.numpy().astype(">i8")],
+    [IMAGES.numpy()[::-1].copy()[::-1], LABELS.numpy()[::-1].astype(">i8")[::-1]],
     (IMAGES.numpy().astype(">f4") / 255, LABELS.numpy().astype("u2")),
     (IMAGES.float() / 255, LABELS.to(torch.uint8)),
     (IMAGES.half() / 255, LABELS),

@@ -196,7 +196,10 @@ def test_what_is_done_is_not_done_again_and_a_failure_stops_nothing_else(tmp_pat
     said = capsys.readouterr().out
     assert "b: FAILED (out of order)" in said and "d: the time is over" in said
     assert gpu.go_through(plan(tmp_path)) and done == list("abcd") + ["b", "d"]
-    assert "- b: b is well" in gpu.summary(tmp_path)
+    assert "- b: b is well" in gpu.summary(tmp_path) and "16 MB" not in gpu.summary(tmp_path)
+    with open(tmp_path / "large.pth.tar", "wb") as file:
+        file.truncate(gpu.LARGEST + 1)
+    assert "- above 16 MB: large.pth.tar, 16 MB" in gpu.summary(tmp_path)
 
 
 def test_what_runs_when_the_time_is_over_is_told_to_end(tmp_path):

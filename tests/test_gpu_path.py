@@ -281,6 +281,17 @@ def test_on_a_cpu_an_epochs_accuracy_is_the_reported_one_bit_for_bit():
     )
 
 
+def test_what_an_epoch_is_evaluated_with_meanwhile_reports_nothing(monkeypatch):
+    """On a GPU that is a captured TF32 pass; here one that is wrong, so that its figures tell."""
+    monkeypatch.setattr("kesi.method.training.make_forward",
+                        lambda *_: lambda images: torch.zeros(len(images), 10))
+    digits, model, seen = load("digits"), network(), []
+    history = fit(model, digits, ONE_CYCLE.scaled(0.05), seed=0, options=Options(eval_every=1),
+                  on_epoch=lambda progress: seen.append(evaluate(model, digits, digits.test)))
+    told = [(row.test_loss, row.test_accuracy) for row in history]
+    assert told[-1] == seen[-1] and told[0] != seen[0]
+
+
 @pytest.mark.parametrize(("precision", "tf32"), [("bf16", True), ("tf32", True), ("fp32", False)])
 def test_a_gpu_evaluates_in_tf32_while_it_trains_and_reports_in_fp32(precision, tf32):
     digits, seen = load("digits"), []
@@ -399,9 +410,10 @@ def test_an_evaluation_that_is_captured_sees_the_weights_of_now():
 
 @needs_gpu
 def test_captures_share_a_stream():
+    streams = []
     for _ in range(2):
         step = make_step(network().cuda(), CrossEntropy(), "cuda", "fp32", "capture", 1)
         step(*batch(device="cuda"))
-        streams = capture.Recorder.stream
         assert step.replay is not None
-    assert capture.Recorder.stream is streams
+        streams.append(capture.Recorder.stream)
+    assert streams[0] is streams[1] is not None

@@ -105,10 +105,17 @@ def test_an_objective_is_learned_recorded_and_belongs_to_the_run(tmp_path):
     assert recipe["objective"]["name"] == "shifted" and recipe["criterion"]["name"] == "l2"
     assert recipe["loss"]["name"] == "Dist"
     assert verify(result.folder).failures == []
+    record = (tmp_path / "run/run.json").read_bytes()
     with pytest.raises(UsageError, match="objective"):
         squeeze(tmp_path / "run", epochs=(15, 8, 8), criterion="l2", loss="dist")
+    assert (tmp_path / "run/run.json").read_bytes() == record
     with pytest.raises(UsageError, match="criterion"):
         squeeze(tmp_path / "run", epochs=(15, 8, 8), objective=shifted, loss="dist")
+    images, labels = shown()
+    for other in ((images.flip(2), labels), (images, (torch.as_tensor(labels) + 1) % 10)):
+        with pytest.raises(UsageError, match="holds a run with other test images"):
+            squeeze(tmp_path / "run", other, epochs=(15, 8, 8), objective=shifted, criterion="l2",
+                    loss="dist")
 
 
 def captured(weight):
@@ -124,10 +131,11 @@ def captured(weight):
     ({"objective": captured(2)}, "without values from around it"),
     ({"objective": F.cross_entropy}, "objective does not work"),
     ({"criterion": "taste"}, "unknown criterion 'taste'"), ({"on_epoch": 3}, "on_epoch"),
-    ({"val_fraction": 1.0}, "val_fraction 1.0")])
+    ({"val_fraction": 1.0}, "val_fraction 1.0"),
+    ({"folder": "a\nb"}, "control character")])
 def test_what_will_not_do_is_said_before_any_training(arguments, says, tmp_path):
     with pytest.raises(UsageError, match=says) as refused:
-        squeeze(tmp_path / "run", **arguments)
+        squeeze(**({"folder": tmp_path / "run"} | arguments))
     assert "\n" not in str(refused.value) and not (tmp_path / "run" / "seed0").exists()
 
 

@@ -4,12 +4,14 @@ and what happens to bad input."""
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 
 import pytest
 import torch
+from PIL import Image, ImageOps
 
 import models
 from datagen import write_imagefolder
@@ -131,6 +133,33 @@ def test_other_classes_of_the_same_number_are_noticed(tmp_path):
           says="holds a run with other data classes (['ant', 'bee'], now ['ant', 'fly'])")
     fails("cifar/train.py", "--evaluate", tmp_path / "run", "--dataset", "imagefolder", "--data",
           other, code=2, says="knows other classes than imagefolder: 'bee' where 'fly' is")
+
+
+def test_other_images_and_labels_of_the_same_number_are_noticed(tmp_path):
+    """Classes that changed places, a test image that is inverted, a training image mirrored."""
+    folder = write_imagefolder(tmp_path / "images", ("ant", "bee"), 3, 2)
+    for notes in tmp_path.rglob("notes.txt"):
+        notes.unlink()
+    words = ("cifar/train.py", "--arch", "resnet20", "--dataset", "imagefolder", "--epochs", 1,
+             "--save", tmp_path / "run", "--data")
+    works(*words, folder)
+    train, test = folder / "train", folder / "test"
+    swapped = shutil.copytree(folder, tmp_path / "swapped")
+    for one, other in (("ant", "cat"), ("bee", "ant"), ("cat", "bee")):
+        (swapped / "train" / one).rename(swapped / "train" / other)
+    fails(*words, swapped, code=2, says="holds a run with other train images (")
+    # (what is mirrored is cropped to another middle)
+    for split, change, says in ((test, ImageOps.invert, "other test images"),
+                                (train, ImageOps.mirror, "another data mean")):
+        other = shutil.copytree(folder, tmp_path / says)
+        path = next((other / split.name / "ant").glob("0*.png"), None) or next(
+            (other / split.name / "ant").glob("0*"))
+        with Image.open(path) as image:
+            change(image.convert("RGB")).save(path.with_suffix(".png"))
+        if path.suffix != ".png":
+            path.unlink()
+        fails(*words, other, code=2, says=f"holds a run with {says} (")
+    assert "is finished already" in works(*words, folder)
 
 
 def test_changed_settings_are_named_down_to_the_number(runs):

@@ -181,7 +181,8 @@ def add_run(group: argparse.ArgumentParser) -> None:
     group.add_argument("--eval-every", type=int, metavar="N", help="test accuracy every N epochs, "
                        "0: after the last only (default: 1; digits: 0)")
     group.add_argument("--precision", choices=execution.PRECISIONS, default="auto", help="auto: "
-                       "bf16 on a GPU that has it, else fp32 (accuracies are always taken in fp32)")
+                       "bf16 on a GPU that has it, else fp32 (what is reported of accuracies is "
+                       "always taken in fp32)")
     group.add_argument("--compile", choices=execution.COMPILE, default="auto",
                        help="on: fuse kernels with torch.compile; auto: on a GPU, where it earns "
                             "its minute back; capture: CUDA graphs alone; off: not even those")

@@ -34,6 +34,7 @@ def fetch(archive: Archive, root: Path, folder: str) -> Path:
     path = root / archive.url.rsplit("/", 1)[1]
     try:
         if not check_integrity(path, archive.md5):
+            path.with_name(f"{path.name}.part").unlink(missing_ok=True)  # of versions before
             download_url(archive.url, str(root), path.name, archive.md5)
     except Exception as error:  # whatever urllib, http.client, the disk or the check raise
         reason = " ".join(str(getattr(error, "reason", error)).split())

@@ -40,7 +40,7 @@ from kesi.runs.folder import move_aside
 from kesi.runs.record import METRICS, Faster, read_epochs
 from kesi.runs.results import load_run
 from kesi.system import execution
-from kesi.system.errors import UsageError, first_line
+from kesi.system.errors import UsageError, controls, first_line
 from kesi.system.locks import held
 from kesi.system.provenance import provenance
 from kesi.tools.targets import budget as budgets
@@ -173,6 +173,8 @@ def compress(model: nn.Module | Factory, train: Pairs | Dataset, test: Pairs | N
     recipe = arguments.taught(recipe, dataset, criterion, loss, objective)
     arguments.check_recipe(graph, name, dataset.num_classes, method, recipe)
     folder = Path("runs") / f"{dataset.name}-{name}-{method}" if folder is None else Path(folder)
+    if controls(str(folder)):
+        raise UsageError(f"the folder {str(folder)!r:.100} has a control character in its name")
     options = options or Options(execution.device_for("auto"))
     inputs, known = (dataset.num_classes, dataset.image_size), None if fresh else folder
     measured = fitted = None

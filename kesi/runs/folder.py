@@ -2,6 +2,7 @@
 is in the way."""
 
 import os
+import re
 import shutil
 import warnings
 from pathlib import Path
@@ -98,6 +99,7 @@ def refuse_changes(folder: Path, before: object, now: dict,
                                   if old.get(name) != new.get(name)), (key, None, None))
         if old != new:
             key, old, new = _innermost(key, old, new)
+            key = re.sub(r"(?:data )?digests (\w+)", r"\1 images", key)
             # images, epochs, milestones
             plural = key.endswith("s") and not key.startswith("number of")
             other = "other" if plural else "another"
