@@ -23,7 +23,8 @@ def test_commands_find_the_images_of_a_run_and_say_so(tmp_path, monkeypatch):
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     run, last = tmp_path / "run", tmp_path / "run/seed0/kesi"
-    for command in (("verify", run), ("compare", last, "--no-latency")):
+    for command in (("verify", run), ("compare", last, "--no-latency"),
+                    ("export", run, "--no-latency", "--out", tmp_path / "net.safetensors")):
         outcome = script("kesi", *command)
         assert outcome.code == 0, outcome.err
         assert outcome.err == f"images: {images}, where the run found them\n"

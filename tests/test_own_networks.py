@@ -2,6 +2,7 @@
 what of them is pruned, and that it is right."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,11 +12,15 @@ from torchvision.models.convnext import CNBlockConfig
 
 import kesi
 import models
+from kesi.checkpoints.checkpoint import load as load_checkpoint
 from kesi.data import load
 from kesi.method.pruning import prune_filters
 from kesi.method.training import Options
 from kesi.own import graphs, tracing
+from kesi.own.compress import Compressed
 from kesi.system.errors import UsageError
+from kesi.tools import export
+from kesi.tools.inputs import inputs_of
 
 pytest.importorskip("torch_pruning")
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("registry")]
@@ -106,6 +111,7 @@ def test_they_go_through_the_whole_method(build, method, tmp_path):
     torch.manual_seed(0)
     result = kesi.compress(build(), *digits(), method, name="theirs", rounds=1, epochs=(1, 1, 1),
                            batch_size=24, flip=False, folder=tmp_path / "run", options=CPU)
+    assert_its_file_agrees(result, tmp_path)
     if method == "filter":
         assert result.network.cfg == [int(width * 0.8)
                                       for width in models.ARCHITECTURES["theirs"].cfg]
@@ -113,10 +119,37 @@ def test_they_go_through_the_whole_method(build, method, tmp_path):
     linear = {name for name in result.masks.state_dict()
               if isinstance(result.network.get_submodule(name.removesuffix(".weight")), nn.Linear)}
     assert bool(linear) == (build in (convnext, vit))
+    if build is vit:  # whose heads stay, and so what they ask for, which is no linear layer
+        attention = result.network.get_submodule("encoder.layers.encoder_layer_0.self_attention")
+        assert bool(attention.in_proj_weight.all())
     last = [name for name, module in result.network.named_modules()
             if isinstance(module, nn.Linear)][-1]
     assert f"{last}.weight" not in linear
     assert result.masks.sparsity() == pytest.approx(0.22, abs=0.001)
+
+
+def assert_its_file_agrees(result: Compressed, folder: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    checkpoint = load_checkpoint(result.checkpoint)
+    check = export.export(checkpoint, inputs_of(checkpoint), folder / "net.onnx", "onnx").check
+    assert check.equal == check.images == 100 and check.largest > 0
+
+
+@pytest.mark.parametrize(("name", "method"), [
+    ("mobilenet_v3_small", "filter"), ("efficientnet_b0", "filter"), ("densenet121", "filter"),
+    ("convnext_tiny", "filter"), ("shufflenet_v2_x0_5", "weight")])
+def test_so_do_theirs_as_they_are(name, method, tmp_path):
+    torch.manual_seed(0)
+    whole = getattr(theirs, name)(num_classes=10)
+    result = kesi.compress(whole, *digits(24), method, name="theirs", rounds=1, epochs=(1, 1, 1),
+                           batch_size=12, lr=0.01, flip=False, folder=tmp_path / "run",
+                           options=CPU)
+    assert_its_file_agrees(result, tmp_path)
+    if method == "weight":
+        assert result.masks.sparsity() == pytest.approx(0.22, abs=0.001)
+    else:
+        sizes = [sum(map(torch.numel, one.parameters())) for one in (whole, result.network)]
+        assert sizes[1] < 0.85 * sizes[0]
 
 
 class Gated(nn.Module):

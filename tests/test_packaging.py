@@ -1,19 +1,34 @@
 """What is installed: a wheel built from the checkout, in an environment that sees nothing of it."""
 
+import importlib.metadata
 import importlib.util
 import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 import kesi.models
 import models
 from datagen import write_imagefolder
+from kesi.tools.handover.folder import RUNTIME
 from tinyrun import ROOT
+
+EXTRAS = ("plots", "export", "own")
+OWN = """
+import torch, kesi
+from torch import nn
+torch.manual_seed(0)
+images = torch.randint(256, (32, 3, 16, 16), dtype=torch.uint8), torch.arange(32) % 4
+network = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3),
+                        nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4))
+done = kesi.compress(network, images, images, name="mine", macs=0.6, rounds=1, epochs=(1, 1, 1),
+                     batch_size=8, folder="own")
+print(len({network, done.network}), "networks")
+"""
 
 
 def run(command: list, folder: Path) -> str:
@@ -36,14 +51,35 @@ def source(tmp_path_factory) -> Path:
     return folder
 
 
-def environment(folder: Path) -> Path:
-    """An empty virtual environment that finds torch and the others where this process does."""
+def environment(folder: Path, *extras: str) -> Path:
+    """A virtual environment in which nothing is installed but what KESI declares that it needs,
+    with these extras: links to where this process finds it."""
     run([sys.executable, "-m", "venv", "--without-pip", folder], folder.parent)
     python = folder / "bin" / "python"
-    site = run([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], folder)
-    # a path alone: what is installed there in editable mode, KESI for one, is not found by it
-    Path(site.strip(), "others.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    site = Path(run([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
+                    folder).strip())
+    for name in declared("kesi", *extras) - {"kesi"}:
+        found = importlib.metadata.distribution(name)
+        for top in {path.parts[0] for path in found.files} - {"..", "__pycache__"}:
+            if not (site / top).exists():
+                (site / top).symlink_to(found.locate_file(top))
     return python
+
+
+def declared(name: str, *extras: str) -> set[str]:
+    """The names of a distribution and of all that it needs, as their metadata say."""
+    found, open_ = set(), [(name, extras)]
+    while open_:
+        name, wanted = open_.pop()
+        for line in importlib.metadata.requires(name) or ():
+            need = Requirement(line)
+            marks = [{"extra": extra} for extra in (*wanted, "")]
+            if need.marker is None or any(map(need.marker.evaluate, marks)):
+                inside = (need.name, tuple(need.extras))
+                if inside not in found:
+                    found.add(inside)
+                    open_.append(inside)
+    return {name} | {name for name, _ in found}
 
 
 def install(python: Path, *words) -> None:
@@ -67,7 +103,7 @@ def test_all_folders_with_modules_are_packages_of_the_wheel():
 def test_a_wheel_runs_the_method_and_brings_no_models(source, tmp_path):
     run([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation",
          "--no-index", "-w", tmp_path, source], tmp_path)
-    python = environment(tmp_path / "empty")
+    python = environment(tmp_path / "empty", *EXTRAS)
     install(python, next(tmp_path.glob("kesi-*.whl")))
     run([python, "-c", "import importlib.util, kesi.models\n"
          "assert importlib.util.find_spec('models') is None\n"
@@ -77,16 +113,22 @@ def test_a_wheel_runs_the_method_and_brings_no_models(source, tmp_path):
     run([kesi_command, "run", "--arch", "resnet20", "--dataset", "digits", "--rounds", "1",
          "--epochs", "1", "1", "1", "--save", "run"], tmp_path)
     assert (tmp_path / "run" / "seed0" / "kesi" / "checkpoint.pth.tar").is_file()
-    assert "resnet20" in run([kesi_command, "report", "run"], tmp_path)
+    assert "resnet20" in run([kesi_command, "report", "run", "--html"], tmp_path)
     assert run([kesi_command, "export", "--help"], tmp_path).startswith("usage: kesi export")
     write_imagefolder(tmp_path / "photos")
     run([kesi_command, "compress", "photos", "--arch", "resnet20", "--rounds", "1", "--epochs", "1",
          "1", "1", "--image-size", "16", "--batch-size", "8", "--save", "small"], tmp_path)
+    (tmp_path / "own.py").write_text(OWN)
+    assert "2 networks" in run([python, "own.py"], tmp_path)
     picture = next(tmp_path.glob("photos/test/*/0*"))
     assert "%" in run([kesi_command, "predict", "small/seed0/kesi", picture], tmp_path)
     if importlib.util.find_spec("onnxruntime"):
-        run([kesi_command, "export", "small/seed0/kesi", "--out", "over", "--no-latency", "--data",
-             "photos"], tmp_path)
+        (tmp_path / "web/dist").mkdir(parents=True)
+        for name in ("package.json", *(f"dist/{name}" for name in RUNTIME)):
+            (tmp_path / "web" / name).write_text('{"version": "0"}')
+        run([kesi_command, "export", "small", "--out", "over", "--int8", "--web", "web",
+             "--data", "photos"], tmp_path)
+        assert (tmp_path / "over/index.html").is_file()
         assert "%" in run([python, "example.py", picture], tmp_path / "over")
         run([python, "-c", "import kesi; assert kesi.from_pretrained('over').arch == 'resnet20'"],
             tmp_path)
