@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import kesi
 from datagen import write_imagefolder
@@ -176,6 +177,7 @@ def test_epochs_fit_the_number_of_images_where_nobody_says_them(tmp_path, capsys
 GREY = """
 import kesi
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 kesi.register("grey", lambda: nn.Sequential(
     nn.Conv2d(1, 16, 3, 2, bias=False), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3, 2),
@@ -227,6 +229,14 @@ def test_arrays_of_one_channel_and_of_no_square(tmp_path):
     assert result.network(torch.zeros(2, 1, 16, 16)).shape == (2, 10)
     assert read_run(tmp_path / "run" / "run.json").data["mean"] == [0.5]
     (train, labels), (test, others) = train, test
+    four = [torch.cat([part] * 4, 3).permute(0, 3, 1, 2) for part in (train, test)]
+    more = nn.Sequential(nn.Conv2d(4, 8, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                         nn.Linear(8, 10))
+    batches = DataLoader(TensorDataset(four[0], labels), batch_size=64)
+    of_four = kesi.compress(more, batches, TensorDataset(four[1], others), rounds=1,
+                            epochs=(1, 1, 1), batch_size=100, folder=tmp_path / "four",
+                            options=CPU)
+    assert of_four.network(torch.zeros(2, 4, 16, 16)).shape == (2, 10)
     one[-1] = nn.Linear(8 * 2 * 3, 10)
     flat = kesi.compress(one, (train[:, 2:14], labels), (test[:, 2:14], others), rounds=1,
                          epochs=(1, 1, 1), batch_size=100, folder=tmp_path / "flat", options=CPU)

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import shlex
+import sys
 
 import pytest
 import torch
@@ -148,10 +149,13 @@ def test_a_latency_that_cannot_be_reached_trains_nothing(tmp_path, clock):
 
 
 @pytest.mark.slow
-def test_latency_is_measured_in_onnxruntime(quick_clock):
+@pytest.mark.parametrize("runtime", ["onnxruntime", "torch"])
+def test_latency_is_measured_in_onnxruntime_or_torch(quick_clock, monkeypatch, runtime):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    assert faster.runtime() == "onnxruntime"
+    if runtime == "torch":
+        monkeypatch.setitem(sys.modules, "onnxruntime", None)  # as if it was not installed
+    assert faster.runtime() == runtime
     small, large = faster.seconds_of([draw("resnet20", 10, 0, cfg).network for cfg in (
         [1] * 9, models.ARCHITECTURES["resnet20"].cfg)], 32, 32)
     assert 0 < small < large

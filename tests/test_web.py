@@ -154,6 +154,16 @@ def test_a_dropped_picture_gets_what_predict_says(page, filter_run, tmp_path, mo
         assert float(percent) / 100 == pytest.approx(share, abs=2e-4 if mode == "RGB" else 5e-3)
 
 
+def test_a_real_picture_gets_what_predict_says(page, filter_run, tmp_path):
+    """A scanned digit."""
+    Image.fromarray(load("digits").test.images[3].numpy()).save(tmp_path / "picture.png")
+    said, = predict_images(checkpoints.load(filter_run / "seed0/kesi"), [tmp_path / "picture.png"])
+    found = shown(page, tmp_path / "picture.png", tmp_path / "profile")
+    label, *_, percent, _ = found["rows"][0].split()
+    assert label == said.classes[0]
+    assert float(percent) / 100 == pytest.approx(said.probabilities[0], abs=2e-4)
+
+
 def test_grey_pictures_that_are_no_squares(page, tmp_path, registry):
     kesi.register("grey", Grey, image_size=(20, 12), channels=1)
     root = write_imagefolder(tmp_path / "photos")

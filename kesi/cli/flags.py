@@ -32,24 +32,25 @@ def add_inputs(parser: argparse.ArgumentParser, device: bool = True) -> None:
 
     Without ``device`` there is no such flag, and it is the CPU.
     """
-    parser.add_argument("--arch", metavar="NAME",
-                        help="needed only where a checkpoint does not tell")
-    parser.add_argument("--dataset", choices=DATASETS, metavar="NAME",
-                        help=f"{', '.join(DATASETS)} (default: what the checkpoint says)")
-    add_left_images(parser)
-    parser.add_argument("--image-size", type=pixels, metavar="PX",
-                        help="default: what the checkpoint says")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
+    data, _, _, machine, _ = groups(parser)
+    data.add_argument("--arch", metavar="NAME", help="needed only where a checkpoint does not tell")
+    data.add_argument("--dataset", choices=DATASETS, metavar="NAME",
+                      help=f"{', '.join(DATASETS)} (default: what the checkpoint says)")
+    add_left_images(data)
+    data.add_argument("--image-size", type=pixels, metavar="PX",
+                      help="default: what the checkpoint says")
+    machine.add_argument("--threads", type=int, metavar="N",
+                         help="CPU threads (default: all cores)")
     parser.set_defaults(device="cpu")
     if device:
-        parser.add_argument("--device", default="cpu", metavar="NAME",
-                            help="cpu, cuda ... (default: %(default)s)")
+        machine.add_argument("--device", default="cpu", metavar="NAME",
+                             help="cpu, cuda ... (default: %(default)s)")
 
 
-def add_left_images(parser: argparse.ArgumentParser) -> None:
+def add_left_images(group: argparse.ArgumentParser) -> None:
     """--data, of commands that look at what a run has left."""
-    parser.add_argument("--data", metavar="DIR", help="where the images are (default: where the "
-                        f"run found them, else {ROOT})")
+    group.add_argument("--data", metavar="DIR", help="where the images are (default: where the "
+                       f"run found them, else {ROOT})")
 
 
 def pixels(text: str) -> Size:

@@ -34,15 +34,16 @@ def plan(argv: Sequence[str] | None = None) -> None:
         kesi plan --arch resnet34 --dataset tinyimagenet --method filter --csv
     """
     parser = entry.parser(plan.__doc__, "kesi plan")
-    flags.add_network(parser)
-    parser.add_argument("--dataset", choices=flags.DATASETS, default="cifar10",
-                        help="default: %(default)s")
-    parser.add_argument("--num-classes", type=int, metavar="N",
-                        help="classes of an imagefolder (default: 10); other data sets know theirs")
-    parser.add_argument("--image-size", type=flags.pixels, metavar="PX",
-                        help="default: the data set's")
-    flags.add_rounds(parser)
-    parser.add_argument("--csv", action="store_true",
+    data, method, _, _, output = flags.groups(parser)
+    data.add_argument("--dataset", choices=flags.DATASETS, default="cifar10",
+                      help="default: %(default)s")
+    data.add_argument("--num-classes", type=int, metavar="N",
+                      help="classes of an imagefolder (default: 10); other data sets know theirs")
+    data.add_argument("--image-size", type=flags.pixels, metavar="PX",
+                      help="default: the data set's")
+    flags.add_network(method)
+    flags.add_rounds(method)
+    output.add_argument("--csv", action="store_true",
                         help="print round,params,nonzero_params,macs,macs_saved")
     args = parser.parse_args(argv)
     family = flags.INFO[args.dataset].family

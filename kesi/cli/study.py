@@ -92,18 +92,19 @@ def parse(argv: Sequence[str] | None = None) -> Asked:
     """The command line and the file that it names. Raises UsageError where either will not do."""
     parser = entry.parser(study.__doc__, "kesi study")
     parser.add_argument("file", metavar="FILE", help="a Python file with VARIANTS")
-    parser.add_argument("--seeds", type=seeds.seed, nargs="+", default=[0], metavar="N",
-                        help="default: 0; an interval needs two")
-    parser.add_argument("--save", type=Path, metavar="DIR", help="default: runs/study-<FILE>")
-    parser.add_argument("--dry-run", action="store_true",
+    data, _, training, machine, output = flags.groups(parser)
+    flags.add_images(data, family=None)
+    flags.add_unlabelled(data)
+    training.add_argument("--seeds", type=seeds.seed, nargs="+", default=[0], metavar="N",
+                          help="default: 0; an interval needs two")
+    flags.add_run(machine)
+    output.add_argument("--save", type=Path, metavar="DIR", help="default: runs/study-<FILE>")
+    output.add_argument("--dry-run", action="store_true",
                         help="print stages, shared ones once, and work; touch nothing")
-    parser.add_argument("--against", metavar="NAME", help="the variant that the others are held "
+    output.add_argument("--against", metavar="NAME", help="the variant that the others are held "
                         "against (default: the first)")
-    parser.add_argument("--data-name", metavar="TEXT", help="what the table calls "
+    output.add_argument("--data-name", metavar="TEXT", help="what the table calls "
                         "the data set (default: its name, or that of its folder)")
-    flags.add_images(parser, family=None)
-    flags.add_unlabelled(parser)
-    flags.add_run(parser)
     args = parser.parse_args(argv)
     args.seeds = list(dict.fromkeys(args.seeds))
     variants = variants_of(args.file)
