@@ -469,6 +469,16 @@ def test_a_pipeline_that_is_killed_again_and_again_gives_the_same_bit_for_bit(me
     assert done.stdout.count("  kill ") == kills and "those of the run left alone" in done.stdout
 
 
+@pytest.mark.slow
+def test_what_is_tampered_with_is_noticed_or_changes_nothing():
+    """The short form of the second part of make chaos."""
+    done = subprocess.run([sys.executable, "-m", "tests.tampering", "--tamperings", "9", "--seed",
+                           "1"], cwd=ROOT, capture_output=True, text=True,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert done.stdout.endswith("9 tamperings, 0 of them unnoticed\n")
+
+
 def test_the_comparison_sees_what_differs(train, tmp_path):
     for name in ("a", "b"):
         train(tmp_path / name / "x")
