@@ -29,7 +29,7 @@ demo: $(VENV)/.ready ## Run all five steps on digits, both methods, and print th
 # One thread a process: two processes of one thread each finish sooner than one after the other with two.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-test: $(VENV)/.ready ## Run the tests of the method, about five minutes on two cores
+test: $(VENV)/.ready ## Run the tests of the method, about ten minutes on two cores
 	$(PYTEST) -m 'not slow'
 
 slow: $(VENV)/.ready ## Run the tests of notebook, documents, own networks, benchmarks, Ray and several processes
