@@ -6,15 +6,14 @@ ResNet-20 on a folder of images, five rounds at a rate of 0.25, 12 + 5 x 3 + 4 e
 processes as many images, and ends in a network of the same widths.
 """
 
-from kesi.method.objectives import WithLabels
-from kesi.method.recipes import recipe
+from dataclasses import replace
+
+from kesi.method.recipes import kesi2_many, recipe
 from kesi.runs.study import Variant
 
 paper = Variant(recipe("resnet20", "imagefolder", "filter").changed(
     amounts=0.25, epochs=(12, 3, 4), compare=False))
-# as four more epochs of retraining, but a fifth of the loss is the teachers'
-labels = paper.changed(distillation={"optimizer": "sgd", "lr": 0.1, "weight_decay": 1e-4},
-                       loss=WithLabels(temperature=2.0, alpha=0.8))
+labels = replace(paper, recipe=kesi2_many(paper.recipe))
 
 VARIANTS = {
     "the paper's order": paper,

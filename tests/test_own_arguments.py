@@ -251,6 +251,12 @@ def test_a_recipe_by_name_is_the_papers_but_for_what_it_differs_in(tmp_path):
           "--rounds", 1, "--epochs", 1, 1, 1, "--device", "cpu", "--save", tmp_path / "run",
           "--no-report")
     squeeze(tmp_path / "own", recipe="kesi2", lr=None)
+    made = recipes.named("kesi2-many", recipes.recipe("resnet20", "digits", "filter")).describe()
+    kept = recipes.recipe("resnet20", "digits", "filter").describe()
+    assert (made["loss"]["alpha"], made["loss"]["temperature"]) == (0.8, 2.0)
+    assert made["trainings"]["kesi"]["optimizer"] == "sgd"
+    del made["loss"], kept["loss"], made["trainings"]["kesi"], kept["trainings"]["kesi"]
+    assert made == kept
     made = recipes.named("kesi2", recipes.recipe("resnet56", "cifar10", "filter"))
     # what the method is compared with stays
     assert {kind: training.batch_size for kind, training in made.trainings.items()} == {
