@@ -23,7 +23,6 @@ from benchmarks.sides import (
     networks,
     our_batches,
     recipe_of,
-    set_threads,
     size_of,
     synchronize,
 )
@@ -123,7 +122,7 @@ def main() -> None:
             f"--round {round_}: the baseline is round 0, and the recipe has {ROUNDS} rounds")
     if args.steps < 1 or args.top < 1:
         raise UsageError("--steps and --top must be at least 1")
-    set_threads(args.threads)
+    execution.set_threads(args.threads)
     device = execution.device_for(args.device)
     plan = recipe_of(args.arch, args.method)
     batch = args.batch_size or plan.trainings[args.stage].batch_size

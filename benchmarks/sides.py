@@ -40,7 +40,7 @@ from kesi.method.recipes import OWN, Recipe, recipe
 from kesi.method.schedules import Training, optimizer_for, schedule_for
 from kesi.method.snapshot import KESI, Snapshot
 from kesi.system import execution
-from kesi.system.errors import KesiError, UsageError
+from kesi.system.errors import KesiError
 
 ROOT = Path(__file__).resolve().parent.parent
 WITHOUT_END = 10_000  # epochs: the schedule must not end before the benchmark does
@@ -163,22 +163,12 @@ def our_batches(job: Job) -> TrainBatches:
     return TrainBatches(dataset, job.batch, 0, job.device)
 
 
-def set_threads(threads: int | None) -> None:
-    """CPU threads of this process. Raises UsageError for less than one, or more than there are
-    cores anywhere."""
-    if threads is None:
-        return
-    if not 1 <= threads <= 1024:
-        raise UsageError(f"--threads must be at least 1 and at most 1024, not {threads}")
-    torch.set_num_threads(threads)
-
-
 class Side:
     """A job at work: steps with their input, the check of what it computes, and what it costs."""
 
     def __init__(self, job: Job):
         self.job, self.device = job, torch.device(job.device)
-        set_threads(job.threads)
+        execution.set_threads(job.threads)
         plan = recipe_of(job.arch, "weight" if job.masked else "filter")
         stage = replace(plan.trainings[KESI if job.stage == "distill" else OWN],
                         batch_size=job.batch)

@@ -32,7 +32,7 @@ import torch
 
 from benchmarks import input as input_side
 from benchmarks import rates, scaling
-from benchmarks.sides import Job, Process, set_threads
+from benchmarks.sides import Job, Process
 from kesi.cli import entry
 from kesi.data.augment import PadCrop
 from kesi.system import execution
@@ -270,7 +270,7 @@ def table(rows: Sequence[Row], origin: dict, cuda: bool) -> str:
 
 def settings_for(args: argparse.Namespace) -> Settings:
     """What the flags say. Raises UsageError for a device or a number that cannot be."""
-    set_threads(args.threads)
+    execution.set_threads(args.threads)
     settings = Settings(execution.device_for(args.device), args.threads, args.compile)
     if args.quick:
         settings = replace(settings, arch="resnet20", batch=16, images=256, turns=2, seconds=0.05,

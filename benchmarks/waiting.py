@@ -17,7 +17,7 @@ import time
 import torch
 
 import models
-from benchmarks.sides import ROOT, set_threads
+from benchmarks.sides import ROOT
 from kesi.cli import entry
 from kesi.method.objectives import CrossEntropy
 from kesi.system import execution
@@ -33,7 +33,7 @@ WAYS = {
 
 def measure(threads: int, precision: str, seconds: float) -> tuple[float, float]:
     """(images a second, milliseconds of processor time a step) in this process."""
-    set_threads(threads)
+    execution.set_threads(threads)
     execution.set_up("cpu", precision, False)
     torch.manual_seed(0)
     model = models.create("resnet20", 10).to(memory_format=torch.channels_last)

@@ -132,8 +132,7 @@ def _parse():
     args.flags += ["--deterministic"] * args.deterministic + ["--sync-bn"] * args.sync_bn
     if args.data != parser.get_default("data"):
         args.flags = ["--data", args.data, *args.flags]
-    added = [word for name in getattr(args, "with") or () for word in (entry.WITH, name)]
-    args.flags = [*added, *args.flags, *more]
+    args.flags = [*entry.added(args), *args.flags, *more]
     return args
 
 

@@ -10,7 +10,7 @@ from kesi.cli import flags
 from kesi.cli import study as command
 from kesi.cli.study import Asked
 from kesi.method.recipes import Recipe
-from kesi.runs.study import NOTE, Variant, check_images, is_finished
+from kesi.runs.study import NOTE, Variant, is_finished, refuse_others
 from kesi.system import locks
 from kesi.system.errors import KesiError
 from reproduce.grid import DONE, MISSING, RUNNING, Status, counts
@@ -61,7 +61,7 @@ def asked(file: str, seeds: Sequence[int], save: Path | None, words: Sequence[st
 def check(study: Asked) -> None:
     """Raises UsageError where the study's folder is of other images."""
     if (study.folder / NOTE).is_file():
-        check_images(study.folder, flags.dataset_for(study.args, study.recipe.family))
+        refuse_others(study.folder, flags.dataset_for(study.args, study.recipe.family))
 
 
 def jobs(study: Asked, words: Sequence[str]) -> list[Job]:
@@ -91,5 +91,3 @@ def overview(statuses: Sequence[Status]) -> str:
 def summary(statuses: Sequence[Status]) -> str:
     """The counts."""
     return f"{len(statuses)} {JOBS}: {counts(statuses)}"
-
-

@@ -102,6 +102,10 @@ def test_photographs_that_are_seen_very_small_are_warned_of(tmp_path):
     words = ("kesi", "compress", photos, "--arch", "resnet20", "--dry-run", "--device", "cpu")
     assert "are about 150 px, and the network sees them at 32" in script(*words).err
     assert "px, and the network sees" not in script(*words, "--image-size", 32).err
+    for path in (photos / "train/ant").iterdir():
+        path.unlink()
+    done = script(*words[:-3], "--save", tmp_path / "run")  # not a traceback of the look at sizes
+    assert done.code == 1 and "ant has no image (" in done.err and "Traceback" not in done.err
 
 
 RUN = ("kesi", "run", "--arch", "resnet20", "--dataset", "digits", "--device", "cpu", "--rounds", 1,

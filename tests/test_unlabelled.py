@@ -80,6 +80,15 @@ def test_a_run_continues_with_the_same_ones_only(runs, images, tmp_path):
     assert "images without labels" in script("kesi", "verify", run).out
 
 
+def test_a_stage_by_hand_does_not_forget_them(runs, images, tmp_path):
+    chain = [runs / "with/seed0" / name for name in ("baseline", "onecycle-1")]
+    by_hand = ("cifar/filter_pruning/ensemble_finetune.py", "--refine", chain[-1], "--teachers",
+               *chain, "--dataset", "imagefolder", "--data", images, "--image-size", 8, "--epochs",
+               1, "--save", tmp_path / "kesi")
+    works(*by_hand, "--unlabelled", images / "more")
+    fails(*by_hand, code=2, says="holds a run with another unlabelled (")
+
+
 def test_test_images_are_refused(images, tmp_path):
     fails(*words(images, tmp_path / "run", "--unlabelled", images), code=2, says="test images")
     shutil.copytree(images / "more", tmp_path / "more")

@@ -72,6 +72,11 @@ def load_additions(words: Sequence[str]) -> None:
         load_module(name, f"{WITH} {name}")
 
 
+def added(args: argparse.Namespace) -> list[str]:
+    """The words of a command line that name what was run first, by --with."""
+    return [word for name in getattr(args, "with") or () for word in (WITH, name)]
+
+
 def load_module(name: str, said: str) -> ModuleType:
     """Run a Python file, or import a module by its name. Raises UsageError, which begins with
     ``said``, where there is none or it fails."""

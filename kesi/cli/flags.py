@@ -4,8 +4,6 @@ import argparse
 import sys
 from pathlib import Path
 
-import torch
-
 from kesi import models
 from kesi.checkpoints import pretrained
 from kesi.cli import targets
@@ -79,10 +77,7 @@ def images_folder(args: argparse.Namespace, made: Path) -> str:
 def chosen_device(args: argparse.Namespace) -> str:
     """The device that add_flags() asked for, after setting --threads.
     Raises UsageError if it is not there."""
-    if args.threads is not None:
-        if not 1 <= args.threads <= 1024:
-            raise UsageError(f"--threads must be at least 1 and at most 1024, not {args.threads}")
-        torch.set_num_threads(args.threads)
+    execution.set_threads(args.threads)
     return device_for(args.device)
 
 
@@ -282,10 +277,7 @@ def classes_and_size(args: argparse.Namespace, family: str,
 
 def options_for(args: argparse.Namespace) -> Options:
     """The machine's side of a run. Raises UsageError for a device that is not there."""
-    if args.threads is not None:
-        if not 1 <= args.threads <= 1024:
-            raise UsageError(f"--threads must be at least 1 and at most 1024, not {args.threads}")
-        torch.set_num_threads(args.threads)
+    execution.set_threads(args.threads)
     name = device_for(args.device)
     eval_every = args.eval_every if args.eval_every is not None else (
         INFO[args.dataset].eval_every if args.dataset in INFO else 1)

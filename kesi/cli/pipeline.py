@@ -183,10 +183,10 @@ def run_pipeline(doc: str, family: str, argv: Sequence[str] | None = None, prog:
     if not args.no_report and distributed.is_main():
         print(report.report(list(folders.values())).text)
     if folder and distributed.is_main():
-        added = [word for name in getattr(args, "with") or () for word in (entry.WITH, name)]
-        print(*(f"the network: {stage_of(out)}; to hand it over:\n    "
-                + shlex.join(["kesi", *added, "export", str(out), "--out", f"{out.name}-network"])
-                for out in folders.values()), sep="\n")
+        for out in folders.values():
+            command = ["kesi", *entry.added(args), "export", str(out), "--out",
+                       f"{out.name}-network"]
+            print(f"the network: {stage_of(out)}; to hand it over:\n    {shlex.join(command)}")
 
 
 def _warn_of_small(folder: Path, size: int) -> None:

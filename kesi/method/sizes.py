@@ -46,7 +46,7 @@ def paper_macs(model: nn.Module, image_size: Size) -> int:
     return macs(model, image_size) + extras.total
 
 
-def check_image_size(model: nn.Module, image_size: Size, whose: str = "these") -> None:
+def check_image_size(model: nn.Module, image_size: Size, whose: str) -> None:
     """Raises UsageError where images are too small for a network; ``whose`` they are."""
     if min(height_width(image_size)) < model.min_image_size:
         raise UsageError(f"{model.arch} needs images of {model.min_image_size} px or more, but "

@@ -92,8 +92,8 @@ def refuse_changes(folder: Path, before: object, now: dict,
     """Raises UsageError that names the first setting in which a run in ``folder`` differs
     from this one, and a cure."""
     before = before if isinstance(before, dict) else {}
-    for key in now:
-        old, new = before.get(key), now[key]
+    for key in {**now, **before}:  # what is said only where it is not the usual, too
+        old, new = before.get(key), now.get(key)
         if key == "training" and isinstance(old, dict):
             key, old, new = next(((name, old.get(name), new.get(name)) for name in [*new, *old]
                                   if old.get(name) != new.get(name)), (key, None, None))

@@ -7,7 +7,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kesi import checkpoints
@@ -198,11 +198,9 @@ def _open(settings: Settings) -> None:
         old, new = before.recipe["trainings"], recipe["trainings"]
         refuse_changes(folder, {name: old[name] for name in old if name in new},
                        {name: new[name] for name in new if name in old})
-        # an objective stands there only where it is not the usual one
-        refuse_changes(folder, before.recipe,
-                       dict.fromkeys(before.recipe) | recipe | {"trainings": old})
-        refuse_changes(folder, asdict(before), {"baseline": settings.baseline,
-                                                "pretrained": settings.pretrained})
+        refuse_changes(folder, before.recipe, recipe | {"trainings": old})
+        refuse_changes(folder, {"baseline": before.baseline, "pretrained": before.pretrained},
+                       {"baseline": settings.baseline, "pretrained": settings.pretrained})
         refuse_changes(folder, before.data, data)
         refuse_changes(folder, {"images without labels": before.unlabelled},
                        {"images without labels": more})

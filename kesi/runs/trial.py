@@ -22,7 +22,7 @@ def try_out(recipe: Recipe, dataset: Dataset) -> None:
     Raises UsageError that says what does not work.
     """
     some = torch.arange(min(IMAGES, len(dataset.train)))
-    few = replace(dataset, train=dataset.train.subset(some))
+    few = replace(dataset, train=dataset.train.subset(some), unlabelled=None)
     start = algorithm.draw(recipe.arch, dataset.num_classes, 0)
     try:
         with torch.random.fork_rng(devices=[]):

@@ -242,6 +242,18 @@ class _Compiled:
         return found
 
 
+def set_threads(threads: int | None) -> None:
+    """CPU threads of this process; None leaves them as they are.
+
+    Raises UsageError for less than one, or more than there are cores anywhere.
+    """
+    if threads is None:
+        return
+    if not 1 <= threads <= 1024:
+        raise UsageError(f"--threads must be at least 1 and at most 1024, not {threads}")
+    torch.set_num_threads(threads)
+
+
 def device_for(name: str) -> str:
     """The device that a flag means ("auto": a GPU if any; of several processes each its own).
 

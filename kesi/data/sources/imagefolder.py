@@ -77,9 +77,11 @@ def shorter_side(folder: Path) -> int | None:
     first bytes say; None where none can be read."""
     sides = []
     for name in class_names(folder):
-        path = next(filter(_is_one, sorted((folder / name).iterdir())), None)
-        with contextlib.suppress(OSError, Image.DecompressionBombError), Image.open(path) as image:
-            sides.append(min(image.size))
+        for path in filter(_is_one, sorted((folder / name).iterdir())):
+            with contextlib.suppress(OSError, Image.DecompressionBombError):
+                with Image.open(path) as image:
+                    sides.append(min(image.size))
+            break
     return sorted(sides)[len(sides) // 2] if sides else None
 
 

@@ -4,12 +4,12 @@ from kesi.runs.study.running import (
     NOTE,
     Outcome,
     Study,
-    check_images,
     finished,
     is_finished,
+    refuse_others,
     run,
 )
 from kesi.runs.study.variants import Variant, keys_of, planned
 
-__all__ = ["NOTE", "Outcome", "Study", "Variant", "check_images", "finished", "is_finished",
+__all__ = ["NOTE", "Outcome", "Study", "Variant", "refuse_others", "finished", "is_finished",
            "keys_of", "planned", "run"]

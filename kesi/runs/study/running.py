@@ -6,7 +6,6 @@
           /seed0/study.json             the variants that are finished, and the stages of each
 """
 
-import contextlib
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -107,22 +106,29 @@ def run(study: Study) -> None:
 def _begin(study: Study, keys: Mapping[str, Sequence[str]], clock: Clock) -> None:
     """Look at all that may be in the way of any seed before the first is trained, and tell the
     clock what is finished."""
+    said = _said(study.variants)
     for seed in study.seeds:
         root = study.folder / f"seed{seed}"
         if distributed.is_main() and (holder := in_use(root)) is not None:
             raise KesiError(f"{root} is in use by {holder}: wait for it, or leave out --seeds "
                             f"{seed}")
-        for name, stages in _made(root, study.variants).items():
+        for name, stages in _made(root, said).items():
             _outcome(root, stages)
             for key, one in zip(keys[name], stages, strict=True):
                 clock.settle(root / key, root / one)
-    check_images(study.folder, study.dataset, study.options, begin=distributed.is_main())
+    if distributed.is_main():
+        with held_by_one(study.folder):
+            before, whole = refuse_others(study.folder, study.dataset, study.options)
+            if whole != before:
+                write_json(study.folder / NOTE, whole)
 
 
-def check_images(folder: Path, dataset: Dataset, options: Options | None = None,
-                 begin: bool = False) -> None:
-    """Raises UsageError where a study is of other images than these, or is computed with otherwise
-    than ``options`` say; with ``begin`` it is of these from now on, where it was of none.
+def refuse_others(folder: Path, dataset: Dataset,
+                  options: Options | None = None) -> tuple[dict, dict]:
+    """What a study's folder says of its images, and what it says together with these.
+
+    Raises UsageError where it is of other images, or is computed with otherwise than ``options``
+    say.
     """
     now = {"data": dataset.describe()}
     if options is not None:
@@ -130,13 +136,12 @@ def check_images(folder: Path, dataset: Dataset, options: Options | None = None,
                 "sync_bn": options.sync_bn}
     if dataset.unlabelled is not None:
         now["unlabelled"] = dataset.unlabelled.digest
-    with held_by_one(folder) if begin else contextlib.nullcontext():
-        path = Path(folder) / NOTE
-        before = fields.checked(path, read_json(path), {"data": fields.described}, ("data",)
-                                ) if path.exists() else {}
-        refuse_changes(folder, {**now, **before}, {**before, **now}, "use another --save")
-        if begin and {**before, **now} != before:
-            write_json(path, {**before, **now})
+    path, before = Path(folder) / NOTE, {}
+    if path.exists():
+        before = fields.checked(path, read_json(path), {"data": fields.described}, ("data",))
+    whole = {**before, **now}
+    refuse_changes(folder, {**now, **before}, whole, "use another --save")
+    return before, whole
 
 
 def finished(folder: Path, variants: Mapping[str, Variant],
@@ -148,11 +153,12 @@ def finished(folder: Path, variants: Mapping[str, Variant],
     are left out.
     """
     found: dict[str, dict[int, Outcome]] = {name: {} for name in variants}
+    said = _said(variants)
     roots = {path.name.removeprefix("seed"): path for path in Path(folder).glob("seed*")}
     for seed in sorted(int(text) for text in roots if text.isdecimal() and text == str(int(text))):
         root = roots[str(seed)]
         try:
-            made = _made(root, variants)
+            made = _made(root, said)
             if len(made) == len(variants):
                 outcomes = {name: _outcome(root, stages) for name, stages in made.items()}
                 for name in variants:
@@ -166,15 +172,21 @@ def finished(folder: Path, variants: Mapping[str, Variant],
 
 def is_finished(folder: Path, variants: Mapping[str, Variant], seed: int) -> bool:
     """Whether all variants are, of a seed. Raises KesiError where its note is damaged."""
-    return len(_made(Path(folder) / f"seed{seed}", variants)) == len(variants)
+    return len(_made(Path(folder) / f"seed{seed}", _said(variants))) == len(variants)
 
 
-def _made(root: Path, variants: Mapping[str, Variant]) -> dict[str, list[str]]:
-    """The stages of those variants that a seed has finished as they are now."""
+def _said(variants: Mapping[str, Variant]) -> dict[str, tuple[dict, int]]:
+    """What variants are, and of how many stages, by name; once for all seeds, since it reads the
+    code of losses and criteria."""
+    return {name: (one.describe(), len(one.steps())) for name, one in variants.items()}
+
+
+def _made(root: Path, said: Mapping[str, tuple[dict, int]]) -> dict[str, list[str]]:
+    """The stages of those variants, as _said() says them, that a seed has finished."""
     noted = _notes(root / NOTE)
-    return {name: noted[name]["stages"] for name, variant in variants.items()
-            if name in noted and noted[name]["is"] == variant.describe()
-            and len(noted[name]["stages"]) == len(variant.steps())
+    return {name: noted[name]["stages"] for name, (now, count) in said.items()
+            if name in noted and noted[name]["is"] == now
+            and len(noted[name]["stages"]) == count
             and all((root / one / RESULT).is_file() for one in noted[name]["stages"])}
 
 
