@@ -10,8 +10,11 @@ import kesi
 from doors import ROOT, fails, works
 from kesi import checkpoints
 from kesi.report import published
+from kesi.report.verify import figures_only
 from kesi.runs.record import history_digest, read_epochs
+from kesi.runs.results import load_runs
 from kesi.tools.formats import load_with_metadata
+from tinyrun import same_command
 
 pytest_plugins = ["tinyrun"]
 pytest.importorskip("safetensors")
@@ -105,6 +108,27 @@ def test_an_unfinished_run_says_so_and_a_folder_is_never_written_over(filter_run
     assert json.loads((out / "published.json").read_text())["unfinished"] == ["filter/seed0/kesi"]
     works("kesi", "verify", out, "--no-accuracy")
     fails("kesi", "publish", run, "--out", out, code=2, says="is there already")
+
+
+def test_seeds_that_were_run_apart_are_published_as_one_run(shared, filter_run, tmp_path):
+    command = [*same_command(filter_run), "--seeds", "1"]
+    command[command.index("--save") + 1] = str(tmp_path / "apart")
+    works("kesi", "run", *command)
+    works("kesi", "publish", shared / "filter", tmp_path / "apart", "--out", tmp_path / "both")
+
+    together = shutil.copytree(filter_run, tmp_path / "together")
+    shutil.copytree(tmp_path / "apart" / "seed1", together / "seed1")
+    works("kesi", "run", *same_command(together), "--seeds", "0", "1")
+    here, there = (figures_only((folder / "table.md").read_text().partition("## Where")[0])
+                   for folder in (tmp_path / "both", together / "report"))
+    assert here == there and len(here) > 20
+    assert "checks hold (9 of 12" in works("kesi", "verify", tmp_path / "both")
+    network = "filter/seed0/kesi/model.safetensors"
+    assert (tmp_path / "both" / network).read_bytes() == (shared / network).read_bytes()
+
+    edit(tmp_path / "apart" / "run.json", recipe_hash="0" * 12)  # another recipe: another run
+    assert len(load_runs([filter_run, tmp_path / "apart"])) == 2
+    assert len(load_runs([filter_run, together])) == 2  # a seed of both
 
 
 @pytest.mark.parametrize("folder", RESULTS, ids=lambda path: path.name)

@@ -1,5 +1,6 @@
 """kesi publish: finished runs as a folder for other people to look at, load and check."""
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,10 +11,11 @@ from kesi.cli.flags import add_left_images, images_folder
 from kesi.report import published
 from kesi.report.page import page
 from kesi.report.report import report
-from kesi.runs.record import CHECKPOINT
+from kesi.runs.record import CHECKPOINT, METRICS, RESULT
 from kesi.runs.results import Run, load_runs
 from kesi.system.errors import UsageError
 from kesi.system.files import make_folder, write_json, write_text
+from kesi.tools.formats import load_with_metadata
 from kesi.tools.handover.card import card
 from kesi.tools.handover.folder import whole_folder, write_weights
 from kesi.tools.inputs import inputs_of
@@ -24,15 +26,17 @@ def publish(argv: Sequence[str] | None = None) -> None:
 
         kesi publish runs/digits-resnet20-filter runs/digits-resnet20-weight --out results/digits
         kesi verify results/digits
+        kesi publish results/digits/filter runs/more-seeds --out results/digits-more
 
-    Of the first seed, baseline, last snapshot and the network of KESI are written as safetensors
-    with a model card each; kesi.from_pretrained reads them. Of every stage the record and the
-    epochs are kept, without where files lay on this machine. kesi verify checks such a folder and,
-    for whoever has the images, computes the accuracies of its networks anew.
+    Runs that differ in nothing but their seeds are published as one, also with those that have been
+    published before. Of the first seed, baseline, last snapshot and the network of KESI are written
+    as safetensors with a model card each; kesi.from_pretrained reads them. Of every stage the
+    record and the epochs are kept, without where files lay on this machine. kesi verify checks such
+    a folder and, for whoever has the images, computes the accuracies of its networks anew.
     """
     parser = entry.parser(publish.__doc__, "kesi publish")
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN",
-                        help="run folder, as cifar/pipeline.py writes it")
+                        help="run folder, as kesi run writes it, or the folder of a published run")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="a new folder")
     add_left_images(parser)
     parser.add_argument("--data-name", metavar="TEXT",
@@ -68,7 +72,12 @@ def _names(runs: Sequence[Run]) -> list[str]:
 
 def _network(run: Run, stage: str, out: Path, data: str) -> list[list[float]]:
     """Write the network of a stage of the first seed, and return what it answers to noise."""
-    beside = run.folder / f"seed{min(run.seeds)}"
+    beside = run.place(min(run.seeds))
+    if (beside / stage / published.WEIGHTS).is_file():  # published before
+        shutil.copytree(beside / stage, out, dirs_exist_ok=True,
+                        ignore=shutil.ignore_patterns(RESULT, METRICS))
+        network, _ = load_with_metadata(out / published.WEIGHTS)
+        return published.answers(network, run.seeds[min(run.seeds)][stage].image_size)
     checkpoint = checkpoints.load(beside / stage / CHECKPOINT)
     inputs = inputs_of(checkpoint, root=data)
     info = checkpoint.info  # the file is another one now, and says less of the machine

@@ -100,7 +100,7 @@ def latencies(folders: Sequence[Path]) -> Table | None:
         seed = min((one for one, results in run.seeds.items() if BASELINE in results), default=None)
         if seed is None:
             continue
-        paths = {stage: run.folder / f"seed{seed}" / stage for stage in (BASELINE, last, KESI)
+        paths = {stage: run.place(seed) / stage for stage in (BASELINE, last, KESI)
                  if stage in run.seeds[seed]}
         if len(paths) < 2:
             continue

@@ -51,7 +51,7 @@ def page(runs: Sequence[Path], out: Path | None = None, data_name: str | None = 
         raise UsageError(f"no page, since {NO_PLOTS}") from error
     loaded = load_runs(runs, data_name)
     if out is None:
-        out = common_folder([run.folder for run in loaded]) / "report" / "report.html"
+        out = common_folder([Path(run) for run in runs]) / "report" / "report.html"
     summaries = [summarise(run) for run in loaded]
     rows = main_rows(summaries)
 
@@ -115,8 +115,8 @@ def stages(one: Summary, figures) -> list[tuple[str, str, list[tuple]]]:
     """(name, number of epochs, what to draw) of every stage that has begun."""
     found = []
     for stage in one.run.record.stages():
-        paths = sorted(one.run.folder.glob(f"seed*/{stage}/{METRICS}"))
-        histories = [rows for rows in map(read_epochs, paths) if rows]
+        paths = [one.run.place(seed) / stage / METRICS for seed in sorted(one.run.seeds)]
+        histories = [rows for path in paths if path.is_file() and (rows := read_epochs(path))]
         if not histories:
             continue
         step = max(1, math.ceil(max(map(len, histories)) / CURVE_POINTS))
@@ -148,7 +148,8 @@ def next_steps(run: Run) -> list[tuple[str, str]]:
         steps = [("Continue: the program that called kesi.compress takes an interrupted run up at "
                   "its last saved epoch, and leaves what is finished alone; with fresh=True in the "
                   "call it starts over.", command)]
-    folder, seed = shlex.quote(str(run.folder)), min(run.seeds, default=0)
+    seed = min(run.seeds, default=0)
+    folder = shlex.quote(str(run.place(seed).parent))
     if KESI not in run.seeds.get(seed, ()):
         return steps
     last, kesi, note = f"{folder}/seed{seed}/{KESI}", "kesi", ""

@@ -74,10 +74,12 @@ def _command(said: str | None) -> str | None:
 
 def copy_records(run: Run, out: Path) -> None:
     """Write run.json and the result and epochs of every finished stage of ``run`` below ``out``."""
-    write_json(make_folder(out) / RUN, without_places(read_json(run.folder / RUN)))
+    said = read_json(run.folder / RUN) | {
+        "seeds": run.record.seeds, "handed_over": run.record.handed_over}
+    write_json(make_folder(out) / RUN, without_places(said))
     for seed, results in run.seeds.items():
         for stage in results:
-            there, here = (folder / f"seed{seed}" / stage for folder in (run.folder, out))
+            there, here = run.place(seed) / stage, out / f"seed{seed}" / stage
             write_json(make_folder(here) / RESULT, without_places(read_json(there / RESULT)))
             if (there / METRICS).is_file():
                 write_text(here / METRICS, read_text(there / METRICS))

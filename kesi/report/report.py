@@ -82,7 +82,7 @@ def stages_csv(runs: Sequence[Run]) -> list[dict]:
         for seed, results in sorted(run.seeds.items()):
             for stage in sorted(results, key=lambda name: (order.get(name, len(order)), name)):
                 said = encode(results[stage]) | {
-                    "run": run.folder.resolve().name, "seed": seed, "stage": stage,
+                    "run": run.place(seed).resolve().parent.name, "seed": seed, "stage": stage,
                     "versions": versions_of(results[stage]), "parent": parents_of(results[stage]),
                     "command": results[stage].command and requoted(results[stage].command)}
                 lines.append({name: _flat(said.get(name)) for name in STAGE_COLUMNS})
@@ -108,7 +108,7 @@ def report(runs: Sequence[Path], out: Path | None = None, plots: bool = True,
     """
     loaded = load_runs(runs, data_name)
     if out is None:
-        out = common_folder([run.folder for run in loaded]) / "report"
+        out = common_folder([Path(run) for run in runs]) / "report"
     summaries = [summarise(run) for run in loaded]
     rows = main_rows(summaries)
     result = _rendered(summaries, rows, files.make_folder(Path(out)))

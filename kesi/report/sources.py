@@ -53,7 +53,7 @@ def provenance(run: Run) -> list[tuple[str, str]]:
               f"{used['schedule']}, lr {used['lr']})"
               for name, used in run.record.recipe["trainings"].items()]
     seconds = sum(getattr(result, "seconds", 0) for result in stages)
-    return [("command", requoted(run.record.command or "unknown")),
+    return [("command", origins(lambda one: one.command and requoted(one.command))),
             ("commit", origins(commit_of)), ("versions", origins(versions_of)),
             ("device", origins(lambda one: one.device)),
             ("seeds", ", ".join(map(str, sorted(run.seeds)))),

@@ -4,9 +4,10 @@ a Run is a run folder with every finished result in it."""
 import os
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
+from kesi.checkpoints.records import Origin
 from kesi.data import INFO
 from kesi.method import paper
 from kesi.method.recipes import METHODS
@@ -30,6 +31,7 @@ class Run:
     and stage name.
 
     ``label``: what tables call its criterion; ``data_name``: what titles call its images.
+    ``places``: the folders of seeds that were run apart from the others, and lie elsewhere.
     """
 
     folder: Path
@@ -37,11 +39,16 @@ class Run:
     seeds: dict[int, dict[str, Result | Ensemble]]
     label: str = ""
     data_name: str = ""
+    places: dict[int, Path] = field(default_factory=dict)
 
     @property
     def subject(self) -> str:
         """The network and the data set, for titles."""
         return f"{self.record.arch} on {self.data_name or self.record.dataset}"
+
+    def place(self, seed: int) -> Path:
+        """The folder of a seed's stages."""
+        return self.places.get(seed, self.folder / f"seed{seed}")
 
     def results(self, stage: str) -> list[Result | Ensemble]:
         """The results of a stage, one for each seed that has finished it."""
@@ -100,8 +107,8 @@ def stage_of(path: Path) -> Path:
 
 
 def load_runs(folders: Sequence[Path], data_name: str | None = None) -> list[Run]:
-    """Read the runs of one table, filter pruning first.
-    Raises UsageError where they do not fit together.
+    """Read the runs of one table, filter pruning first; those that differ in nothing but their
+    seeds become one run. Raises UsageError where they do not fit together.
 
     ``data_name``: what titles call the data set, such as what an "imagefolder" holds.
     """
@@ -120,12 +127,43 @@ def load_runs(folders: Sequence[Path], data_name: str | None = None) -> list[Run
                                  f"{old} in {first.folder} and {new} in {run.folder}")
     if not any(results for run in runs for results in run.seeds.values()):
         raise KesiError(f"nothing is finished yet in {', '.join(str(run.folder) for run in runs)}")
+    runs = _joined(runs)
     runs.sort(key=lambda run: list(METHODS).index(run.record.method))
     if len({run.label for run in runs}) < len(runs):  # two runs of one method: told apart by folder
-        common = os.path.commonpath(list(unique))
+        common = os.path.commonpath([run.folder.resolve() for run in runs])
         for run in runs:
             run.label += f" [{os.path.relpath(run.folder.resolve(), common)}]"
     return runs
+
+
+def _joined(runs: Sequence[Run]) -> list[Run]:
+    """Runs whose seeds were run apart, in folders of their own, as one: of the same settings, and
+    without a seed in common."""
+    joined: list[Run] = []
+    for run in runs:
+        for place, other in enumerate(joined):
+            if _settings(other) == _settings(run) and not other.seeds.keys() & run.seeds.keys():
+                first, second = sorted((other, run), key=lambda one: min(one.seeds))
+                joined[place] = replace(
+                    first, seeds={**first.seeds, **second.seeds},
+                    record=replace(
+                        first.record, seeds=sorted(first.seeds.keys() | second.seeds.keys()),
+                        handed_over={**first.record.handed_over, **second.record.handed_over}),
+                    places={seed: one.place(seed) for one in (first, second) for seed in one.seeds})
+                break
+        else:
+            joined.append(run)
+    return joined
+
+
+def _settings(run: Run) -> tuple:
+    """What decides the outcome of a run beside its seeds: what run.json says but for its origin,
+    and how its stages computed."""
+    made = {one.name for one in fields(Origin)} | {"seeds", "handed_over"}
+    said = {name: value for name, value in asdict(run.record).items() if name not in made}
+    return said, {(result.settings.get("precision"), result.settings.get("sync_bn"))
+                  for results in run.seeds.values() for result in results.values()
+                  if isinstance(result, Result)}
 
 
 def _folder_name(record: RunRecord) -> str:
