@@ -1,6 +1,7 @@
 """kesi publish: what others get of finished runs says nothing of the machine, loads, and holds."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -126,9 +127,20 @@ def test_seeds_that_were_run_apart_are_published_as_one_run(shared, filter_run, 
     network = "filter/seed0/kesi/model.safetensors"
     assert (tmp_path / "both" / network).read_bytes() == (shared / network).read_bytes()
 
-    edit(tmp_path / "apart" / "run.json", recipe_hash="0" * 12)  # another recipe: another run
-    assert len(load_runs([filter_run, tmp_path / "apart"])) == 2
     assert len(load_runs([filter_run, together])) == 2  # a seed of both
+
+    said = json.loads((tmp_path / "apart" / "run.json").read_text())  # as if the loss had changed
+    said["recipe"]["loss"]["code"] = "0" * 12
+    edit(tmp_path / "apart" / "run.json", **said)
+    kesi_said = tmp_path / "apart" / "seed1" / "kesi" / "result.json"
+    settings = json.loads(kesi_said.read_text())["settings"]
+    settings["objective"]["loss"]["code"] = "0" * 12
+    edit(kesi_said, settings=settings)
+    two = ("publish", shared / "filter", tmp_path / "apart", "--out", tmp_path / "changed")
+    assert len(load_runs([shared / "filter", tmp_path / "apart"])) == 2
+    works("kesi", *two, "--across-code")
+    table = (tmp_path / "changed" / "table.md").read_text()
+    assert re.search(r"- code: kesi loss [0-9a-f]{12} \(seed 0\), 0{12} \(seed 1\)\n", table)
 
 
 @pytest.mark.parametrize("folder", RESULTS, ids=lambda path: path.name)

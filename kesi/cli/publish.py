@@ -41,8 +41,11 @@ def publish(argv: Sequence[str] | None = None) -> None:
     add_left_images(parser)
     parser.add_argument("--data-name", metavar="TEXT",
                         help="what titles call the data set (default: its name)")
+    parser.add_argument("--across-code", action="store_true",
+                        help="seeds are one run also where the code of a loss, criterion or "
+                             "schedule has changed between them, which the tables say")
     args = parser.parse_args(argv)
-    runs = load_runs(args.runs, args.data_name)
+    runs = load_runs(args.runs, args.data_name, args.across_code)
     names, data = _names(runs), images_folder(args, args.runs[0])
     with whole_folder(args.out) as folder:
         networks: dict[str, list] = {}

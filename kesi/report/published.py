@@ -74,8 +74,9 @@ def _command(said: str | None) -> str | None:
 
 def copy_records(run: Run, out: Path) -> None:
     """Write run.json and the result and epochs of every finished stage of ``run`` below ``out``."""
-    said = read_json(run.folder / RUN) | {
-        "seeds": run.record.seeds, "handed_over": run.record.handed_over}
+    said = read_json(run.folder / RUN) | {"seeds": run.record.seeds}
+    if run.record.handed_over:
+        said["handed_over"] = run.record.handed_over
     write_json(make_folder(out) / RUN, without_places(said))
     for seed, results in run.seeds.items():
         for stage in results:

@@ -1,6 +1,6 @@
 """Where the rows of a report come from: commit, versions, device, recipe, parents."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from kesi.checkpoints.records import Origin
 from kesi.report.summary import Row
@@ -57,9 +57,31 @@ def provenance(run: Run) -> list[tuple[str, str]]:
             ("commit", origins(commit_of)), ("versions", origins(versions_of)),
             ("device", origins(lambda one: one.device)),
             ("seeds", ", ".join(map(str, sorted(run.seeds)))),
-            ("recipe", run.record.recipe_hash or "unknown"),
+            ("recipe", run.record.recipe_hash or "unknown"), *_codes(run),
             ("epochs", f"{'; '.join(epochs)}; rounds: {run.record.rounds}"),
             ("time of all stages together", f"{seconds:.0f} s")]
+
+
+def _codes(run: Run) -> list[tuple[str, str]]:
+    """Where seeds of a run were made by different code: ("code", "kesi loss 0123456789ab (seed 0),
+    ba9876543210 (seed 1)"); nothing where it is the same."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for seed, results in sorted(run.seeds.items()):
+        for stage, result in results.items():
+            for name, code in _digests(getattr(result, "settings", {})):
+                found.setdefault(f"{stage} {name}", {}).setdefault(code, []).append(str(seed))
+    lines = [f"{name} " + ", ".join(f"{code} (seed {' '.join(seeds)})"
+                                    for code, seeds in codes.items())
+             for name, codes in found.items() if len(codes) > 1]
+    return [("code", "; ".join(lines))] if lines else []
+
+
+def _digests(said: dict, name: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in said.items():
+        if key in ("code", "schedule_code"):
+            yield name, str(value)
+        elif isinstance(value, dict):
+            yield from _digests(value, key)
 
 
 def row_origin(row: Row) -> dict:

@@ -106,10 +106,12 @@ def stage_of(path: Path) -> Path:
     return path / first / record.handed_over.get(first, KESI)
 
 
-def load_runs(folders: Sequence[Path], data_name: str | None = None) -> list[Run]:
+def load_runs(folders: Sequence[Path], data_name: str | None = None,
+              across_code: bool = False) -> list[Run]:
     """Read the runs of one table, filter pruning first; those that differ in nothing but their
     seeds become one run. Raises UsageError where they do not fit together.
 
+    ``across_code``: also those that other code made, by its digests in their recipes.
     ``data_name``: what titles call the data set, such as what an "imagefolder" holds.
     """
     unique = {Path(folder).resolve(): Path(folder) for folder in folders}
@@ -127,7 +129,7 @@ def load_runs(folders: Sequence[Path], data_name: str | None = None) -> list[Run
                                  f"{old} in {first.folder} and {new} in {run.folder}")
     if not any(results for run in runs for results in run.seeds.values()):
         raise KesiError(f"nothing is finished yet in {', '.join(str(run.folder) for run in runs)}")
-    runs = _joined(runs)
+    runs = _joined(runs, across_code)
     runs.sort(key=lambda run: list(METHODS).index(run.record.method))
     if len({run.label for run in runs}) < len(runs):  # two runs of one method: told apart by folder
         common = os.path.commonpath([run.folder.resolve() for run in runs])
@@ -136,13 +138,14 @@ def load_runs(folders: Sequence[Path], data_name: str | None = None) -> list[Run
     return runs
 
 
-def _joined(runs: Sequence[Run]) -> list[Run]:
+def _joined(runs: Sequence[Run], across_code: bool) -> list[Run]:
     """Runs whose seeds were run apart, in folders of their own, as one: of the same settings, and
     without a seed in common."""
     joined: list[Run] = []
     for run in runs:
         for place, other in enumerate(joined):
-            if _settings(other) == _settings(run) and not other.seeds.keys() & run.seeds.keys():
+            same = _settings(other, across_code) == _settings(run, across_code)
+            if same and not other.seeds.keys() & run.seeds.keys():
                 first, second = sorted((other, run), key=lambda one: min(one.seeds))
                 joined[place] = replace(
                     first, seeds={**first.seeds, **second.seeds},
@@ -156,14 +159,23 @@ def _joined(runs: Sequence[Run]) -> list[Run]:
     return joined
 
 
-def _settings(run: Run) -> tuple:
+def _settings(run: Run, across_code: bool) -> tuple:
     """What decides the outcome of a run beside its seeds: what run.json says but for its origin,
     and how its stages computed."""
     made = {one.name for one in fields(Origin)} | {"seeds", "handed_over"}
     said = {name: value for name, value in asdict(run.record).items() if name not in made}
+    if across_code:
+        said = _without_code(said | {"recipe_hash": None})
     return said, {(result.settings.get("precision"), result.settings.get("sync_bn"))
                   for results in run.seeds.values() for result in results.values()
                   if isinstance(result, Result)}
+
+
+def _without_code(value: object) -> object:
+    if isinstance(value, dict):
+        return {name: _without_code(one) for name, one in value.items()
+                if name not in ("code", "schedule_code")}
+    return [_without_code(one) for one in value] if isinstance(value, list) else value
 
 
 def _folder_name(record: RunRecord) -> str:
