@@ -131,7 +131,7 @@ def texts(runs: Sequence[Run]) -> dict[str, str]:
 def _rendered(summaries: Sequence[Summary], rows: Sequence[Row], out: Path) -> Report:
     table = main_table(rows, summaries)
     sources = ["\n".join([f"**{plain(one.run.label)}**", "", *(
-        f"- {name}: {code(said) if name == 'command' else plain(said)}"
+        f"- {name}: {code(said) if name.startswith('command') else plain(said)}"
         for name, said in provenance(one.run))]) for one in summaries]
     claims = [claims] if (claims := claims_table(summaries)) else []
     return Report(table.title, [table, *map(rounds_table, summaries), *claims],

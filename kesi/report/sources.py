@@ -53,13 +53,24 @@ def provenance(run: Run) -> list[tuple[str, str]]:
               f"{used['schedule']}, lr {used['lr']})"
               for name, used in run.record.recipe["trainings"].items()]
     seconds = sum(getattr(result, "seconds", 0) for result in stages)
-    return [("command", origins(lambda one: one.command and requoted(one.command))),
+    return [("command", requoted(run.record.command or "unknown")), *_commands(run),
             ("commit", origins(commit_of)), ("versions", origins(versions_of)),
             ("device", origins(lambda one: one.device)),
             ("seeds", ", ".join(map(str, sorted(run.seeds)))),
             ("recipe", run.record.recipe_hash or "unknown"), *_codes(run),
             ("epochs", f"{'; '.join(epochs)}; rounds: {run.record.rounds}"),
             ("time of all stages together", f"{seconds:.0f} s")]
+
+
+def _commands(run: Run) -> list[tuple[str, str]]:
+    """Those of seeds that were run apart, by commands of their own."""
+    by_seed = {seed: distinct(list(results.values()),
+                              lambda one: one.command and requoted(one.command))
+               for seed, results in sorted(run.seeds.items())}
+    told = {seed: said for seed, said in by_seed.items() if said}
+    if len(set(told.values())) < 2:
+        return []
+    return [(f"command of seed {seed}", said) for seed, said in told.items()]
 
 
 def _codes(run: Run) -> list[tuple[str, str]]:
