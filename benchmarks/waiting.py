@@ -28,6 +28,7 @@ WAYS = {
     "two, OMP_WAIT_POLICY=passive": (2, {"OMP_WAIT_POLICY": "passive"}),
     "two, GOMP_SPINCOUNT=1000": (2, {"GOMP_SPINCOUNT": "1000"}),
     "two, GOMP_SPINCOUNT=10000": (2, {"GOMP_SPINCOUNT": "10000"}),
+    "two, GOMP_SPINCOUNT=30000": (2, {"GOMP_SPINCOUNT": "30000"}),
 }
 
 
