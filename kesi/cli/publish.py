@@ -75,12 +75,13 @@ def _names(runs: Sequence[Run]) -> list[str]:
 
 def _network(run: Run, stage: str, out: Path, data: str) -> list[list[float]]:
     """Write the network of a stage of the first seed, and return what it answers to noise."""
-    beside = run.place(min(run.seeds))
+    seed = min(run.seeds)
+    beside = run.place(seed)
     if (beside / stage / published.WEIGHTS).is_file():  # published before
         shutil.copytree(beside / stage, out, dirs_exist_ok=True,
                         ignore=shutil.ignore_patterns(RESULT, METRICS))
         network, _ = load_with_metadata(out / published.WEIGHTS)
-        return published.answers(network, run.seeds[min(run.seeds)][stage].image_size)
+        return published.answers(network, run.seeds[seed][stage].image_size)
     checkpoint = checkpoints.load(beside / stage / CHECKPOINT)
     inputs = inputs_of(checkpoint, root=data)
     info = checkpoint.info  # the file is another one now, and says less of the machine

@@ -11,14 +11,20 @@ from pathlib import Path
 
 from kesi.checkpoints.records import encode
 from kesi.report import tables
-from kesi.report.sources import origins_table, parents_of, provenance, row_origin, versions_of
+from kesi.report.sources import (
+    command_of,
+    origins_table,
+    parents_of,
+    provenance,
+    row_origin,
+    versions_of,
+)
 from kesi.report.summary import Row, Summary, main_rows, summarise
 from kesi.report.tables import Table, claims_table, code, main_table, plain, rounds_table
 from kesi.runs.record import Ensemble, Result
 from kesi.runs.results import Run, common_folder, load_runs
 from kesi.system import files
 from kesi.system.files import csv_text
-from kesi.system.provenance import requoted
 
 NO_PLOTS = 'matplotlib is not installed: pip install -e ".[plots]"'
 
@@ -84,7 +90,7 @@ def stages_csv(runs: Sequence[Run]) -> list[dict]:
                 said = encode(results[stage]) | {
                     "run": run.place(seed).resolve().parent.name, "seed": seed, "stage": stage,
                     "versions": versions_of(results[stage]), "parent": parents_of(results[stage]),
-                    "command": results[stage].command and requoted(results[stage].command)}
+                    "command": command_of(results[stage])}
                 lines.append({name: _flat(said.get(name)) for name in STAGE_COLUMNS})
     return lines
 

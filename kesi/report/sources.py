@@ -6,7 +6,7 @@ from kesi.checkpoints.records import Origin
 from kesi.report.summary import Row
 from kesi.report.tables import NONE, Table
 from kesi.runs.record import Ensemble, Result
-from kesi.runs.results import Run
+from kesi.runs.results import CODE, Run
 from kesi.system.provenance import requoted
 
 MOST = 6  # digests in a cell
@@ -23,6 +23,11 @@ def commit_of(origin: Origin) -> str | None:
 def versions_of(origin: Origin) -> str | None:
     """The versions of a result: "python 3.12.1, torch 2.14.1"."""
     return ", ".join(f"{name} {version}" for name, version in origin.versions.items())
+
+
+def command_of(origin: Origin) -> str | None:
+    """The command that made a result, quoted anew."""
+    return requoted(origin.command) if origin.command else None
 
 
 def parents_of(result: Result | Ensemble) -> list[str]:
@@ -53,7 +58,7 @@ def provenance(run: Run) -> list[tuple[str, str]]:
               f"{used['schedule']}, lr {used['lr']})"
               for name, used in run.record.recipe["trainings"].items()]
     seconds = sum(getattr(result, "seconds", 0) for result in stages)
-    return [("command", requoted(run.record.command or "unknown")), *_commands(run),
+    return [("command", command_of(run.record) or "unknown"), *_commands(run),
             ("commit", origins(commit_of)), ("versions", origins(versions_of)),
             ("device", origins(lambda one: one.device)),
             ("seeds", ", ".join(map(str, sorted(run.seeds)))),
@@ -64,8 +69,7 @@ def provenance(run: Run) -> list[tuple[str, str]]:
 
 def _commands(run: Run) -> list[tuple[str, str]]:
     """Those of seeds that were run apart, by commands of their own."""
-    by_seed = {seed: distinct(list(results.values()),
-                              lambda one: one.command and requoted(one.command))
+    by_seed = {seed: distinct(list(results.values()), command_of)
                for seed, results in sorted(run.seeds.items())}
     told = {seed: said for seed, said in by_seed.items() if said}
     if len(set(told.values())) < 2:
@@ -89,7 +93,7 @@ def _codes(run: Run) -> list[tuple[str, str]]:
 
 def _digests(said: dict, name: str = "") -> Iterator[tuple[str, str]]:
     for key, value in said.items():
-        if key in ("code", "schedule_code"):
+        if key in CODE:
             yield name, str(value)
         elif isinstance(value, dict):
             yield from _digests(value, key)
@@ -105,7 +109,7 @@ def row_origin(row: Row) -> dict:
             "commit": distinct(starts(results), commit_of),
             "versions": distinct(starts(results), versions_of),
             "device": distinct(starts(results), lambda one: one.device),
-            "command": distinct(starts(results), lambda one: one.command and requoted(one.command)),
+            "command": distinct(starts(results), command_of),
             "parent": distinct(results, lambda one: " ".join(parents_of(one))),
             "network_digest": distinct(results, lambda one: getattr(one, "network_digest", None))}
 

@@ -24,6 +24,8 @@ from kesi.runs.record import (
 )
 from kesi.system.errors import KesiError, UsageError
 
+CODE = ("code", "schedule_code")  # what a description calls the digest of what a part of it does
+
 
 @dataclass
 class Run:
@@ -174,7 +176,7 @@ def _settings(run: Run, across_code: bool) -> tuple:
 def _without_code(value: object) -> object:
     if isinstance(value, dict):
         return {name: _without_code(one) for name, one in value.items()
-                if name not in ("code", "schedule_code")}
+                if name not in CODE}
     return [_without_code(one) for one in value] if isinstance(value, list) else value
 
 
