@@ -467,3 +467,32 @@ def test_an_image_folder_is_called_by_its_name(tmp_path):
     write(folder / "run.json", info | {"command": command})
     assert report.report([folder], plots=False).title == "resnet20 on of birds"
     assert report.report([folder], plots=False, data_name="fowl").title == "resnet20 on fowl"
+
+
+def test_runs_of_one_recipe_are_joined_wherever_their_baselines_lie(tmp_path):
+    runs = [write_run(tmp_path / f"run{seed}", seeds=(seed,)) for seed in (0, 1)]
+    said = json.loads((runs[1] / "run.json").read_text())
+    for run, place in zip(runs, ("baseline", "elsewhere/seed{seed}/baseline"), strict=True):
+        write(run / "run.json", json.loads((run / "run.json").read_text()) | {"baseline": place})
+    one, = results.load_runs(runs)
+    assert list(one.seeds) == [0, 1]
+    path = runs[1] / "seed1" / "baseline" / "result.json"
+    write(path, json.loads(path.read_text()) | {"recipe_hash": "0" * 12})
+    assert len(results.load_runs(runs)) == 2
+    assert len(results.load_runs(runs, across_code=True)) == 1
+    write(runs[1] / "run.json", said)  # this one trained its own
+    assert len(results.load_runs(runs, across_code=True)) == 2
+
+
+def test_a_long_title_stays_within_its_figure(tmp_path):
+    pytest.importorskip("matplotlib")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    from kesi.report import curves, figures
+
+    run, = results.load_runs([write_run(tmp_path / "run")], "Tiny-ImageNet, 100 classes " * 4)
+    for figure in (figures.accuracy_figure, figures.rounds_figure, curves.learning_rate_figure):
+        drawn = figure([summary.summarise(run)])
+        FigureCanvasAgg(drawn).draw()
+        title, whole = drawn._suptitle.get_window_extent(), drawn.bbox
+        assert whole.x0 <= title.x0 and title.x1 <= whole.x1 and title.y1 <= whole.y1

@@ -6,6 +6,7 @@ Needs matplotlib (the extra "plots"); the tables work without this module.
 import io
 import itertools
 import re
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -67,8 +68,13 @@ def panels(count: int, title: str, height: float = 4.2, width: float = 5.2,
     """A figure with axes side by side under one title, of one scale upwards; one alone is wider."""
     figure = Figure(figsize=(max(6.4, width * count), height), dpi=DPI, layout="constrained")
     axes = figure.subplots(1, count, squeeze=False, sharey=True)[0]
-    figure.suptitle(title, fontsize=11)
+    _entitle(figure, title)
     return figure, [_plain(axis) for axis in axes]
+
+
+def _entitle(figure: Figure, title: str) -> None:
+    """A title in as many lines as it needs: the name of a data set may be long."""
+    figure.suptitle(textwrap.fill(title, int(11 * figure.get_figwidth())), fontsize=11)
 
 
 def small(width: float = SMALL[0], height: float = SMALL[1]) -> tuple[Figure, Axes]:
@@ -211,10 +217,9 @@ def disagreement_figure(summaries: Sequence[Summary]) -> Figure | None:
         return None
     columns = min(2, len(found))
     lines = -(-len(found) // columns)
-    size = max(5.2, 4.4 * columns), 4.1 * lines + 0.5
+    size = max(5.2, 4.4 * columns), 4.2 * lines + 0.9
     figure = Figure(figsize=size, dpi=DPI, layout="constrained")
-    title = f"{subject(summaries)}: disagreement of the snapshots (% of the test images)"
-    figure.suptitle(title, fontsize=11)
+    _entitle(figure, f"{subject(summaries)}: disagreement of the snapshots (% of the test images)")
     axes = figure.subplots(lines, columns, squeeze=False).flatten()
     for axis, (one, part) in zip(axes, found, strict=False):
         heat_panel(axis, part)

@@ -11,7 +11,7 @@ from kesi.checkpoints.records import Origin
 from kesi.data import INFO
 from kesi.method import paper
 from kesi.method.recipes import METHODS
-from kesi.method.snapshot import KESI, chain, ensemble_name
+from kesi.method.snapshot import BASELINE, KESI, chain, ensemble_name
 from kesi.runs.record import (
     RESULT,
     RUN,
@@ -163,9 +163,12 @@ def _joined(runs: Sequence[Run], across_code: bool) -> list[Run]:
 
 def _settings(run: Run, across_code: bool) -> tuple:
     """What decides the outcome of a run beside its seeds: what run.json says but for its origin,
-    and how its stages computed."""
+    and how its stages computed. Of a baseline that was taken over, its recipe, not its place."""
     made = {one.name for one in fields(Origin)} | {"seeds", "handed_over"}
     said = {name: value for name, value in asdict(run.record).items() if name not in made}
+    if said.pop("baseline") is not None:
+        said["baseline"] = across_code or {results[BASELINE].recipe_hash
+                                           for results in run.seeds.values() if BASELINE in results}
     if across_code:
         said = _without_code(said | {"recipe_hash": None})
     return said, {(result.settings.get("precision"), result.settings.get("sync_bn"))
