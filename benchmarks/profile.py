@@ -54,7 +54,7 @@ def step_of(job: Job, stage: str, round_: int, method: str) -> Callable[[], obje
         epoch = 0
         while True:
             epoch += 1
-            yield from batches.epoch(epoch)
+            yield from ours.ahead(batches.epoch(epoch))
 
     source = endless()
     return lambda: ours.advance(*next(source))

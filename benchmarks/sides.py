@@ -14,6 +14,7 @@ else.
 import contextlib
 import copy
 import functools
+import itertools
 import json
 import resource
 import subprocess
@@ -86,14 +87,16 @@ class Ours:
         self.precision = execution.set_up(job.device, job.precision, deterministic=False)
         objective = objective_of(teachers, loss, job.device)
         epoch = -(-job.images // job.batch)
+        self.ahead = execution.Ahead(self.model, objective, job.device, self.precision, job.compile)
         self.step = execution.make_step(self.model, objective, job.device, self.precision,
                                         job.compile, stage.epochs * epoch)
         self.optimizer = optimizer_for(self.model, stage)
         self.schedule = schedule_for(self.optimizer, replace(stage, epochs=WITHOUT_END), epoch)
 
-    def advance(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def advance(self, images: torch.Tensor, labels: torch.Tensor,
+                answers: torch.Tensor | None = None) -> torch.Tensor:
         """One training step on a batch on the device; returns the loss, still there."""
-        loss, _ = self.step(images, labels)
+        loss, _ = self.step(images, labels, 1.0, answers)
         self.optimizer.step()
         if self.masks is not None:
             self.masks.apply()
@@ -195,8 +198,8 @@ class Side:
         batches, epoch = our_batches(self.job), 0
         while True:
             epoch, losses = epoch + 1, []
-            for x, y in batches.epoch(epoch):
-                losses.append(self.runner.advance(x, y))
+            for x, y, answers in self.runner.ahead(batches.epoch(epoch)):
+                losses.append(self.runner.advance(x, y, answers))
                 yield len(y)
             torch.stack(losses).cpu()  # an epoch's metrics
 
@@ -229,11 +232,14 @@ class Side:
             images = torch.randn((self.job.batch, 3, self.job.size, self.job.size),
                                  generator=generator)
             labels = torch.randint(0, CLASSES, (self.job.batch,), generator=generator)
+            labels, given = labels.to(self.device), ()
             if self.job.side == "classic":
                 constant.append(_disagreement(self.runner, images))
             else:
                 images = images.to(self.device, memory_format=torch.channels_last)
-            losses.append(float(self.runner.advance(images, labels.to(self.device))))
+                *_, given = next(self.runner.ahead(itertools.repeat((images, labels))))
+                given = (given,)
+            losses.append(float(self.runner.advance(images, labels, *given)))
             if gradient is None:
                 gradient = torch.cat([weight.grad.float().cpu().flatten()
                                       for weight in self.runner.model.parameters()])

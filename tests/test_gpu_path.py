@@ -4,6 +4,7 @@ a GPU."""
 import contextlib
 import copy
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,16 +15,16 @@ import models
 from doors import fails, works
 from kesi import checkpoints
 from kesi.data import load
-from kesi.data.batches import eval_batch_size, eval_batches
+from kesi.data.batches import TrainBatches, eval_batch_size, eval_batches
 from kesi.method.distillation import Distillation, SnapshotEnsemble
 from kesi.method.objectives import CrossEntropy, KullbackLeibler
 from kesi.method.recipes import ONE_CYCLE
 from kesi.method.snapshot import Snapshot
 from kesi.method.training import Options, evaluate, fit, predict
-from kesi.system import capture, distributed, execution, norms
-from kesi.system.capture import CapturedForward, CapturedStep, Recorder
+from kesi.system import distributed, execution, norms
 from kesi.system.errors import UsageError
 from kesi.system.execution import make_forward, make_step, set_up
+from kesi.system.execution.capture import CapturedForward, CapturedStep, Recorder
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -48,8 +49,8 @@ def network(seed=0, cfg=(2, 3, 4) * 3):
     return model.to(memory_format=torch.channels_last)
 
 
-def batch(size=8, device="cpu"):
-    generator = torch.Generator().manual_seed(3)
+def batch(size=8, device="cpu", seed=3):
+    generator = torch.Generator().manual_seed(seed)
     images = torch.randn(size, 3, 8, 8, generator=generator).to(memory_format=torch.channels_last)
     return images.to(device), torch.randint(0, 10, (size,), generator=generator).to(device)
 
@@ -82,8 +83,8 @@ class _FailsBackward(torch.autograd.Function):
 
 def test_what_fails_to_compile_in_the_backward_pass_costs_a_line_and_no_bit(monkeypatch, capsys):
     def compile_(function, **_):
-        def call(images, labels):
-            loss, correct = function(images, labels)  # counts in the norms, draws for dropout
+        def call(*given):
+            loss, correct = function(*given)  # counts in the norms, draws for dropout
             return _FailsBackward.apply(loss), correct
 
         return call
@@ -138,7 +139,7 @@ def test_dropout_draws_the_same_numbers_compiled_and_not(capsys):
 def test_cudnn_searches_for_the_first_shape_only(monkeypatch):
     seen = []
     monkeypatch.setattr(
-        execution,
+        execution.step,
         "_eager",
         lambda model, forward: (
             lambda images, labels, weight=1.0: seen.append(
@@ -334,6 +335,85 @@ def test_teachers_are_held_in_bf16_and_say_the_same_bit_for_bit():
     assert other._teachers is ensemble
 
 
+@pytest.mark.parametrize("mixup", [False, True])
+def test_teachers_answer_several_batches_at_once_with_the_same_result(monkeypatch, mixup):
+    digits = load("digits")
+    training = replace(ONE_CYCLE, epochs=2, batch_size=64, mixup=mixup)
+    asked, found = [], []
+    for count in (1, 3):
+        monkeypatch.setattr(execution.Ahead, "together", lambda self, shape, count=count: count)
+        ensemble = SnapshotEnsemble([Snapshot(str(seed), network(seed)) for seed in (1, 2)])
+        ensemble.members[0].register_forward_hook(lambda *given: asked.append(len(given[2])))
+        model = network()
+        history = fit(model, digits, training, seed=1, objective=Distillation(ensemble))
+        found.append((weights(model), history, [*asked]))
+        asked.clear()
+    (one, rows, singly), (other, others, together) = found
+    torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)  # but for rounding
+    assert [row.train_loss for row in rows] == pytest.approx([row.train_loss for row in others],
+                                                             rel=1e-4)
+    sizes = TrainBatches(digits, 64, 1)
+    odd = sizes.images % 64
+    assert len(singly) == 2 * sizes.steps and singly.count(odd) == 2
+    assert len(together) == 2 * -(-sizes.steps // 3) and sum(together) == sum(singly)
+
+
+def test_as_many_batches_are_answered_at_once_as_fill_a_gpu():
+    ensemble = SnapshotEnsemble([Snapshot("teacher", network())])
+    for objective, device, counts in ((Distillation(ensemble), "cuda", (4, 4, 1)),
+                                      (Distillation(ensemble), "cpu", (1, 1, 1)),
+                                      (CrossEntropy(), "cuda", (1, 1, 1))):
+        ahead = execution.Ahead(network(), objective, device, "fp32", "auto")
+        shapes = (128, 3, 32, 32), (16, 3, 224, 224), (128, 3, 224, 224)
+        assert tuple(ahead.together(torch.Size(shape)) for shape in shapes) == counts
+
+
+@pytest.fixture
+def replayed(monkeypatch):
+    """A device whose graphs are Python, so that what goes in and comes out can be seen without a
+    GPU: a replay writes over what the recording returned, gradients included."""
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+
+    def record(function, inputs, model):
+        model.zero_grad(set_to_none=True)
+        found = function(*inputs)
+        kept = [parameter.grad for parameter in model.parameters()]
+
+        class Graph:
+            @staticmethod
+            def replay():
+                new = function(*inputs)
+                for ours, theirs in zip(found if isinstance(found, tuple) else (found,),
+                                        new if isinstance(new, tuple) else (new,), strict=True):
+                    ours.copy_(theirs)
+                for ours, parameter in zip(kept, model.parameters(), strict=True):
+                    if ours is not None:
+                        ours.copy_(parameter.grad)
+
+        return Graph, found
+
+    monkeypatch.setattr(Recorder, "_record", staticmethod(record))
+
+
+def test_captured_teachers_and_step_pass_on_what_belongs_to_each_batch(replayed):
+    given = [batch(size, seed=place) for place, size in enumerate((8, 8, 8, 8, 8, 8, 3))]
+    losses, found = [], []
+    for captured in (False, True):
+        ensemble = SnapshotEnsemble([Snapshot(str(seed), network(seed)) for seed in (1, 2)])
+        objective, model = Distillation(ensemble), network()
+        device = "cuda" if captured else "cpu"
+        ahead = execution.Ahead(model, objective, device, "fp32", "auto")
+        step = make_step(model, objective, device, "fp32", "auto", 1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for images, labels, answers in ahead(given):
+            assert (answers is not None) == captured
+            losses.append(float(step(images, labels, 1.0, answers)[0]))
+            optimizer.step()
+        found.append(weights(model))
+    assert losses[:7] == pytest.approx(losses[7:], rel=1e-4, abs=1e-5)
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-4)
+
+
 def test_synchronised_norms_are_torchs_on_a_gpu(monkeypatch):
     monkeypatch.setattr(distributed, "world", lambda: 2)
     norm = nn.BatchNorm2d(3)
@@ -409,11 +489,28 @@ def test_an_evaluation_that_is_captured_sees_the_weights_of_now():
 
 
 @needs_gpu
+def test_captured_teachers_answer_as_they_do_one_batch_at_a_time():
+    ensemble = SnapshotEnsemble([Snapshot(str(seed), network(seed)) for seed in (1, 2)], "cuda")
+    calls = []
+    ensemble.members[0].register_forward_hook(lambda *_: calls.append(1))
+    set_up("cuda", "fp32", False)
+    ahead = execution.Ahead(network().cuda(), Distillation(ensemble), "cuda", "fp32", "auto")
+    captured = []
+    for _ in range(2):
+        for images, _, answers in (
+                ahead(batch(size, "cuda", seed) for seed, size in enumerate((8, 8, 8, 8, 8, 3)))):
+            captured.append(len(calls))
+            torch.testing.assert_close(answers, ensemble.logits(images), rtol=1e-3, atol=1e-3)
+            calls.pop()
+    assert len(captured) == 12 and len(set(captured)) == 1  # no Python of a teacher runs any more
+
+
+@needs_gpu
 def test_captures_share_a_stream():
     streams = []
     for _ in range(2):
         step = make_step(network().cuda(), CrossEntropy(), "cuda", "fp32", "capture", 1)
         step(*batch(device="cuda"))
         assert step.replay is not None
-        streams.append(capture.Recorder.stream)
+        streams.append(Recorder.stream)
     assert streams[0] is streams[1] is not None

@@ -20,9 +20,9 @@ from kesi.method.recipes import DISTILLATION, OWN, RETRAININGS
 from kesi.method.schedules import optimizer_for, schedule_for
 from kesi.method.snapshot import Snapshot
 from kesi.system import execution
-from kesi.system.capture import CapturedStep
 from kesi.system.errors import UsageError
-from kesi.system.execution import make_step, set_up
+from kesi.system.execution import machine, make_step, set_up
+from kesi.system.execution.capture import CapturedStep
 
 ONE_CYCLE, cross_entropy = RETRAININGS[OWN].training, CrossEntropy()
 
@@ -228,10 +228,10 @@ def test_deterministic_sets_torchs_switch_and_takes_it_back():
 
 
 def test_freed_memory_is_kept_where_the_c_library_can_and_else_nothing_happens(monkeypatch):
-    execution._keep_freed_memory()
+    machine._keep_freed_memory()
     # a library without mallopt
-    monkeypatch.setattr(execution.ctypes, "CDLL", lambda name: object())
-    execution._keep_freed_memory()
+    monkeypatch.setattr(machine.ctypes, "CDLL", lambda name: object())
+    machine._keep_freed_memory()
 
 
 def test_the_flags_through_a_script(tmp_path):
@@ -299,8 +299,8 @@ def test_full_precision_is_for_a_while(monkeypatch):
 def test_only_batches_of_the_first_shape_are_compiled(monkeypatch):
     """The last batch of an epoch is smaller: compiling it anew would take longer than it."""
     compiled = []
-    monkeypatch.setattr(torch, "compile", lambda function, **_: lambda x, y: compiled.append(len(x))
-                        or function(x, y))
+    monkeypatch.setattr(torch, "compile", lambda function, **_: lambda *given: compiled.append(
+        len(given[0])) or function(*given))
     model, given = network(), batches(6, 6, 3, 6)
     expected = train(copy.deepcopy(model), cross_entropy, "off", given)
     found = train(model, cross_entropy, "on", given)

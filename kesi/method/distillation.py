@@ -142,9 +142,18 @@ class Distillation:
         """Have the teachers' weights in this type from now on; their logits stay in fp32."""
         self._teachers = self.ensemble.held_in(dtype)
 
+    def ask(self, images: torch.Tensor) -> torch.Tensor:
+        """What the teachers say of images (B, 3, H, W): (K, B, C) float32."""
+        return self._teachers.logits(images)
+
+    def told(self, logits: torch.Tensor, answers: torch.Tensor,
+             labels: torch.Tensor) -> torch.Tensor:
+        """The loss of logits (B, C), from what ask() gave."""
+        return self.loss(logits, answers, labels)
+
     def __call__(self, logits: torch.Tensor, images: torch.Tensor,
                  labels: torch.Tensor) -> torch.Tensor:
-        return self.loss(logits, self._teachers.logits(images), labels)
+        return self.told(logits, self.ask(images), labels)
 
     def describe(self) -> dict:
         """The loss with its numbers, and the teachers by their digests."""

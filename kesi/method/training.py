@@ -1,7 +1,7 @@
 """fit(): the only training loop. What it minimises is the objective's choice,
 everything else the stage's."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from time import perf_counter
 
@@ -17,7 +17,7 @@ from kesi.method.pruning.masks import Masks
 from kesi.method.schedules import DIVERGED, Average, Training, optimizer_for, schedule_for
 from kesi.system import distributed, seeds
 from kesi.system.errors import KesiError
-from kesi.system.execution import Step, full_precision, make_forward, make_step, set_up
+from kesi.system.execution import Ahead, Step, full_precision, make_forward, make_step, set_up
 from kesi.system.norms import reestimate
 from kesi.system.seeds import derive
 
@@ -104,6 +104,7 @@ def fit(model: nn.Module,
     precision = set_up(options.device, options.precision, options.deterministic)
     step = make_step(model, objective, options.device, precision, options.compile,
                      training.epochs * batches.steps)
+    ahead = Ahead(model, objective, options.device, precision, options.compile)
     meanwhile = make_forward(model, options.device, precision, options.compile)
     optimizer = optimizer_for(model, training)
     schedule = schedule_for(optimizer, training, batches.steps)
@@ -125,8 +126,10 @@ def fit(model: nn.Module,
             torch.manual_seed(derive(seed, "dropout", epoch,
                                      *([distributed.rank()] if distributed.rank() else [])))
             mixed = seeds.generator(seed, "mixup", epoch, distributed.rank())
-            row = _train_epoch(model, batches, epoch, step, masks, optimizer, schedule, average,
-                               bar, mixed if training.mixup else None)
+            given = ahead((mix(images, mixed) if training.mixup else images, labels)
+                          for images, labels in batches.epoch(epoch))
+            row = _train_epoch(model, given, batches.weight, epoch, step, masks, optimizer,
+                               schedule, average, bar)
             last = epoch == training.epochs
             if last and average is not None:
                 average.give(model)
@@ -143,18 +146,15 @@ def fit(model: nn.Module,
     return history
 
 
-def _train_epoch(model: nn.Module, batches: TrainBatches,
-                 epoch: int, step: Step, masks: Masks | None, optimizer: torch.optim.Optimizer,
-                 schedule: lr_scheduler.LRScheduler, average: Average | None, bar: tqdm,
-                 mixed: torch.Generator | None) -> dict:
+def _train_epoch(model: nn.Module, batches: Iterator, weight: Callable[[int], float], epoch: int,
+                 step: Step, masks: Masks | None, optimizer: torch.optim.Optimizer,
+                 schedule: lr_scheduler.LRScheduler, average: Average | None, bar: tqdm) -> dict:
     """One pass over the training images. Nothing is read back from the device before its end."""
     model.train()
     losses, correct, sizes, known = [], [], [], []
     rates = []
-    for number, (images, labels) in enumerate(batches.epoch(epoch)):
-        if mixed is not None:
-            images = mix(images, mixed)
-        loss, hits = step(images, labels, batches.weight(number))
+    for number, (images, labels, answers) in enumerate(batches):
+        loss, hits = step(images, labels, weight(number), answers)
         optimizer.step()
         if masks is not None:
             masks.apply()

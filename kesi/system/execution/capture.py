@@ -15,9 +15,10 @@ from torch import nn
 
 from kesi.system.errors import first_line
 
-# From images, labels and the weight of this process's share of the batch to the loss and the number
-# of correct predictions, with gradients left in the weights.
-Step = Callable[[torch.Tensor, torch.Tensor, float], tuple[torch.Tensor, torch.Tensor]]
+# From images, labels, the weight of this process's share of the batch, and the teachers' answers or
+# None, to the loss and the number of correct predictions, with gradients left in the weights.
+Step = Callable[[torch.Tensor, torch.Tensor, float, torch.Tensor | None],
+                tuple[torch.Tensor, torch.Tensor]]
 
 
 def remembered(model: nn.Module, device: torch.device) -> Callable[[], None]:
@@ -104,14 +105,17 @@ class CapturedStep:
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(
-        self, images: torch.Tensor, labels: torch.Tensor, weight: float = 1.0
+        self, images: torch.Tensor, labels: torch.Tensor, weight: float = 1.0,
+        answers: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        given = (images, labels) if answers is None else (images, labels, answers)
         if self._graph is None and not Recorder.failed:
-            self._capture(images, labels)
-        if self._graph is None or images.shape != self._images.shape:
-            return self._step(images, labels, weight)
-        self._images.copy_(images)
-        self._labels.copy_(labels)
+            self._capture(given)
+        shapes = [one.shape for one in given]
+        if self._graph is None or shapes != [one.shape for one in self._inputs]:
+            return self._step(images, labels, weight, answers)
+        for ours, theirs in zip(self._inputs, given, strict=True):
+            ours.copy_(theirs)
         self._graph.replay()
         for parameter, gradient in self._gradients:
             parameter.grad = gradient  # an eager step in between has put another tensor there
@@ -122,11 +126,13 @@ class CapturedStep:
         """The graph alone, on the images of the last step; None where there is none."""
         return None if self._graph is None else self._graph.replay
 
-    def _capture(self, images: torch.Tensor, labels: torch.Tensor) -> None:
-        self._images, self._labels = images.clone(), labels.clone()
-        recorded = Recorder.record(
-            "the step", self._step, (self._images, self._labels), self._model
-        )
+    def _capture(self, given: tuple[torch.Tensor, ...]) -> None:
+        self._inputs = tuple(one.clone() for one in given)
+
+        def step(images: torch.Tensor, labels: torch.Tensor, *answers: torch.Tensor):
+            return self._step(images, labels, 1.0, *answers)
+
+        recorded = Recorder.record("the step", step, self._inputs, self._model)
         if recorded is not None:
             self._graph, (self._loss, self._correct) = recorded
             self._gradients = [
@@ -138,17 +144,20 @@ class CapturedForward:
     """A network in eval mode as a CUDA graph, for batches of at most the size that it first gets.
 
     A smaller batch fills the first rows: in eval mode an image's answer does not depend on its
-    batch. """
+    batch. ``function`` and ``what`` it is: other networks that are asked while ``model`` trains,
+    rows for images as well.
+    """
 
-    def __init__(self, model: nn.Module):
-        self._model = model
+    def __init__(self, model: nn.Module, function: Callable | None = None,
+                 what: str = "the evaluation"):
+        self._model, self._function, self._what = model, function or model, what
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits (B, C) of images (B, 3, H, W)."""
+        """Logits (B, ...) of images (B, 3, H, W)."""
         if self._graph is None and not Recorder.failed:
             self._images = images.clone()
-            recorded = Recorder.record("the evaluation", self._model, (self._images,), self._model)
+            recorded = Recorder.record(self._what, self._function, (self._images,), self._model)
             if recorded is not None:
                 self._graph, self._logits = recorded
         count = len(images)
@@ -157,7 +166,7 @@ class CapturedForward:
             or count > len(self._images)
             or images.shape[1:] != self._images.shape[1:]
         ):
-            return self._model(images)
+            return self._function(images)
         self._images[:count].copy_(images)
         self._graph.replay()
         return self._logits[:count].clone()
