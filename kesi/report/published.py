@@ -23,7 +23,7 @@ from kesi.method.snapshot import BASELINE, KESI, Snapshot, chain, ensemble_name
 from kesi.method.training import evaluate
 from kesi.models import Network
 from kesi.report.report import texts
-from kesi.report.verify import Verifier, figures_only
+from kesi.report.verify import Checks, figures_only
 from kesi.runs.record import (
     METRICS,
     RESULT,
@@ -138,7 +138,7 @@ def verify(folder: Path, read: Read, dataset: Dataset | None = None,
     return checks, failures, f"{left} of {records} networks are not published: of these the records"
 
 
-class _Published(Verifier):
+class _Published(Checks):
     """The checks of one published run: records against each other, and the networks that there are.
     """
 
@@ -218,8 +218,8 @@ class _Published(Verifier):
                 "its answers to noise are others")
         if self.dataset is not None:
             loss, accuracy = evaluate(network, self.dataset, self.dataset.test, self.device)
-            self._close(where, "test accuracy", one, [one.test_accuracy], [accuracy])
-            self._close(where, "test loss", one, [one.test_loss], [loss], loss=True)
+            self.close(where, "test accuracy", one, [one.test_accuracy], [accuracy])
+            self.close(where, "test loss", one, [one.test_loss], [loss], loss=True)
 
 
 def describe(runs: dict[str, Run], networks: dict[str, list]) -> dict:

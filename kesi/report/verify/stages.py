@@ -1,12 +1,7 @@
-"""Check a finished run: every result is made anew from its checkpoint and epochs, and compared.
-
-Then come the lineage, the report's own tables and, where the images are at hand, all accuracies: on
-the processor and with the torch version of the run they have to be equal; elsewhere they may differ
-by 0.1 % of the images, but two images at least.
-"""
+"""Every stage of a run: its result is made anew from its checkpoint and epochs, and its lineage
+followed."""
 
 import contextlib
-import csv
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,14 +13,12 @@ import torch
 from kesi import checkpoints
 from kesi.checkpoints.checkpoint import Checkpoint
 from kesi.checkpoints.records import Info, Reference, decode, encode
-from kesi.data import DATASETS, Dataset
-from kesi.data.datasets import load_described
+from kesi.data import Dataset
 from kesi.method import recipes, sizes
 from kesi.method.distillation import SnapshotEnsemble, agreement
 from kesi.method.snapshot import BASELINE, ENSEMBLE, KESI, StageName, chain, ensemble_name
 from kesi.method.training import Epoch, evaluate
-from kesi.report.report import texts
-from kesi.runs import results
+from kesi.report.verify.checks import Checks
 from kesi.runs.record import (
     ASIDE,
     CHECKPOINT,
@@ -34,91 +27,21 @@ from kesi.runs.record import (
     RESULT,
     Ensemble,
     Result,
-    RunRecord,
     read_epochs,
     read_result,
-    seed_of,
 )
 from kesi.runs.stage import finished_info, result_of
-from kesi.system.errors import KesiError, UsageError, first_line
-from kesi.system.files import read_text
-from kesi.system.provenance import device_name, recipe_hash, versions
-
-TOLERANCE, IMAGES = 0.1, 2  # elsewhere than where the run was made: percent, or so many images
-
-LOSSES = 0.02  # likewise of a loss, relative
+from kesi.system.errors import KesiError, first_line
+from kesi.system.provenance import recipe_hash
 
 
-def images_of(run: Path, data: str, download: bool = False) -> Dataset:
-    """The images of a run, loaded anew as run.json describes them.
-
-    Raises UsageError where no name leads to them.
-    """
-    said = results.describe_run(run).record.data
-    if not isinstance(said.get("name"), str):
-        raise KesiError(f"{run / 'run.json'} does not say what images were used")
-    if said["name"] not in DATASETS:
-        raise UsageError(f"the images of {run} were handed over in Python ({said['name']!r:.60}) "
-                         f"and cannot be loaded anew: use --no-accuracy, or "
-                         f"kesi.report.verify.verify(run, dataset) in Python")
-    return load_described(said, data, download)
-
-
-def verify(run: Path, dataset: Dataset | None = None, device: str = "cpu") -> "Verifier":
-    """Check every seed and stage of a run; ``failures`` of what it returns are lines of trouble.
-
-    ``dataset``: the run's images, on which accuracies are computed anew; None leaves them alone.
-    Raises UsageError where ``run`` is none, KesiError for a bad run.json and for other images.
-    """
-    verifier = Verifier(run, dataset, device)
-    record, recipe = verifier.record, verifier.record.recipe
-    found = {seed for path in Path(run).iterdir() if (seed := seed_of(path)) is not None}
-    verifier.check("run.json", set(record.seeds) == found and bool(found),
-                   f"it speaks of seeds {sorted(record.seeds)}, and there are folders of "
-                   f"{sorted(found)}")
-    verifier.check("run.json", bool(record.data), "it does not say data")
-    for name in ("arch", "dataset", "method"):
-        verifier.equal("run.json", name, getattr(record, name), recipe.get(name))
-    verifier.equal("run.json", "the recipe hash", record.recipe_hash, recipe_hash(recipe))
-    for number in sorted(record.seeds):
-        verifier.seed(number, record.stages())
-    try:
-        finished = results.load_runs([Path(run)])[0]
-        for folder, stage in record.handed_over.items():
-            number = seed_of(Path(folder))
-            if verifier.check("run.json", KESI in finished.seeds.get(number, {}),
-                              f"it hands over {stage} of {folder}, which is not finished"):
-                verifier.equal("run.json", f"what is handed over of {folder}", stage,
-                               results.handed_over(finished, number))
-        verifier.report(finished)
-    except KesiError as error:  # of damaged results there is no table
-        verifier.check("report", bool(verifier.failures), str(error))
-    return verifier
-
-
-class Verifier:
-    """Counts the checks of one run and collects what does not hold, a line each."""
+class Verifier(Checks):
+    """The checks of a run folder, which has every checkpoint."""
 
     def __init__(self, run: Path, dataset: Dataset | None = None, device: str = "cpu"):
         """Raises KesiError where ``dataset`` is not what the run was made with."""
-        self.run, self.dataset, self.device = Path(run), dataset, device
-        self.record: RunRecord = results.describe_run(self.run).record
-        self.checks, self.failures = 0, []
+        super().__init__(run, dataset, device)
         self._loaded: dict[Path, Checkpoint | None] = {}
-        if dataset is not None:
-            self._refuse_other_images(dataset)
-
-    def check(self, where: str, holds: bool, trouble: str) -> bool:
-        """Count a check; ``trouble`` is what to say where it does not hold."""
-        self.checks += 1
-        if not holds:
-            self.failures.append(f"{where}: {trouble}")
-        return holds
-
-    def equal(self, where: str, what: str, said: object, found: object) -> bool:
-        """check() that what a file says is what was found."""
-        trouble = f"{what} is {str(said)[:80]} in the result, but {str(found)[:80]}"
-        return self.check(where, said == found, trouble)
 
     def checkpoint(self, where: str, path: Path) -> Checkpoint | None:
         """A checkpoint whose content matches its digest; None, and a failure, where it does not."""
@@ -297,13 +220,13 @@ class Verifier:
         logits = SnapshotEnsemble(members, self.device).predict(self.dataset, images, self.device)
         found = agreement(logits, labels)
         for name in ("accuracy", "growing_accuracy"):
-            self._close(where, name.replace("_", " "), result, getattr(result, name),
+            self.close(where, name.replace("_", " "), result, getattr(result, name),
                         getattr(found, name))
-        self._close(where, "disagreement", result, sum(result.disagreement, []),
+        self.close(where, "disagreement", result, sum(result.disagreement, []),
                     sum(found.disagreement, []))
-        self._close(where, "test accuracy", result, [result.test_accuracy],
+        self.close(where, "test accuracy", result, [result.test_accuracy],
                     found.growing_accuracy[-1:])
-        self._close(where, "test loss", result, [result.test_loss], [found.loss], loss=True)
+        self.close(where, "test loss", result, [result.test_loss], [found.loss], loss=True)
 
     def _evaluate(self, where: str, folder: Path, found: Checkpoint, result: Result) -> None:
         """Loss and accuracies of a network, and its accuracy before retraining, computed anew."""
@@ -323,61 +246,9 @@ class Verifier:
                 self.check(where, False,
                            f"cannot be evaluated on {self.dataset.name}: {first_line(error)}")
                 continue
-            self._close(where, what, result, [said], [accuracy])
+            self.close(where, what, result, [said], [accuracy])
             if what == "test accuracy":
-                self._close(where, "test loss", result, [result.test_loss], [loss], loss=True)
-
-    def _close(self, where: str, what: str, result: Result | Ensemble, said: list, found: list,
-               loss: bool = False) -> None:
-        """check() that figures come out again: percentages, or a loss."""
-        same = (result.device, result.versions.get("torch")) == (device_name(self.device),
-                                                                 versions()["torch"])
-        if same and torch.device(self.device).type == "cpu":  # a GPU chooses its algorithms anew
-            allowed = 0.0
-        elif loss:
-            allowed = LOSSES * max(1.0, abs(found[0]))
-        else:
-            allowed = max(TOLERANCE, 100 * IMAGES / len(self.dataset.test)) + 1e-9
-        holds = len(said) == len(found) and all(
-            old is not None and abs(old - new) <= allowed
-            for old, new in zip(said, found, strict=True))
-        before, now = (str(one[0]) if loss else " ".join(
-            str(value) if value is None else f"{value:.3f} %" for value in one)
-            for one in (said, found))
-        self.check(where, holds, f"the {what} is {before} in the result, and {now} recomputed")
-
-    def _refuse_other_images(self, dataset: Dataset) -> None:
-        said, now = self.record.data, dataset.describe()
-        pairs = [(name, said.get(name), now[name]) for name in ("classes", "mean", "std")]
-        pairs.append(("test images", said.get("images", {}).get("test"), now["images"]["test"]))
-        if "digests" in said:
-            # of the pixels as they are now: a large cache is believed what stands beside it
-            found = {which: replace(getattr(dataset, which), pixels=None).digest
-                     for which in now["images"]}
-            pairs.append(("digests", said["digests"], found))
-        for name, old, new in pairs:
-            if old != new:
-                raise KesiError(f"the {name} of {dataset.name} are not those of {self.run}")
-
-    def report(self, loaded: results.Run) -> None:
-        """That the report's own tables, where there are any, are those that these results give."""
-        folder, now = self.run / "report", texts([loaded])
-        if (folder / "stages.csv").exists():
-            shown, wanted = map(_rows, (read_text(folder / "stages.csv"), now["stages.csv"]))
-            for seed, stage in sorted(shown.keys() | wanted.keys(), key=str):
-                where, both = f"report, seed{seed}/{stage}", (shown, wanted)
-                if self.check(where, all((seed, stage) in one for one in both),
-                              "stands in the report only, or in the results only"):
-                    for name, value in wanted[seed, stage].items():
-                        if name != "run":  # a run may be moved
-                            self.equal(where, name, value, shown[seed, stage].get(name))
-        if self.failures:  # the other tables follow from these
-            return
-        for name in ("table.csv", "table.md"):
-            if (folder / name).exists():
-                shown, wanted = map(figures_only, (read_text(folder / name), now[name]))
-                self.check(f"report/{name}", shown == wanted,
-                           "it does not show these results: make it anew with kesi report")
+                self.close(where, "test loss", result, [result.test_loss], [loss], loss=True)
 
 
 def _images(info: Info, dataset: Dataset | None) -> SimpleNamespace:
@@ -386,15 +257,3 @@ def _images(info: Info, dataset: Dataset | None) -> SimpleNamespace:
     return SimpleNamespace(name=info.data.get("name"), image_size=info.data.get("image_size") or 1,
                            train=range(info.data.get("images", {}).get("train", 0)),
                            test=SimpleNamespace(labels=labels))
-
-
-def figures_only(text: str) -> list[str]:
-    """The lines of a report without its title, which may be chosen, and its plots."""
-    return [line for line in text.splitlines()
-            if line and not line.startswith(("# ", "![", "## Plots"))]
-
-
-def _rows(text: str) -> dict[tuple, dict]:
-    """The rows of a stages.csv by seed and stage."""
-    csv.field_size_limit(2**31 - 1)
-    return {(row.get("seed"), row.get("stage")): row for row in csv.DictReader(text.splitlines())}

@@ -1,23 +1,11 @@
-"""The paper's schedules and epochs, as data (sections 4 and 5, supplement); rates are in models/.
+"""A recipe: everything that decides what the five steps do with a network and its images."""
 
-What the paper does not publish is ours and says so: the digits recipe, ResNet-20/32, the batch size
-of the baselines, and the baseline of Tiny-ImageNet.
-"""
-
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from kesi import models
-from kesi.data.datasets import FAMILIES, FOLDER, INFO
 from kesi.data.split import Size
-from kesi.method.objectives import (
-    CrossEntropy,
-    KullbackLeibler,
-    Loss,
-    Objective,
-    WithLabels,
-    loss_of,
-)
+from kesi.method.objectives import CrossEntropy, Loss, Objective, loss_of
 from kesi.method.pruning.allocation import (
     ALLOCATIONS,
     MEASURES,
@@ -33,60 +21,17 @@ from kesi.method.pruning.allocation import (
 )
 from kesi.method.pruning.criteria import criterion_of
 from kesi.method.pruning.filters import pruned_widths, widths_of
+from kesi.method.recipes.retrainings import OWN
 from kesi.method.schedules import SCHEDULES, Training
 from kesi.method.snapshot import BASELINE, KESI
 from kesi.system.describe import code_digest, describe
 from kesi.system.errors import UsageError
 
-METHODS = {"filter": "l1", "weight": "magnitude"}  # of pruning, with the paper's criterion of each
-
-ROUNDS = 5
+PARTS = ("baseline", "retraining", "distillation")  # trainings of a recipe, its own retraining's
 
 # The training images that the recipe of a family was made for: CIFAR's and Tiny-ImageNet's. Of
 # fewer images epochs are as many more, but no more than was tried (docs/data.md).
 MADE_FOR, MOST_EPOCHS = {"cifar": 50_000, "tinyimagenet": 100_000}, 10
-
-
-@dataclass(frozen=True)
-class Retraining:
-    """One way to retrain what was pruned: its training, and how tables and curves show it."""
-
-    training: Training
-    label: str
-    colour: str
-    marker: str = "D"
-
-
-ONE_CYCLE = Training(epochs=40, batch_size=128, lr=0.1, schedule="onecycle")
-
-USUAL = Training(epochs=40, batch_size=128, lr=0.001, schedule="constant")
-
-# To compare another retraining, add its entry: the first is the method's own, whose snapshots
-# teach.
-RETRAININGS: dict[str, Retraining] = {
-    "onecycle": Retraining(ONE_CYCLE, "one-cycle", "#0072B2", "o"),
-    "usual": Retraining(USUAL, "usual", "#D55E00", "s")}
-
-PARTS = ("baseline", "retraining", "distillation")  # trainings of a recipe, its own retraining's
-
-OWN = next(iter(RETRAININGS))  # the name of the method's own retraining
-
-
-def retraining_named(name: str) -> Retraining:
-    """How a retraining is shown; one that is not entered here, of somebody else's run, by its name.
-    """
-    known = RETRAININGS.get(name)
-    return known or Retraining(RETRAININGS[OWN].training, name, "#CC79A7")
-
-
-def kind_of(training: Training) -> str:
-    """What a retraining is called: by the entry that it is like, else by its schedule."""
-    for name, known in RETRAININGS.items():
-        same_rate = known.training.schedule != "constant" or known.training.lr == training.lr
-        if known.training.schedule == training.schedule and same_rate:
-            return name
-    return training.schedule
-
 
 # Of a round: the rates of the widths, a target that they follow from, or a share of zero weights.
 Amount = float | Sequence[float] | Ranked
@@ -296,43 +241,6 @@ class Recipe:
                    else {"objective": describe(self.objective)})}
 
 
-def kesi2(paper: Recipe) -> Recipe:
-    """What does better than the paper's recipe with few images, of which it processes as many
-    (docs/beyond.md)."""
-    # ten times the paper's decay in every training, and more steps: batches of 64 for 128
-    firm = {"weight_decay": 1e-3, "batch_size": 64}
-    # the last step by SGD, too, instead of Adam; a tenth of its loss is that of the labels
-    last = {"optimizer": "sgd", "lr": 0.1, **firm}
-    return replace(paper.trained(baseline=firm, retraining=firm, distillation=last),
-                   loss=WithLabels())
-
-
-def kesi2_many(paper: Recipe) -> Recipe:
-    """What does better than the paper's recipe with many images and few epochs (docs/beyond.md)."""
-    # the last step as one more retraining, by SGD; a fifth of its loss is the teachers'
-    last = {"optimizer": "sgd", "lr": 0.1, "weight_decay": 1e-4}
-    return replace(paper.trained(distillation=last), loss=WithLabels(temperature=2.0, alpha=0.8))
-
-
-# What a recipe differs in from the paper's, by name; to try another one, add its entry.
-PAPER = "paper"
-RECIPES: dict[str, Callable[[Recipe], Recipe]] = {
-    PAPER: lambda paper: paper, "kesi2": kesi2, "kesi2-many": kesi2_many}
-
-
-def named(name: str, paper: Recipe) -> Recipe:
-    """The recipe of that name for what the paper's is for. Raises UsageError for an unknown one."""
-    if name not in RECIPES:
-        raise UsageError(f"unknown recipe {name!r}; choose one of: {', '.join(RECIPES)}")
-    return RECIPES[name](paper)
-
-
-def fits(dataset: str) -> bool:
-    """Whether epochs are made to fit the number of images where nobody says how many: of a folder
-    of images, and of images in memory; a data set that is known by name has its recipe."""
-    return dataset == FOLDER or dataset not in INFO
-
-
 def described(training: Training) -> dict:
     """A training in plain values, with a digest of what its schedule does.
 
@@ -341,56 +249,3 @@ def described(training: Training) -> dict:
     said = {**asdict(training), "milestones": list(training.milestones),
             "schedule_code": code_digest(SCHEDULES[training.schedule])}
     return {name: value for name, value in said.items() if name not in ("ema", "mixup") or value}
-
-
-DISTILLATION = Training(epochs=40, batch_size=128, lr=0.001, schedule="onecycle", optimizer="adam",
-                        weight_decay=0.0)
-
-# The authors link one baseline for both methods and do not publish its batch size; their script's
-# default was 128 until August 2020, after the results were recorded.
-CIFAR_BASELINE = Training(epochs=300, batch_size=128, lr=0.1, schedule="multistep",
-                          milestones=(150, 225))
-
-WRN_BASELINE = Training(epochs=200, batch_size=128, lr=0.1, schedule="multistep",
-                        milestones=(60, 120, 160), gamma=0.2, weight_decay=5e-4)
-
-BASELINES = {"cifar": CIFAR_BASELINE, "wrn": WRN_BASELINE}  # by Architecture.baseline
-
-TINYIMAGENET_EPOCHS = 25
-
-# Ours, since none is published: the recipe of He et al. 2016 as torchvision's references train
-# ResNet-18/34.
-TINYIMAGENET_BASELINE = Training(epochs=90, batch_size=256, lr=0.1, schedule="multistep",
-                                 milestones=(30, 60))
-
-# Ours: the handwritten digits of the demonstration, minutes on two cores.
-DIGITS_BASELINE = Training(epochs=80, batch_size=64, lr=0.1, schedule="multistep",
-                           milestones=(40, 60))
-
-DIGITS_EPOCHS, DIGITS_BATCH, DIGITS_RATE = 25, 64, 0.25
-
-
-def recipe(arch: str, dataset: str, method: str, family: str = "cifar") -> Recipe:
-    """The paper's settings for a network, a data set and a method ("filter" or "weight").
-
-    ``family`` decides for data sets of either size (imagefolder): "cifar" is the 32-px recipe,
-    "tinyimagenet" the 224-px one. Raises UsageError for an unknown architecture, method or family.
-    """
-    for value, choices, what in ((arch, models.ARCHITECTURES, "architecture"),
-                                 (method, METHODS, "method"), (family, FAMILIES, "family")):
-        if value not in choices:
-            raise UsageError(f"unknown {what} {value!r}; choose one of: {', '.join(choices)}")
-    network = models.ARCHITECTURES[arch]
-    baseline, rates = BASELINES[network.baseline], network.rates
-    made_for = INFO[dataset].recipe if dataset in INFO else None
-    shorter: dict = {}
-    if made_for == "digits":
-        baseline, shorter = DIGITS_BASELINE, {"epochs": DIGITS_EPOCHS, "batch_size": DIGITS_BATCH}
-        rates = (DIGITS_RATE,) * len(rates)
-    elif family == "tinyimagenet":
-        baseline, shorter = TINYIMAGENET_BASELINE, {"epochs": TINYIMAGENET_EPOCHS}
-    retrainings = {name: one.training.changed(**shorter) for name, one in RETRAININGS.items()}
-    rounds = [rates] * ROUNDS if method == "filter" else network.sparsities
-    return Recipe(arch, dataset, method, family, baseline, retrainings,
-                  DISTILLATION.changed(**shorter), KullbackLeibler(), METHODS[method],
-                  tuple(rounds))
