@@ -16,7 +16,7 @@ from kesi.data import INFO, DatasetInfo, Images, load, register_dataset
 from kesi.method import algorithm, plan, recipes
 from kesi.method.sizes import macs as macs_of
 from kesi.method.training import Options
-from kesi.report.summary import paired, t_quantile
+from kesi.report.statistics import paired, t_quantile
 from kesi.runs.clock import Clock
 from kesi.runs.study import Variant, keys_of
 from kesi.system.errors import UsageError

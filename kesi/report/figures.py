@@ -17,7 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from kesi.method.snapshot import BASELINE, StageName
-from kesi.report.summary import Retrained, Spread, Summary
+from kesi.report.statistics import Spread
+from kesi.report.summary import Retrained, Summary
 from kesi.system.files import write_atomic
 
 # Okabe and Ito's palette, told apart with any colour vision; markers tell the same without colour.

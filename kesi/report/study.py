@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from kesi.report.report import NO_PLOTS
-from kesi.report.summary import Paired, paired, spread
+from kesi.report.statistics import Paired, paired, spread
 from kesi.report.tables import NONE, Table, cell
 from kesi.runs.study import Outcome
 from kesi.system import files

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from kesi.method import paper
-from kesi.report.summary import Paired, Row, Spread, Summary, paired, paper_macs
+from kesi.report.statistics import Paired, Spread, paired
+from kesi.report.summary import Row, Summary, paper_macs
 from kesi.system.errors import controls
 
 NONE = "–"
