@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kesi.cli import entry, flags, targets
-from kesi.data.datasets import FOLDER, INFO
+from kesi.data.registry import FOLDER, INFO
 from kesi.data.sources.imagefolder import shorter_side, without_train
 from kesi.method import plan, recipes
 from kesi.method.objectives import LOSSES

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kesi.cli import entry, flags, targets
 from kesi.data import INFO, Dataset
-from kesi.data.datasets import FOLDER
+from kesi.data.registry import FOLDER
 from kesi.method.plan import Speed, StagePlan
 from kesi.method.recipes import Recipe
 from kesi.method.training import Options

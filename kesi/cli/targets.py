@@ -10,7 +10,7 @@ import torch
 from kesi.data import INFO, Dataset
 from kesi.data.arrays import from_arrays
 from kesi.data.augment import RandomResizedCrop
-from kesi.data.datasets import FOLDER
+from kesi.data.registry import FOLDER
 from kesi.data.sources import imagefolder
 from kesi.data.split import Size, height_width
 from kesi.method.pruning.allocation import ALLOCATIONS, LATENCY, MEASURES

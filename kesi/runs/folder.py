@@ -10,7 +10,7 @@ from pathlib import Path
 from kesi import checkpoints
 from kesi.checkpoints import fields
 from kesi.checkpoints.records import Info, decode
-from kesi.data.datasets import SHIPPED
+from kesi.data.registry import SHIPPED
 from kesi.runs.record import (
     CHECKPOINT,
     IMAGES,

@@ -26,7 +26,8 @@ from kesi.checkpoints import fields
 from kesi.checkpoints.checkpoint import Checkpoint
 from kesi.data import DATASETS, Dataset, eval_batches, load
 from kesi.data.augment import Normalise
-from kesi.data.datasets import SHIPPED, plain
+from kesi.data.datasets import plain
+from kesi.data.registry import SHIPPED
 from kesi.data.split import spoken_size
 from kesi.models import Network
 from kesi.system.errors import KesiError, UsageError, first_line

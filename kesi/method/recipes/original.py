@@ -5,7 +5,7 @@ of the baselines, and the baseline of Tiny-ImageNet.
 """
 
 from kesi import models
-from kesi.data.datasets import FAMILIES, FOLDER, INFO
+from kesi.data.registry import FAMILIES, FOLDER, INFO
 from kesi.method.objectives import KullbackLeibler
 from kesi.method.recipes.definition import Recipe
 from kesi.method.recipes.retrainings import RETRAININGS
