@@ -33,7 +33,7 @@ from kesi.system import execution
 from kesi.system.errors import UsageError
 
 STAGES = ("baseline", "onecycle", "kesi")
-WARM_UP = 3
+WARM_UP = 4
 
 
 def step_of(job: Job, stage: str, round_: int, method: str) -> Callable[[], object]:
@@ -110,8 +110,9 @@ def main() -> None:
     parser.add_argument("--precision", choices=execution.PRECISIONS, default="auto")
     parser.add_argument("--compile", choices=execution.COMPILE, nargs="?", const="on",
                         default="auto")
-    parser.add_argument("--steps", type=int, default=3, metavar="N",
-                        help="steps to profile (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=4, metavar="N",
+                        help="steps to profile (default: %(default)s, for which a GPU's teachers "
+                             "are asked at once)")
     parser.add_argument("--top", type=int, default=12, metavar="N",
                         help="operations to show (default: %(default)s)")
     args = parser.parse_args()
@@ -128,7 +129,7 @@ def main() -> None:
     batch = args.batch_size or plan.trainings[args.stage].batch_size
     if batch < 2:
         raise UsageError(f"--batch-size must be at least 2, not {batch}")
-    job = Job("ours", args.stage, args.arch, batch, 2 * batch, size_of(args.arch), device,
+    job = Job("ours", args.stage, args.arch, batch, 8 * batch, size_of(args.arch), device,
               precision=args.precision, compile=args.compile)
     print(f"{args.stage}, round {round_} ({args.method}), {args.arch}, batch {batch}, {device}")
     print(top(step_of(job, args.stage, round_, args.method), torch.device(device), args.steps,

@@ -30,13 +30,14 @@ def measure(arch: str, device: str, batch: int, seconds: float, quick: bool) -> 
 
 
 def _alternated(sides: dict, counts: dict, turns: int) -> dict:
-    """The median seconds of ``counts`` steps of each side; they take turns."""
+    """The median seconds of each side, which take turns of ``counts`` steps; times for as many."""
     for side in sides.values():
         side.turn(1)
     times: dict = {key: [] for key in sides}
     for _ in range(turns):
         for key, side in sides.items():
-            times[key].append(side.turn(counts[key])["seconds"])
+            took = side.turn(counts[key])
+            times[key].append(took["seconds"] * counts[key] / took["steps"])
     return {key: statistics.median(own) for key, own in times.items()}
 
 

@@ -222,6 +222,7 @@ def test_the_table_of_steps_is_measured_once(tmp_path):
         (precision, stage) for precision in ("fp32", "bf16") for stage in choice.JOBS}
     assert all(one["gradient_apart"] == 0 for one in found if one["precision"] == "fp32")
     assert all(one["kernels"] > 50 and one["step_seconds"] > 0 for one in found)
+    assert all(one["teachers"] == choice.JOBS[one["stage"]][1] for one in found)
     assert choice.table(found).count("\n") >= 7
 
 

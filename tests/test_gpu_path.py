@@ -368,6 +368,34 @@ def test_as_many_batches_are_answered_at_once_as_fill_a_gpu():
         assert tuple(ahead.together(torch.Size(shape)) for shape in shapes) == counts
 
 
+def test_teachers_for_whom_the_memory_does_not_suffice_answer_one_batch_at_a_time(
+        no_cuda, monkeypatch, capsys):
+    """Neither a failed capture nor a full memory costs a batch, or its answers."""
+    ensemble = SnapshotEnsemble([Snapshot("teacher", network(1))])
+    objective, given = Distillation(ensemble), [batch(8, seed=seed) for seed in range(6)]
+
+    def full(module, inputs):
+        if most is not None and len(inputs[0]) > most:
+            raise torch.OutOfMemoryError("out of memory")
+
+    ensemble.members[0].register_forward_pre_hook(full)
+    for most in (None, 8):
+        found = list(execution.Ahead(network(), objective, "cuda", "fp32", "auto")(given))
+        for (images, _, answers), (one, _) in zip(found, given, strict=True):
+            assert images is one and (answers is None) == (most == 8)
+            if answers is not None:
+                torch.testing.assert_close(answers, ensemble.logits(images), rtol=1e-4, atol=1e-4)
+    said = capsys.readouterr().err
+    assert said.count("one at a time") == 1 and said.count("capturing the teachers") == 1
+
+
+def test_a_short_last_batch_is_asked_for_like_those_before(monkeypatch):
+    ahead = execution.Ahead(network(), Distillation(SnapshotEnsemble(
+        [Snapshot("teacher", network())])), "cuda", "fp32", "off")
+    monkeypatch.setattr("kesi.system.execution.step.PIXELS", 8 * 8 * 8)
+    assert [answers for _, _, answers in ahead([batch(8), batch(8), batch(2)])] == [None] * 3
+
+
 @pytest.fixture
 def replayed(monkeypatch):
     """A device whose graphs are Python, so that what goes in and comes out can be seen without a
@@ -395,17 +423,19 @@ def replayed(monkeypatch):
     monkeypatch.setattr(Recorder, "_record", staticmethod(record))
 
 
-def test_captured_teachers_and_step_pass_on_what_belongs_to_each_batch(replayed):
+@pytest.mark.parametrize("teachers", [1, 2])
+def test_captured_teachers_and_step_pass_on_what_belongs_to_each_batch(replayed, teachers):
     given = [batch(size, seed=place) for place, size in enumerate((8, 8, 8, 8, 8, 8, 3))]
     losses, found = [], []
     for captured in (False, True):
-        ensemble = SnapshotEnsemble([Snapshot(str(seed), network(seed)) for seed in (1, 2)])
+        ensemble = SnapshotEnsemble([Snapshot(str(seed), network(seed + 1))
+                                     for seed in range(teachers)])
         objective, model = Distillation(ensemble), network()
         device = "cuda" if captured else "cpu"
         ahead = execution.Ahead(model, objective, device, "fp32", "auto")
         step = make_step(model, objective, device, "fp32", "auto", 1)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        for images, labels, answers in ahead(given):
+        for images, labels, answers in list(ahead(given)):  # none is written over by a later one
             assert (answers is not None) == captured
             losses.append(float(step(images, labels, 1.0, answers)[0]))
             optimizer.step()
@@ -489,18 +519,22 @@ def test_an_evaluation_that_is_captured_sees_the_weights_of_now():
 
 
 @needs_gpu
-def test_captured_teachers_answer_as_they_do_one_batch_at_a_time():
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_captured_teachers_answer_as_they_do_one_batch_at_a_time(precision):
     ensemble = SnapshotEnsemble([Snapshot(str(seed), network(seed)) for seed in (1, 2)], "cuda")
-    calls = []
-    ensemble.members[0].register_forward_hook(lambda *_: calls.append(1))
-    set_up("cuda", "fp32", False)
-    ahead = execution.Ahead(network().cuda(), Distillation(ensemble), "cuda", "fp32", "auto")
-    captured = []
+    model, objective, calls, captured = network().cuda(), Distillation(ensemble), [], []
+    set_up("cuda", precision, False)
+    make_step(model, objective, "cuda", precision, "auto", 1)  # holds the teachers in bf16
+    objective._teachers.members[0].register_forward_hook(lambda *_: calls.append(1))
+    ahead = execution.Ahead(model, objective, "cuda", precision, "auto")
+    near = {"fp32": 1e-3, "bf16": 5e-2}[precision]
     for _ in range(2):
         for images, _, answers in (
                 ahead(batch(size, "cuda", seed) for seed, size in enumerate((8, 8, 8, 8, 8, 3)))):
             captured.append(len(calls))
-            torch.testing.assert_close(answers, ensemble.logits(images), rtol=1e-3, atol=1e-3)
+            with execution.autocast("cuda", precision, cache=False):
+                alone = objective.ask(images)
+            torch.testing.assert_close(answers, alone, rtol=near, atol=near)
             calls.pop()
     assert len(captured) == 12 and len(set(captured)) == 1  # no Python of a teacher runs any more
 

@@ -340,7 +340,7 @@ def test_capturing_counts_as_no_step():
 
 
 @needs_graph
-def test_teachers_are_inside_the_graph():
+def test_teachers_who_are_not_asked_ahead_are_inside_the_graph():
     ensemble = ensemble_of(network(1), network(2), device="cuda")
     calls = []
     for member in ensemble.members:

@@ -3,8 +3,9 @@
     python -m benchmarks.gpu.steps runs/gpu/steps --rows capture off on
 
 Every row is a file of its own in the folder; one that is there is not measured again. A row holds
-the seconds of a whole step (from images to updated weights), of a replay of its graph, and of the
-Python that starts it, its kernels (on a CPU its operations), and how far its loss and its gradient
+the seconds of a whole step (from images to updated weights, its share of what teachers answer for
+several batches included), of a replay of its graph (without them), and of the Python that starts
+it, its kernels (on a CPU its operations), and how far its loss and its gradient
 are from those of an eager step in fp32."""
 
 import copy
@@ -71,19 +72,19 @@ def measure(job: Job, stage: str, seconds: float) -> dict:
     error = float((_gradient(ours.model) - gradient).norm() / gradient.norm())
     batches = our_batches(job)
     source = (batch for epoch in range(10**9) for batch in ours.ahead(batches.epoch(epoch)))
-    count = ours.ahead.together(images.shape)  # so many steps for one question to the teachers
+    group = ours.ahead.together(images.shape)  # so many steps for one question to the teachers
 
     def advance() -> None:
-        for _ in range(count):
+        for _ in range(group):
             ours.advance(*next(source))
 
-    step = median_seconds(advance, device, seconds) / count
+    step = median_seconds(advance, device, seconds) / group
     python = []
     for _ in range(5):
         synchronize(device)
         start = time.perf_counter()
         advance()
-        python.append((time.perf_counter() - start) / count)
+        python.append((time.perf_counter() - start) / group)
     together = (
         [_teachers(ours, images, teachers, times, seconds) for times in (1, 4)]
         if teachers
@@ -103,7 +104,7 @@ def measure(job: Job, stage: str, seconds: float) -> dict:
         "python_seconds": sorted(python)[2] if device.type == "cuda" else None,
         "replay_seconds": None if replay is None else median_seconds(replay, device, seconds),
         "teachers_seconds": together,
-        "kernels": _kernels(advance, device) // count,
+        "kernels": _kernels(advance, device) // group,
         "loss_apart": apart,
         "gradient_apart": error,
     }

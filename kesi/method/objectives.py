@@ -16,8 +16,8 @@ class Objective(Protocol):
 
     What it is made of decides the outcome of a training: kesi.system.describe.describe() of it
     stands in the settings of a stage. One that asks teachers has them answer several batches at
-    once if it comes in two parts: ``ask(images)``, their answers (K, B, C), and
-    ``told(logits, answers, labels)``.
+    once if it comes in two parts, which are called instead: ``ask(images)``, their answers
+    (K, B, C), and ``told(logits, answers, labels)``.
     """
 
     def __call__(self, logits: torch.Tensor, images: torch.Tensor,

@@ -28,6 +28,9 @@ def check_weights(network: nn.Module) -> None:
         if isinstance(module, (nn.Conv3d, nn.ConvTranspose3d)):
             raise UsageError(f"{what} is a 3-D convolution, and only networks for images are "
                              f"compressed")
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
+            raise UsageError(f"{what} has no running statistics (track_running_stats=False): what "
+                             f"it answers to an image would depend on the others of its batch")
         if (parametrize.is_parametrized(module)
                 or {"weight_orig", "weight_g"} & module._parameters.keys()):
             raise UsageError(f"{what} computes its weight from others (a parametrization, weight "

@@ -101,13 +101,16 @@ class Ahead:
     """What teachers say of the batches of an epoch, asked for several at once.
 
     In eval mode an image's answer does not depend on its batch, and teachers need not wait for the
-    student. On a GPU they are captured, apart from the step.
+    student. On a GPU they are captured, apart from the step, and never compiled. The first batch
+    decides how many are asked for at once; one at a time is left to the step, also from where the
+    memory does not suffice.
     """
 
     def __init__(self, model: nn.Module, objective: Callable, device: str, precision: str,
                  compile_: str):
         cuda = torch.device(device).type == "cuda"
-        self.most = AT_ONCE if cuda and hasattr(objective, "ask") else 1
+        two_parts = hasattr(objective, "ask") and hasattr(objective, "told")
+        self.most, self._count = AT_ONCE if cuda and two_parts else 1, 0
 
         def answer(images: torch.Tensor) -> torch.Tensor:
             with torch.no_grad(), autocast(device, precision, cache=False):
@@ -127,15 +130,24 @@ class Ahead:
         """Batches (images, labels), each with the answers (K, B, C) to it; None where the step asks
         for them itself."""
         batches = iter(batches)
-        for images, labels in batches:
-            if (count := self.together(images.shape)) == 1:
-                yield images, labels, None
-                continue
-            group = [(images, labels), *itertools.islice(batches, count - 1)]
-            answers = self._answer(torch.cat([images for images, _ in group])).transpose(0, 1)
-            sizes = [len(labels) for _, labels in group]
-            for (images, labels), answer in zip(group, answers.split(sizes, 1), strict=True):
-                yield images, labels, answer.contiguous()
+        for first in batches:
+            self._count = self._count or self.together(first[0].shape)
+            group = [first, *itertools.islice(batches, self._count - 1)]
+            answers = self._answers([images for images, _ in group])
+            for (images, labels), one in zip(group, answers, strict=True):
+                yield images, labels, one
+
+    def _answers(self, images: list[torch.Tensor]) -> list[torch.Tensor | None]:
+        if self._count == 1:
+            return [None]
+        try:
+            answers = self._answer(torch.cat(images)).transpose(0, 1)  # (K, B, C)
+        except torch.OutOfMemoryError:
+            say("the memory does not suffice for the teachers to answer several batches at once; "
+                "continuing with one at a time")
+            self._count = 1
+            return [None] * len(images)
+        return [one.contiguous() for one in answers.split([len(one) for one in images], 1)]
 
 
 def _eager(model: nn.Module, forward: Forward) -> Step:
