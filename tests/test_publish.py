@@ -70,6 +70,12 @@ def fewer_epochs(folder):
     path.write_text(path.read_text().replace('"epoch": 1', '"epoch": 2'))
 
 
+def better_members(folder):
+    path = folder / "weight" / "seed0" / "ensemble" / "result.json"
+    first, *rest = json.loads(path.read_text())["accuracy"]
+    edit(path, accuracy=[first + 0.3, *rest])  # more images than rounding moves
+
+
 def other_members(folder):
     path = folder / "weight" / "seed0" / "ensemble" / "result.json"
     edit(path, members_digests=json.loads(path.read_text())["members_digests"][::-1])
@@ -79,6 +85,7 @@ def other_members(folder):
     (other_network, "filter/seed0/kesi: the digest of its network"),
     (fewer_epochs, "filter/seed0/usual-1: the digest of its epochs"),
     (other_members, "weight/seed0/ensemble: their networks"),
+    (better_members, "weight/seed0/ensemble: their accuracy"),
     (lambda folder: edit(folder / "filter" / "seed0" / "kesi" / "result.json", test_accuracy=99.0),
      "filter/seed0/kesi: the test accuracy of the last epoch"),
     (lambda folder: shutil.rmtree(folder / "filter" / "seed0" / "usual-2"),
