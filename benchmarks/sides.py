@@ -206,7 +206,8 @@ class Side:
     def turn(self, count: int) -> dict:
         """Time ``count`` steps or a few more, from the device's silence before them to that after
         them: whole groups of those for which teachers are asked at once."""
-        group = 1 if self.job.side == "classic" else self.runner.ahead.most
+        shape = torch.Size((self.job.batch, 3, self.job.size, self.job.size))
+        group = 1 if self.job.side == "classic" else self.runner.ahead.together(shape)
         count = -(-count // group) * group
         for _ in range(-(-NOT_COUNTED // group) * group):
             next(self._training)
@@ -235,14 +236,13 @@ class Side:
             images = torch.randn((self.job.batch, 3, self.job.size, self.job.size),
                                  generator=generator)
             labels = torch.randint(0, CLASSES, (self.job.batch,), generator=generator)
-            labels, given = labels.to(self.device), ()
+            batch = images, labels.to(self.device)
             if self.job.side == "classic":
                 constant.append(_disagreement(self.runner, images))
             else:
                 images = images.to(self.device, memory_format=torch.channels_last)
-                *_, given = next(self.runner.ahead(itertools.repeat((images, labels))))
-                given = (given,)
-            losses.append(float(self.runner.advance(images, labels, *given)))
+                batch = next(self.runner.ahead(itertools.repeat((images, batch[1]))))
+            losses.append(float(self.runner.advance(*batch)))
             if gradient is None:
                 gradient = torch.cat([weight.grad.float().cpu().flatten()
                                       for weight in self.runner.model.parameters()])

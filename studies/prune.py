@@ -9,9 +9,8 @@ from dataclasses import replace
 from kesi.method.recipes import kesi2, recipe
 from kesi.runs.study import Variant
 
-paper = Variant(recipe("resnet20", "imagefolder", "filter").changed(
-    amounts=0.25, epochs=(60, 15, 15), compare=False))
-whole = replace(paper, recipe=kesi2(paper.recipe))
+whole = Variant(kesi2(recipe("resnet20", "imagefolder", "filter").changed(
+    amounts=0.25, epochs=(60, 15, 15), compare=False)))
 SHARE = 2_143_360 / 10_138_240  # of the MACs, that five rounds at a rate of 0.25 leave
 
 

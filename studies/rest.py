@@ -4,14 +4,11 @@ of its parts at an equal total.
     kesi study studies/rest.py --data FOLDER --image-size 16 --seeds 0 1 2
 """
 
-from dataclasses import replace
-
 from kesi.method.recipes import kesi2, recipe
 from kesi.runs.study import Variant
 
-paper = Variant(recipe("resnet20", "imagefolder", "filter").changed(
-    amounts=0.25, epochs=(60, 15, 15), compare=False))
-whole = replace(paper, recipe=kesi2(paper.recipe))
+whole = Variant(kesi2(recipe("resnet20", "imagefolder", "filter").changed(
+    amounts=0.25, epochs=(60, 15, 15), compare=False)))
 
 
 def everywhere(**numbers) -> Variant:

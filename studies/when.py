@@ -5,14 +5,11 @@
 Without a last step its fifteen epochs go to the five retrainings, three to each.
 """
 
-from dataclasses import replace
-
 from kesi.method.recipes import kesi2, recipe
 from kesi.runs.study import Variant
 
-paper = Variant(recipe("resnet20", "imagefolder", "filter").changed(
-    amounts=0.25, epochs=(60, 15, 15), compare=False))
-whole = replace(paper, recipe=kesi2(paper.recipe))
+whole = Variant(kesi2(recipe("resnet20", "imagefolder", "filter").changed(
+    amounts=0.25, epochs=(60, 15, 15), compare=False)))
 rounds = whole.changed(teachers=None, epochs=(60, 18, 15))  # the last number is of no training
 
 VARIANTS = {

@@ -88,6 +88,8 @@ def other_members(folder):
     (better_members, "weight/seed0/ensemble: their accuracy"),
     (lambda folder: edit(folder / "filter" / "seed0" / "kesi" / "result.json", test_accuracy=99.0),
      "filter/seed0/kesi: the test accuracy of the last epoch"),
+    (lambda folder: edit(folder / "weight" / "run.json", data={}),
+     "weight/seed0/onecycle-1: the images"),
     (lambda folder: shutil.rmtree(folder / "filter" / "seed0" / "usual-2"),
      "filter/seed0/usual-2: cannot read"),
     (lambda folder: (folder / "table.md").write_text("# A better table\n\nof nothing\n"),

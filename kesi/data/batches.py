@@ -12,6 +12,7 @@ from kesi.data.datasets import Dataset
 from kesi.data.split import Size, Split, height_width, together
 from kesi.system import seeds
 from kesi.system.errors import UsageError
+from kesi.system.execution import PIXELS
 
 
 class TrainBatches:
@@ -152,7 +153,7 @@ def eval_batch_size(images: int, size: Size, device: torch.device | str) -> int:
     length."""
     if torch.device(device).type != "cuda":
         return 512
-    most = max(512, 2**22 // math.prod(height_width(size)))
+    most = max(512, PIXELS // math.prod(height_width(size)))
     return -(-images // -(-images // most)) if images else most
 
 

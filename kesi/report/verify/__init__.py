@@ -78,7 +78,7 @@ def _report(verifier: Verifier, loaded: results.Run) -> None:
         for seed, stage in sorted(shown.keys() | wanted.keys(), key=str):
             where, both = f"report, seed{seed}/{stage}", (shown, wanted)
             if verifier.check(where, all((seed, stage) in one for one in both),
-                          "stands in the report only, or in the results only"):
+                              "stands in the report only, or in the results only"):
                 for name, value in wanted[seed, stage].items():
                     if name != "run":  # a run may be moved
                         verifier.equal(where, name, value, shown[seed, stage].get(name))
@@ -88,7 +88,7 @@ def _report(verifier: Verifier, loaded: results.Run) -> None:
         if (folder / name).exists():
             shown, wanted = map(figures_only, (read_text(folder / name), now[name]))
             verifier.check(f"report/{name}", shown == wanted,
-                       "it does not show these results: make it anew with kesi report")
+                           "it does not show these results: make it anew with kesi report")
 
 
 def figures_only(text: str) -> list[str]:

@@ -13,10 +13,12 @@ from kesi.system.execution.machine import (
 from kesi.system.execution.step import (
     COMPILE,
     COMPILE_FROM_STEPS,
+    PIXELS,
     Ahead,
     make_forward,
     make_step,
 )
 
-__all__ = ["COMPILE", "COMPILE_FROM_STEPS", "PRECISIONS", "Ahead", "Step", "autocast", "device_for",
-           "full_precision", "make_forward", "make_step", "resolved", "set_threads", "set_up"]
+__all__ = ["COMPILE", "COMPILE_FROM_STEPS", "PIXELS", "PRECISIONS", "Ahead", "Step", "autocast",
+           "device_for", "full_precision", "make_forward", "make_step", "resolved", "set_threads",
+           "set_up"]

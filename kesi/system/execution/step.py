@@ -19,9 +19,12 @@ COMPILE = ("auto", "capture", "on", "off")
 
 Forward = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 
-# Batches that teachers answer at once on a GPU, which a small one does not fill, and pixels at
-# most. On a CPU it was measured to be slower (benchmarks/README.md).
-AT_ONCE, PIXELS = 4, 2**22
+# Pixels that a network in eval mode is shown at once on a GPU, which small batches do not fill.
+PIXELS = 2**22
+
+# Batches that teachers answer at once there, within PIXELS. On a CPU it was measured to be slower
+# (benchmarks/README.md).
+AT_ONCE = 4
 
 # A step that is captured once costs no Python and no launches afterwards; compiling also fuses
 # kernels, but takes a minute or more a network. Worth it, on a GPU, for the 234,000 steps of a
@@ -33,8 +36,8 @@ def make_step(model: nn.Module, objective: Callable, device: str, precision: str
               steps: int) -> Step:
     """The step of a stage of ``steps`` steps.
 
-    On a GPU it is captured as a CUDA graph. ``compile_``: "on" has torch.compile
-    fuse its kernels first, "auto" does so on a GPU from COMPILE_FROM_STEPS steps (on a CPU it was
+    On a GPU it is captured as a CUDA graph. ``compile_``: "on" has torch.compile fuse its kernels
+    first, "auto" does so on a GPU from COMPILE_FROM_STEPS steps (on a CPU it was
     measured to gain nothing over the eager step: benchmarks/README.md), "capture" never compiles,
     "off" neither compiles nor captures. Where the compiler or the capture fails, one line says so
     and the step runs eagerly. With several processes the gradients are averaged by
@@ -75,8 +78,13 @@ def make_step(model: nn.Module, objective: Callable, device: str, precision: str
         step = _Compiled(model, forward, step)
     if cuda and not deterministic:
         step = _searching(step)
-    captured = cuda and compile_ != "off" and distributed.world() == 1
-    return CapturedStep(model, step) if captured else step
+    return CapturedStep(model, step) if _captures(device, compile_) else step
+
+
+def _captures(device: str, compile_: str) -> bool:
+    """Whether graphs are made: on a GPU, by a process alone, unless that was ruled out."""
+    cuda = torch.device(device).type == "cuda"
+    return cuda and compile_ != "off" and distributed.world() == 1
 
 
 def make_forward(model: nn.Module, device: str, precision: str,
@@ -87,8 +95,7 @@ def make_forward(model: nn.Module, device: str, precision: str,
     nothing. """
     if torch.device(device).type != "cuda":
         return None
-    captured = compile_ != "off" and distributed.world() == 1
-    called = CapturedForward(model) if captured else model
+    called = CapturedForward(model) if _captures(device, compile_) else model
 
     def forward(images: torch.Tensor) -> torch.Tensor:
         with full_precision(tf32=precision != "fp32"):
@@ -110,7 +117,7 @@ class Ahead:
                  compile_: str):
         cuda = torch.device(device).type == "cuda"
         two_parts = hasattr(objective, "ask") and hasattr(objective, "told")
-        self.most, self._count = AT_ONCE if cuda and two_parts else 1, 0
+        self._most, self._count = AT_ONCE if cuda and two_parts else 1, 0
 
         def answer(images: torch.Tensor) -> torch.Tensor:
             with torch.no_grad(), autocast(device, precision, cache=False):
@@ -118,12 +125,12 @@ class Ahead:
 
         if cuda and not torch.are_deterministic_algorithms_enabled():
             answer = _searching(answer)
-        captured = cuda and compile_ != "off" and distributed.world() == 1
-        self._answer = CapturedForward(model, answer, "the teachers") if captured else answer
+        self._answer = (CapturedForward(model, answer, "the teachers")
+                        if _captures(device, compile_) else answer)
 
     def together(self, shape: torch.Size) -> int:
         """How many batches of that shape (B, 3, H, W) are answered at once."""
-        return max(1, min(self.most, PIXELS // (shape[0] * shape[2] * shape[3])))
+        return max(1, min(self._most, PIXELS // (shape[0] * shape[2] * shape[3])))
 
     def __call__(self, batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
                  ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]:
