@@ -22,13 +22,11 @@ def towards(rounds: int, allocation: str, **more) -> Variant:
 
 VARIANTS = {
     "kesi2: L1, 5 rounds": whole,
-    "L2": whole.changed(criterion="l2"),
     "batch-norm scales": whole.changed(criterion="batch-norm"),
     "FPGM": whole.changed(criterion="fpgm"),
     "Taylor": whole.changed(criterion="taylor"),
     "random filters": whole.changed(criterion="random"),
     "L1, one ranking over all layers": towards(5, "ranked"),
-    "L1, widths that are multiples of 4": towards(5, "uniform", round_to=4),
     "L1, 5 rounds in equal steps": towards(5, "uniform", steps="equal"),
     "L1, 1 round": towards(1, "uniform"),
     "L1, 3 rounds": towards(3, "uniform"),
