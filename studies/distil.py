@@ -3,7 +3,8 @@
     kesi study studies/distil.py --data FOLDER --image-size 16 --seeds 0 1 2
 
 All but the last two share one chain of snapshots, that of kesi2 in few.py; these two spend the same
-images otherwise.
+images otherwise. Half labels at a temperature of 2 were added when each alone had been seen to do
+well with seed 0 on CIFAR-10.
 """
 
 from dataclasses import replace
@@ -28,6 +29,7 @@ VARIANTS = {
     "no labels": kesi.changed(loss=KullbackLeibler()),
     "half labels": kesi.changed(loss=WithLabels(alpha=0.5)),
     "temperature 2": kesi.changed(loss=WithLabels(temperature=2.0)),
+    "half labels at a temperature of 2": kesi.changed(loss=WithLabels(temperature=2.0, alpha=0.5)),
     "standardised logits": kesi.changed(loss=Standardised(alpha=0.1)),
     "DIST": kesi.changed(loss=Dist(alpha=0.1)),
     "DKD": kesi.changed(loss=Decoupled(alpha=0.1)),
