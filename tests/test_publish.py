@@ -15,6 +15,7 @@ from kesi.report.verify import figures_only
 from kesi.runs.record import history_digest, read_epochs
 from kesi.runs.results import load_runs
 from kesi.tools.formats import load_with_metadata
+from kesi.tools.handover.card import with_seeds
 from tinyrun import same_command
 
 pytest_plugins = ["tinyrun"]
@@ -135,6 +136,9 @@ def test_seeds_that_were_run_apart_are_published_as_one_run(shared, filter_run, 
     assert "checks hold (9 of 12" in works("kesi", "verify", tmp_path / "both")
     network = "filter/seed0/kesi/model.safetensors"
     assert (tmp_path / "both" / network).read_bytes() == (shared / network).read_bytes()
+    card, alone = ((folder / network).with_name("README.md").read_text()
+                   for folder in (tmp_path / "both", shared))
+    assert "The same with 2 seeds: " in card and with_seeds(card, []) == alone
 
     assert len(load_runs([filter_run, together])) == 2  # a seed of both
 

@@ -14,9 +14,9 @@ from kesi.report.report import report
 from kesi.runs.record import CHECKPOINT, METRICS, RESULT
 from kesi.runs.results import Run, load_runs
 from kesi.system.errors import UsageError
-from kesi.system.files import make_folder, write_json, write_text
+from kesi.system.files import make_folder, read_text, write_json, write_text
 from kesi.tools.formats import load_with_metadata
-from kesi.tools.handover.card import card
+from kesi.tools.handover.card import card, with_seeds
 from kesi.tools.handover.folder import whole_folder, write_weights
 from kesi.tools.inputs import inputs_of
 
@@ -80,6 +80,8 @@ def _network(run: Run, stage: str, out: Path, data: str) -> list[list[float]]:
     if (beside / stage / published.WEIGHTS).is_file():  # published before
         shutil.copytree(beside / stage, out, dirs_exist_ok=True,
                         ignore=shutil.ignore_patterns(RESULT, METRICS))
+        text = read_text(out / "README.md")
+        write_text(out / "README.md", with_seeds(text, run.values(stage)))
         network, _ = load_with_metadata(out / published.WEIGHTS)
         return published.answers(network, run.seeds[seed][stage].image_size)
     checkpoint = checkpoints.load(beside / stage / CHECKPOINT)
@@ -91,5 +93,6 @@ def _network(run: Run, stage: str, out: Path, data: str) -> list[list[float]]:
     about = write_weights(told, inputs, make_folder(out), root=data)
     first = published.shown_stages(run.record)[0]
     baseline = checkpoints.load(beside / first / CHECKPOINT) if stage != first else None
-    write_text(out / "README.md", card(told, about, baseline))
+    text = with_seeds(card(told, about, baseline), run.values(stage))
+    write_text(out / "README.md", text)
     return published.answers(checkpoint.network, inputs.image_size)

@@ -4,6 +4,7 @@ Every figure is from the checkpoint, from the results of its run, or was measure
 """
 
 import json
+import re
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -135,19 +136,25 @@ def _provenance(checkpoint: Checkpoint, baseline: Checkpoint | None,
 
 
 def _results(checkpoint: Checkpoint, about: dict[str, Any]) -> list[str]:
-    """The accuracy of this network with its interval, and that of the other seeds of its run."""
+    """The accuracy of this network with its interval."""
     if about["accuracy"] is None:
         return ["Its checkpoint does not say how accurate it is."]
     right, count = about["accuracy"]["percent"], checkpoint.info.data["images"]["test"]
     low, high = wilson(right / 100, count)
-    lines = [f"Accuracy {right:.2f} % on {_line(about['accuracy']['images'])}; 95 % interval for "
-             f"so many images {100 * low:.2f} to {100 * high:.2f} % (Wilson)."]
-    values = accuracies_by_seed(checkpoint.path)
-    if len(values) > 1:
-        lines += ["", f"The same with {len(values)} seeds: {statistics.fmean(values):.2f} % on "
-                      f"average, standard deviation {statistics.stdev(values):.2f}, from "
-                      f"{min(values):.2f} to {max(values):.2f} %."]
-    return lines
+    return [f"Accuracy {right:.2f} % on {_line(about['accuracy']['images'])}; 95 % interval for "
+            f"so many images {100 * low:.2f} to {100 * high:.2f} % (Wilson)."]
+
+
+def with_seeds(text: str, values: Sequence[float]) -> str:
+    """The card ``text`` with the accuracies (%) of its stage over the seeds of its run, instead of
+    those that it has."""
+    text = re.sub(r"\n\nThe same with \d+ seeds: .*", "", text)
+    if len(values) < 2:
+        return text
+    said = (f"\n\nThe same with {len(values)} seeds: {statistics.fmean(values):.2f} % on average, "
+            f"standard deviation {statistics.stdev(values):.2f}, from {min(values):.2f} to "
+            f"{max(values):.2f} %.")
+    return re.sub(r"(?<=% \(Wilson\)\.)$", said, text, count=1, flags=re.MULTILINE)
 
 
 def accuracies_by_seed(path: Path) -> list[float]:

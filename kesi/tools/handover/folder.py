@@ -27,7 +27,7 @@ from kesi.tools.export import (
     export_int8,
     network_for,
 )
-from kesi.tools.handover.card import card
+from kesi.tools.handover.card import accuracies_by_seed, card, with_seeds
 from kesi.tools.inputs import Inputs
 
 HERE = Path(__file__).parent
@@ -71,8 +71,8 @@ def hand_over(checkpoint: Checkpoint, inputs: Inputs, out: Path, *,
                 if path.is_file():  # its package.json says version and licence
                     shutil.copy(path, folder / "ort")
         table = compared(checkpoint, baseline, files, inputs, "onnx", root=root, clock=clock)
-        write_text(folder / "README.md", card(checkpoint, about, baseline, files, table,
-                                              web is not None))
+        text = card(checkpoint, about, baseline, files, table, web is not None)
+        write_text(folder / "README.md", with_seeds(text, accuracies_by_seed(checkpoint.path)))
     return HandedOver(out, files, table)
 
 
