@@ -1,6 +1,7 @@
 """kesi study: variants share their stages, come out like plain runs, and are compared in pairs."""
 
 import csv
+import itertools
 import json
 import math
 import random
@@ -15,7 +16,7 @@ from kesi import checkpoints
 from kesi.data import INFO, DatasetInfo, Images, load, register_dataset
 from kesi.method import algorithm, plan, recipes
 from kesi.method.sizes import macs as macs_of
-from kesi.method.training import Options
+from kesi.method.training import Options, predict
 from kesi.report.statistics import paired, t_quantile
 from kesi.runs.clock import Clock
 from kesi.runs.study import Variant, keys_of
@@ -83,7 +84,8 @@ def table_of(folder):
 def test_shared_stages_are_run_once(study):
     folder, file, said = study
     for seed in (0, 1):
-        assert len(list((folder / f"seed{seed}").glob("*/result.json"))) == STAGES
+        found = [path.parent.name for path in (folder / f"seed{seed}").glob("*/result.json")]
+        assert len([name for name in found if not name.startswith("ensemble-")]) == STAGES
     rows = table_of(folder)
     assert rows["paper", 0]["stages"] == rows["the paper's again", 0]["stages"]
     chain = rows["paper", 0]["stages"].split()[:-1]
@@ -94,6 +96,26 @@ def test_shared_stages_are_run_once(study):
     note = json.loads((folder / "seed1" / "study.json").read_text())
     assert note["paper"]["stages"] == rows["paper", 1]["stages"].split()
     assert f"The last trainings were made at commit {rows['paper', 1]['commit'][:8]}" in said
+
+
+@pytest.mark.slow
+def test_the_ensemble_of_the_snapshots_stands_beside_them(study):
+    """Once for a chain; found again by hand."""
+    folder, file, said = study
+    rows, data = table_of(folder), load("few")
+    for name in ("paper", "random", "labels"):
+        row = rows[name, 1]
+        networks = [checkpoints.load(folder / "seed1" / one).network.eval()
+                    for one in row["stages"].split()[:-1]]
+        answers = torch.stack([predict(network, data, data.test) for network in networks])
+        together = answers.double().softmax(2).mean(0).argmax(1)
+        assert float(row["ensemble_accuracy"]) == pytest.approx(
+            100 * (together == data.test.labels).double().mean().item())
+        classes = answers.argmax(2)
+        pairs = [100 * (one != other).double().mean().item()
+                 for one, other in itertools.combinations(classes, 2)]
+        assert float(row["disagreement"]) == pytest.approx(statistics.fmean(pairs))
+    assert rows["paper", 1]["ensemble_accuracy"] == rows["labels", 1]["ensemble_accuracy"]
 
 
 @pytest.mark.slow

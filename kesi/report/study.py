@@ -12,6 +12,7 @@ from pathlib import Path
 from kesi.report.report import NO_PLOTS
 from kesi.report.statistics import Paired, paired, spread
 from kesi.report.tables import NONE, Table, cell
+from kesi.runs.record import Ensemble
 from kesi.runs.study import Outcome
 from kesi.system import files
 from kesi.system.files import csv_text
@@ -40,22 +41,31 @@ def table(found: Outcomes, title: str) -> Table:
     lines = []
     for name, by_seed in found.items():
         held_out = [one.result.val_accuracy for one in by_seed.values()]
+        together = [one.ensemble for one in by_seed.values() if one.ensemble is not None]
+        ensembles = len(together) == len(by_seed)
         lines.append([
             name, cell(spread(accuracies(by_seed))),
             cell(None if None in held_out else spread(held_out)), *_against(against.get(name)),
             f"{mean(by_seed, lambda one: one.images):,.0f}",
             cell(mean(by_seed, lambda one: one.result.nonzero_params), 3, 1e6),
-            cell(mean(by_seed, lambda one: one.result.macs), 2, 1e6), str(len(by_seed))])
+            cell(mean(by_seed, lambda one: one.result.macs), 2, 1e6),
+            cell(spread([one.test_accuracy for one in together]) if ensembles else None),
+            cell(statistics.fmean(map(apart, together)) if ensembles else None),
+            str(len(by_seed))])
     columns = ["variant", "accuracy (%)", "held out (%)", "difference (points)",
                "95 % interval", "told from chance", "images processed", "params (M)", "MACs (M)",
-               "seeds"]
-    shown = [place for place in range(len(columns))
-             if place != 2 or any(line[2] != NONE for line in lines)]
+               "ensemble (%)", "apart (%)", "seeds"]
+    shown = [place for place, column in enumerate(columns)
+             if column not in ("held out (%)", "ensemble (%)", "apart (%)")
+             or any(line[place] != NONE for line in lines)]
     notes = [f'Differences are to "{first}", seed by seed; the interval is that of Student\'s t. '
              "Told from chance: 0 lies outside of it. Of twenty comparisons that are nothing but "
              f"chance, one is told from it; these are {len(against)}.",
              "Images processed: in all trainings that lead to a variant, those that it shares "
              "included; what teachers see is not counted. Parameters are those that are not zero.",
+             *["Ensemble: of all networks before the last step, on the test images; apart: the "
+               "share of them that two of these classify differently, mean over the pairs."]
+             * any(one.ensemble for by_seed in found.values() for one in by_seed.values()),
              f"The last trainings were made {'; '.join(origins(found))}."]
     return Table(title, [columns[place] for place in shown],
                  [[line[place] for place in shown] for line in lines], notes)
@@ -65,6 +75,12 @@ def _against(one: Paired | None) -> list[str]:
     if one is None or one.half is None:
         return [NONE if one is None else f"{one.mean:+.2f}", NONE, NONE]
     return [f"{one.mean:+.2f}", one.interval, "yes" if one.told_from_chance else "no"]
+
+
+def apart(ensemble: Ensemble) -> float:
+    """How many test images two members classify differently, in percent, mean over the pairs."""
+    return statistics.fmean(
+        share for place, line in enumerate(ensemble.disagreement) for share in line[:place])
 
 
 def origins(found: Outcomes) -> list[str]:
@@ -80,7 +96,9 @@ def rows(found: Outcomes) -> list[dict]:
     kept = ("test_accuracy", "test_loss", "val_accuracy", "params", "nonzero_params", "macs",
             "network_digest", "commit", "device")
     return [{"variant": name, "seed": seed, "images": one.images,
-             **{field: asdict(one.result)[field] for field in kept}, "stages": " ".join(one.stages)}
+             **{field: asdict(one.result)[field] for field in kept},
+             "ensemble_accuracy": one.ensemble and one.ensemble.test_accuracy,
+             "disagreement": one.ensemble and apart(one.ensemble), "stages": " ".join(one.stages)}
             for name, by_seed in found.items() for seed, one in by_seed.items()]
 
 

@@ -3,6 +3,7 @@
     <save>/study.json                   the images of all seeds, and how they are computed with
           /seed0/<stage>-<12 digits>/   an ordinary stage; the digits are of all that decides its
                                         outcome: settings, parent, teachers
+          /seed0/ensemble-<12 digits>/  what networks say together; the digits are of theirs
           /seed0/study.json             the variants that are finished, and the stages of each
 """
 
@@ -18,12 +19,12 @@ from kesi.method import algorithm
 from kesi.method.distillation import Distillation, SnapshotEnsemble
 from kesi.method.pruning.criteria import Evidence
 from kesi.method.recipes import Recipe
-from kesi.method.snapshot import Snapshot, digest_of
+from kesi.method.snapshot import ENSEMBLE, KESI, Snapshot, digest_of
 from kesi.method.training import Options
 from kesi.runs import stage, steps
 from kesi.runs.clock import Clock
 from kesi.runs.folder import refuse_changes
-from kesi.runs.record import RESULT, Result, read_result
+from kesi.runs.record import RESULT, Ensemble, Result, read_result
 from kesi.runs.stage import Context
 from kesi.runs.study.variants import (
     Step,
@@ -59,12 +60,14 @@ class Outcome:
     """What a variant gave with one seed: the result of its last training.
 
     ``images``: processed in all of its trainings, also those that it shares. ``stages``: the names
-    of their folders.
+    of their folders. ``ensemble``: of all networks that were made before the last step, if there
+    are several.
     """
 
     result: Result
     images: int
     stages: list[str]
+    ensemble: Ensemble | None = None
 
 
 def run(study: Study) -> None:
@@ -98,6 +101,7 @@ def run(study: Study) -> None:
                                           clock=clock)
                         done[key] = _stage(root, key, context, variant.recipe, step, made)
                     made.append(done[key])
+                _together(root, Context(study.dataset, seed, study.options), name, made)
                 if distributed.is_main():
                     _note(study, root, name, [one.path.parent.name for one in made])
     distributed.barrier()
@@ -241,6 +245,23 @@ def _stage(root: Path, key: str, context: Context, recipe: Recipe, step: Step,
     return steps.retrain(context, step.training, kept, folder, step.name, objective)
 
 
+def _together(root: Path, context: Context, variant: str, made: Sequence[Checkpoint]) -> None:
+    """Evaluate the ensemble of what a variant made before its last step, once for all variants."""
+    members = [one for one in made if one.info.stage != KESI]
+    if len(members) > 1:
+        folder = root / _ensemble([one.digest for one in members])
+        known = (folder / RESULT).is_file()
+        found = steps.measure_ensemble(context, members, folder)
+        if not known:
+            context.say(f"seed {context.seed}, {variant}, ensemble of {len(members)} networks: "
+                        f"test accuracy {found.test_accuracy:.2f} %")
+
+
+def _ensemble(digests: Sequence[str]) -> str:
+    """The folder of the ensemble of the networks of these digests."""
+    return f"{ENSEMBLE}-{digest_of(list(digests))[:12]}"
+
+
 def _outcome(root: Path, stages: Sequence[str]) -> Outcome:
     results = []
     for name in stages:
@@ -248,4 +269,8 @@ def _outcome(root: Path, stages: Sequence[str]) -> Outcome:
         if not isinstance(result, Result):
             raise KesiError(f"{root / name / RESULT} is damaged: it is no training's")
         results.append(result)
-    return Outcome(results[-1], sum(one.images for one in results), list(stages))
+    members = [one.network_digest for one in results if one.stage != KESI]
+    path, ensemble = root / _ensemble(members) / RESULT, None
+    if path.is_file() and not isinstance(ensemble := read_result(path), Ensemble):
+        raise KesiError(f"{path} is damaged: it is no ensemble's")
+    return Outcome(results[-1], sum(one.images for one in results), list(stages), ensemble)
