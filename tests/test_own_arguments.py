@@ -244,6 +244,35 @@ def test_arrays_of_one_channel_and_of_no_square(tmp_path):
     assert kesi.load_model(flat.checkpoint).cfg == flat.network.cfg
 
 
+def test_images_of_ones_own_take_the_recipe_that_is_for_as_many(tmp_path, capsys):
+    """With a flag, the argument, or images or data that it is not for: the paper's, in silence."""
+    for number, split in ((500, "train"), (1, "test")):
+        for name in "ab":
+            (tmp_path / "images" / split / name).mkdir(parents=True)
+            for one in range(number):
+                (tmp_path / "images" / split / name / f"{one}.png").touch()
+    words = ("--arch", "resnet20", "--dry-run", "--device", "cpu", "--epochs", 2, 1, 1)
+    said = works("kesi", "run", "--dataset", "imagefolder", "--data", tmp_path / "images", *words,
+                 "--method", "both")
+    assert said.count("recipe: kesi2, ") == 1 and "these 1,000 (docs" in said
+    compress = ("kesi", "compress", tmp_path / "images", *words)
+    assert "recipe: kesi2, " in works(*compress)
+    for more in (("--recipe", "paper"), ("--photos", "--image-size", 32)):
+        assert "recipe:" not in works(*compress, *more)
+    images, labels = torch.zeros(1000, 3, 16, 16, dtype=torch.uint8), torch.arange(1000) % 10
+    for number, named, decay in ((1000, {}, 1e-3), (999, {}, 1e-4),
+                                 (1000, {"recipe": "paper"}, 1e-4)):
+        folder = tmp_path / f"{number}{len(named)}"
+        kesi.compress(network(), (images[:number], labels[:number]), (images[:20], labels[:20]),
+                      rounds=1, epochs=(1, 1, 1), batch_size=500, folder=folder, options=CPU,
+                      **named)
+        found = read_run(folder / "run.json").recipe["trainings"]["baseline"]["weight_decay"]
+        assert (found, "recipe: kesi2, " in capsys.readouterr().out) == (decay, decay == 1e-3)
+    assert [recipes.suited("imagefolder", "cifar", number) for number in (0, 19_999, 20_000)] == [
+        "paper", "kesi2", "kesi2-many"]
+    assert recipes.suited("cifar10", "cifar", 50_000) == "paper"
+
+
 def test_a_recipe_by_name_is_the_papers_but_for_what_it_differs_in(tmp_path):
     """As a flag, and in compress(); its numbers are said where evidence stands (docs/beyond.md)."""
     fails("kesi", "run", "--recipe", "none", code=2, says="unknown recipe 'none'; choose one of")

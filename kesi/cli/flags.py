@@ -243,13 +243,19 @@ def recipe_for(args: argparse.Namespace, family: str, method: str | None = None,
     given = {RENAMED.get(name, name): value for name, value in given.items() if value is not None}
     recipe = recipes.recipe(args.arch, args.dataset, method or args.method, family)
     recipe = recipes.named(getattr(args, "recipe", recipes.PAPER), recipe)
-    if (recipes.fits(args.dataset) and hasattr(args, "data")
-            and not {"epochs", "scale"} & given.keys()):
-        if images := count(Path(args.data, "train")):  # where there are none, loading says so
-            recipe = recipe.fitted(images)
+    if not {"epochs", "scale"} & given.keys() and (images := own_images(args)):
+        recipe = recipe.fitted(images)
     recipe = recipe.changed(**given)
     return targets.towards(args, recipe, lambda: classes_and_size(
         args, family, getattr(args, "data", None)), folder)
+
+
+def own_images(args: argparse.Namespace) -> int:
+    """The number of training images in a folder of one's own; 0 where the data set is another, or
+    where there are none, which loading says."""
+    if not recipes.fits(args.dataset) or not hasattr(args, "data"):
+        return 0
+    return count(Path(args.data, "train"))
 
 
 RENAMED = {"epochs_scale": "scale", "percent": "amounts"}  # flags that a recipe calls otherwise

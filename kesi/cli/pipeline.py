@@ -72,9 +72,10 @@ def run_pipeline(doc: str, family: str, argv: Sequence[str] | None = None, prog:
                           help="for --dry-run of an imagefolder")
     flags.add_unlabelled(data)
     flags.add_network(method, "resnet18" if tiny else "resnet56", both=True)
-    method.add_argument("--recipe", default=recipes.PAPER, metavar="NAME",
+    method.add_argument("--recipe", metavar="NAME",
                         help="the paper's, or what differs from it: "
-                        f"{', '.join(recipes.RECIPES)} (default: %(default)s)")
+                        f"{', '.join(recipes.RECIPES)} (default: paper; for images of your own "
+                        "what was found to do best with about as many)")
     flags.add_rounds(method)
     method.add_argument("--compare", nargs="*", metavar="NAME", default=False,
                         help="also retrain in these other ways, for all rows of the paper's table "
@@ -134,6 +135,11 @@ def run_pipeline(doc: str, family: str, argv: Sequence[str] | None = None, prog:
     options = flags.options_for(args)
     folders = {method: _folder(args, method) for method in methods}
     known = {method: None if args.fresh else folder for method, folder in folders.items()}
+    if args.recipe is None:
+        images = flags.own_images(args)
+        args.recipe = recipes.suited(args.dataset, family, images)
+        if args.recipe != recipes.PAPER:
+            print(recipes.choice(args.recipe, images), flush=True)
     jobs = [(*flags.recipe_for(args, family, method, known[method]), folders[method])
             for method in methods]
     for _, measured, _ in jobs:

@@ -102,9 +102,10 @@ def compress(model: nn.Module | Factory, train: Pairs | Dataset, test: Pairs | N
     for all or by the name of a convolution, where those not named keep theirs (default: 0.2).
     ``sparsities``: the share of zero weights after each round. ``epochs`` of baseline, retraining
     and distillation, ``batch_size``, and ``lr``, the highest rate of baseline and one-cycle
-    retraining, replace those of the paper's CIFAR recipe, whose epochs are otherwise made to fit
-    the number of images (docs/data.md); ``recipe``: another one by its name in RECIPES of
-    kesi.method.recipes, or a whole one. ``compare``: also retrain the usual way.
+    retraining, replace those of the recipe, whose epochs are otherwise made to fit the number of
+    images (docs/data.md); ``recipe``: a name in RECIPES of kesi.method.recipes, or a whole one
+    (default: what was found to do best with about as many images, docs/beyond.md). ``compare``:
+    also retrain the usual way.
 
     A target instead of rates: ``macs`` or ``params``, the share that is to be left after the last
     round, 0.5 for half; ``latency``: how many times as fast the network is to be, 2 or "2x", as
@@ -162,9 +163,15 @@ def compress(model: nn.Module | Factory, train: Pairs | Dataset, test: Pairs | N
         amounts = arguments.amounts(graph, method, rounds, rates, sparsities)
         if ignore:
             amounts = arguments.without(graph, method, amounts, ignore)
-        recipe = recipes.named(recipe or recipes.PAPER, recipes.recipe(name, dataset.name, method))
+        images = len(dataset.train) + len(dataset.val or ())
+        paper = recipes.recipe(name, dataset.name, method)
+        if recipe is None:
+            recipe = recipes.suited(dataset.name, paper.family, images)
+            if recipe != recipes.PAPER:
+                print(recipes.choice(recipe, images))
+        recipe = recipes.named(recipe, paper)
         if epochs is None and fits(dataset.name):
-            recipe = recipe.fitted(len(dataset.train) + len(dataset.val or ()))
+            recipe = recipe.fitted(images)
         recipe = recipe.changed(epochs, batch_size=batch_size, lr=lr, compare=compare)
         recipe = replace(recipe, rounds=amounts)
     elif target is not None or ignore:

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from kesi.method.objectives import WithLabels
 from kesi.method.recipes.definition import Recipe
+from kesi.method.recipes.original import fits
 from kesi.system.errors import UsageError
 
 
@@ -31,9 +32,30 @@ PAPER = "paper"
 RECIPES: dict[str, Callable[[Recipe], Recipe]] = {
     PAPER: lambda paper: paper, "kesi2": kesi2, "kesi2-many": kesi2_many}
 
+# Which one is taken for images of one's own where none is named: from so many training images on,
+# what was found to do best with about as many (docs/beyond.md).
+SUITED = {1_000: "kesi2", 20_000: "kesi2-many"}
+
 
 def named(name: str, paper: Recipe) -> Recipe:
     """The recipe of that name for what the paper's is for. Raises UsageError for an unknown one."""
     if name not in RECIPES:
         raise UsageError(f"unknown recipe {name!r}; choose one of: {', '.join(RECIPES)}")
     return RECIPES[name](paper)
+
+
+def suited(dataset: str, family: str, images: int) -> str:
+    """The name of the recipe for so many training images of one's own.
+
+    It is the paper's for a data set that is known by name, which is there to reproduce it, and for
+    photographs at 224 px, with which nothing else was tried.
+    """
+    if not fits(dataset) or family != "cifar":
+        return PAPER
+    return next((name for least, name in reversed(SUITED.items()) if images >= least), PAPER)
+
+
+def choice(name: str, images: int) -> str:
+    """Which recipe was taken where none was named, in a line."""
+    return (f"recipe: {name}, found to do better than the paper's with about as many training "
+            f"images as these {images:,} (docs/beyond.md); --recipe {PAPER} takes the paper's")
