@@ -13,6 +13,7 @@ from kesi.method.recipes import Recipe
 from kesi.method.training import Options
 from kesi.report import study as reports
 from kesi.runs import study as studies
+from kesi.runs.clock import spoken
 from kesi.runs.study import Variant
 from kesi.system import distributed, seeds
 from kesi.system.errors import UsageError, controls
@@ -170,7 +171,7 @@ def hours(asked: Asked, dataset: Dataset, images: tuple[int, int] | None,
             if key not in counted:
                 counted.add(key)
                 seconds += asked.planned[key].seconds(speeds[arch], *images, options.eval_every)
-    return (f"about {budget.spoken(len(asked.args.seeds) * seconds)} here, by a few training steps "
+    return (f"about {spoken(len(asked.args.seeds) * seconds)} here, by a few training steps "
             f"on {device_name(options.device)}")
 
 

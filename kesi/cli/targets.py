@@ -16,6 +16,7 @@ from kesi.data.split import Size, height_width
 from kesi.method.pruning.allocation import ALLOCATIONS, LATENCY, MEASURES
 from kesi.method.recipes import Recipe
 from kesi.method.training import Options
+from kesi.runs.clock import spoken
 from kesi.runs.record import Faster, Fitted
 from kesi.system.errors import UsageError
 from kesi.system.provenance import device_name
@@ -105,10 +106,10 @@ def dry(args: argparse.Namespace, named: Sequence[Recipe], dataset: Dataset,
         return 1.0, "how long it takes depends on the images: say where they are with --data"
     made = fitted(args, named, dataset, options, folders, images)
     if made is not None:
-        return made.scale, f"about {budget.spoken(made.expected)} here"
+        return made.scale, f"about {spoken(made.expected)} here"
     _, seconds = budget.expected(named, dataset, len(args.seeds), options, args.model is not None,
                                  images)
-    return 1.0, (f"about {budget.spoken(seconds(1.0))} here, by a few training steps on "
+    return 1.0, (f"about {spoken(seconds(1.0))} here, by a few training steps on "
                  f"{device_name(options.device)}")
 
 

@@ -52,13 +52,15 @@ class Clock:
     def said(self) -> str:
         """What is left, in words; nothing where nothing is known or left."""
         seconds = self.left()
-        if not seconds:
-            return ""
-        if seconds < 60:
-            return f"about {max(1, seconds):.0f} s left"
-        minutes = round(seconds / 60)
-        hours = f"{minutes // 60} h " if minutes >= 60 else ""
-        return f"about {hours}{minutes % 60} min left"
+        return f"about {spoken(max(1, seconds))} left" if seconds else ""
+
+
+def spoken(seconds: float) -> str:
+    """A time as people say it: 2.5 s, 45 s, 12 min, 3 h 30 min."""
+    if seconds < 59.5:
+        return f"{seconds:.0f} s" if seconds >= 9.5 else f"{seconds:.2g} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
 
 
 def epoch_line(progress: Progress) -> str:

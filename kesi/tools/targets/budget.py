@@ -24,6 +24,7 @@ from kesi.method.schedules import Training, optimizer_for
 from kesi.method.sizes import macs
 from kesi.method.training import Options
 from kesi.models import Network
+from kesi.runs.clock import spoken
 from kesi.runs.folder import chosen
 from kesi.runs.record import Fitted
 from kesi.system import distributed, execution
@@ -52,13 +53,6 @@ def duration(text: str) -> float:
     if not 0 < seconds <= 1e8:
         raise UsageError(f"a budget is a time such as 90s, 45m or 2h, not {text[:40]}")
     return seconds
-
-
-def spoken(seconds: float) -> str:
-    """A time as people say it: 45 s, 12 min, 3.5 h."""
-    if seconds < 100:
-        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def told(made: Fitted) -> str:
