@@ -231,8 +231,9 @@ def training_for(args: argparse.Namespace, training: Training) -> Training:
 
 
 def recipe_for(args: argparse.Namespace, family: str, method: str | None = None,
-               folder: Path | None = None) -> tuple[Recipe, Faster | None]:
+               folder: Path | None = None, images: int = 0) -> tuple[Recipe, Faster | None]:
     """The paper's recipe with what the command line overrides; of ``method``, default: --method.
+    Epochs that nobody says are made to fit so many ``images`` of one's own, if there are any.
 
     And what was measured for it, where --latency asks for a speed; ``folder``: of the run, which
     may know. Raises UsageError for what will not do.
@@ -243,7 +244,7 @@ def recipe_for(args: argparse.Namespace, family: str, method: str | None = None,
     given = {RENAMED.get(name, name): value for name, value in given.items() if value is not None}
     recipe = recipes.recipe(args.arch, args.dataset, method or args.method, family)
     recipe = recipes.named(getattr(args, "recipe", recipes.PAPER), recipe)
-    if not {"epochs", "scale"} & given.keys() and (images := own_images(args)):
+    if images and not {"epochs", "scale"} & given.keys():
         recipe = recipe.fitted(images)
     recipe = recipe.changed(**given)
     return targets.towards(args, recipe, lambda: classes_and_size(
@@ -253,9 +254,7 @@ def recipe_for(args: argparse.Namespace, family: str, method: str | None = None,
 def own_images(args: argparse.Namespace) -> int:
     """The number of training images in a folder of one's own; 0 where the data set is another, or
     where there are none, which loading says."""
-    if not recipes.fits(args.dataset) or not hasattr(args, "data"):
-        return 0
-    return count(Path(args.data, "train"))
+    return count(Path(args.data, "train")) if recipes.fits(args.dataset) else 0
 
 
 RENAMED = {"epochs_scale": "scale", "percent": "amounts"}  # flags that a recipe calls otherwise

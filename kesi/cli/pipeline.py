@@ -135,12 +135,12 @@ def run_pipeline(doc: str, family: str, argv: Sequence[str] | None = None, prog:
     options = flags.options_for(args)
     folders = {method: _folder(args, method) for method in methods}
     known = {method: None if args.fresh else folder for method, folder in folders.items()}
+    images = flags.own_images(args)
     if args.recipe is None:
-        images = flags.own_images(args)
         args.recipe = recipes.suited(args.dataset, family, images)
         if args.recipe != recipes.PAPER:
             print(recipes.choice(args.recipe, images), flush=True)
-    jobs = [(*flags.recipe_for(args, family, method, known[method]), folders[method])
+    jobs = [(*flags.recipe_for(args, family, method, known[method], images), folders[method])
             for method in methods]
     for _, measured, _ in jobs:
         if measured is not None:

@@ -41,16 +41,16 @@ def table(found: Outcomes, title: str) -> Table:
     lines = []
     for name, by_seed in found.items():
         held_out = [one.result.val_accuracy for one in by_seed.values()]
-        together = [one.ensemble for one in by_seed.values() if one.ensemble is not None]
-        ensembles = len(together) == len(by_seed)
+        together = [one.ensemble for one in by_seed.values()]
+        whole = None not in together
         lines.append([
             name, cell(spread(accuracies(by_seed))),
             cell(None if None in held_out else spread(held_out)), *_against(against.get(name)),
             f"{mean(by_seed, lambda one: one.images):,.0f}",
             cell(mean(by_seed, lambda one: one.result.nonzero_params), 3, 1e6),
             cell(mean(by_seed, lambda one: one.result.macs), 2, 1e6),
-            cell(spread([one.test_accuracy for one in together]) if ensembles else None),
-            cell(statistics.fmean(map(apart, together)) if ensembles else None),
+            cell(spread([one.test_accuracy for one in together]) if whole else None),
+            cell(statistics.fmean(map(apart, together)) if whole else None),
             str(len(by_seed))])
     columns = ["variant", "accuracy (%)", "held out (%)", "difference (points)",
                "95 % interval", "told from chance", "images processed", "params (M)", "MACs (M)",
