@@ -24,9 +24,9 @@ class Architecture:
 
     ``graph`` is for networks that are no Network and so cannot say themselves what is pruned: an
     object with ``convs`` (for each width the names of its convolutions), ``problem`` (why the
-    widths are not known, or "") and ``prune(model, cfg)``, which gives a smaller copy. See
-    kesi.own.graphs.Graph. ``code`` tells what such a network computes, besides its weights, from
-    what others do.
+    widths are not known, or ""), ``norms`` (pairs of a convolution and the batch norm that reads
+    it) and ``prune(model, cfg)``, which gives a smaller copy. See kesi.own.graphs.Graph. ``code``
+    tells what such a network computes, besides its weights, from what others do.
     """
 
     build: Callable[[int, list], nn.Module]

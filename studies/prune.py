@@ -16,8 +16,9 @@ SHARE = 2_143_360 / 10_138_240  # of the MACs, that five rounds at a rate of 0.2
 
 def towards(rounds: int, allocation: str, **more) -> Variant:
     """kesi2 in so many rounds, 75 epochs together, towards the MACs of five at a rate of 0.25."""
-    shorter = whole.recipe.changed(rounds=rounds, epochs=(60, 75 // rounds, 15))
-    return replace(whole, recipe=shorter.towards("macs", SHARE, 10, 16, allocation, **more))
+    shorter = whole.recipe.changed(epochs=(60, 75 // rounds, 15))
+    return replace(whole, recipe=shorter.towards("macs", SHARE, 10, 16, allocation, rounds=rounds,
+                                                 **more))
 
 
 VARIANTS = {

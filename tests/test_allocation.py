@@ -97,6 +97,16 @@ def test_ranked_takes_filters_of_no_weight_first():
     assert list(prune_filters(network, found.rates, l2).cfg) == list(found.cfg)
 
 
+def test_ranked_forgets_how_large_the_weights_of_a_layer_are():
+    torch.manual_seed(0)
+    network = models.create("resnet20", 10)
+    before = allocate("resnet20", 10, 32, Target("macs", 0.6), ranked(network, l2)).cfg
+    with torch.no_grad():
+        for place, layer in enumerate(network.prunable()):
+            network.get_submodule(layer.conv).weight.mul_(10 ** (place % 3))
+    assert allocate("resnet20", 10, 32, Target("macs", 0.6), ranked(network, l2)).cfg == before
+
+
 @pytest.mark.parametrize("steps", ["geometric", "equal"])
 def test_rounds_lead_to_the_target(steps):
     order = order_of("uniform", "wrn-16-8")

@@ -8,11 +8,12 @@ import torch.nn.functional as F
 
 from kesi.method.objectives import (
     LOSSES,
-    ByAccuracy,
     ByConfidence,
     Decoupled,
     Dist,
+    Equal,
     KullbackLeibler,
+    Shares,
     Standardised,
     WithLabels,
     loss_of,
@@ -36,6 +37,7 @@ def softmax(values):
 
 
 def mean_of(teachers, image, temperature, shares):
+    shares = shares[image] if isinstance(shares[0], list) else shares  # of every image its own
     each = [softmax(one[image].double() / temperature) for one in teachers]
     return [sum(share * one[c] for share, one in zip(shares, each, strict=True)) for c in range(C)]
 
@@ -90,13 +92,15 @@ EXPECTED = {
 
 
 @pytest.mark.parametrize("name", LOSSES)
-@pytest.mark.parametrize("accuracies", [None, (70.0, 20.0, 10.0)])
-def test_loss_and_gradient_are_those_of_the_formula(name, accuracies):
+@pytest.mark.parametrize("weights", [Equal(), Shares((70.0, 20.0, 10.0)), ByConfidence()],
+                         ids=lambda one: type(one).__name__)
+def test_loss_and_gradient_are_those_of_the_formula(name, weights):
     student, teachers, labels = numbers()
-    loss = LOSSES[name](**({"weights": ByAccuracy(accuracies)} if accuracies else {}))
+    loss = LOSSES[name](weights=weights)
     found_at, expected_at = student.clone().requires_grad_(), student.double().requires_grad_()
     found = loss(found_at, teachers, labels)
-    shares = [1 / K] * K if accuracies is None else [one / 100 for one in accuracies]
+    shares = {Equal: [1 / K] * K, Shares: [0.7, 0.2, 0.1],
+              ByConfidence: confidences(teachers, labels)}[type(weights)]
     expected = EXPECTED[name](expected_at, teachers, labels, shares)
     torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-6)
     found.backward()
@@ -115,13 +119,18 @@ def test_the_papers_loss_has_not_moved_by_a_bit():
     assert torch.equal(KullbackLeibler()(student, teachers, labels), before)
 
 
+def confidences(teachers, labels):
+    """The shares of the teachers by image, as the paper of CA-MKD has them."""
+    worth = [[math.exp(-math.log(float(softmax(one[i].double())[label]))) for one in teachers]
+             for i, label in enumerate(labels.tolist())]
+    return [[(1 - one / sum(each)) / (K - 1) for one in each] for each in worth]
+
+
 def test_confidence_weighs_each_image_by_how_well_a_teacher_knows_its_label():
     _, teachers, labels = numbers()
     weights = ByConfidence()(teachers, labels)
     assert weights.shape == (K, B)
-    for i, label in enumerate(labels.tolist()):
-        worth = [math.exp(-math.log(float(softmax(one[i].double())[label]))) for one in teachers]
-        expected = [(1 - one / sum(worth)) / (K - 1) for one in worth]
+    for i, expected in enumerate(confidences(teachers, labels)):
         assert weights[:, i].tolist() == pytest.approx(expected, rel=1e-4, abs=1e-6)
         mean = mean_probabilities(teachers, 5.0, weights)[i]
         told = torch.stack(mean_of(teachers, i, 5.0, expected))
@@ -158,8 +167,8 @@ def test_standardising_forgets_scale_and_place():
 
 @pytest.mark.parametrize("make", [
     lambda: KullbackLeibler(0.0), lambda: WithLabels(alpha=1.5), lambda: loss_of("nonesuch"),
-    lambda: ByAccuracy((0.0, 0.0)), lambda: loss_of("kl", inter=1.0),
-    lambda: Dist(weights=ByAccuracy((1.0, 2.0)))(*numbers())])
+    lambda: Shares((0.0, 0.0)), lambda: loss_of("kl", inter=1.0),
+    lambda: Dist(weights=Shares((1.0, 2.0)))(*numbers())])
 def test_what_will_not_do_is_said(make):
     with pytest.raises(UsageError):
         make()

@@ -9,11 +9,14 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import kesi
+import models
 from datagen import write_imagefolder
 from doors import fails, script, works
 from kesi.data import load
 from kesi.data.arrays import from_arrays
-from kesi.method import recipes
+from kesi.method import algorithm, recipes
+from kesi.method.pruning.criteria import FILTER_CRITERIA, Evidence
+from kesi.method.snapshot import Snapshot
 from kesi.method.training import Epoch, Options
 from kesi.own.compress import Compressed
 from kesi.report.verify import verify
@@ -117,6 +120,29 @@ def test_an_objective_is_learned_recorded_and_belongs_to_the_run(tmp_path):
         with pytest.raises(UsageError, match="holds a run with other test images"):
             squeeze(tmp_path / "run", other, epochs=(15, 8, 8), objective=shifted, criterion="l2",
                     loss="dist")
+
+
+@pytest.mark.parametrize("criterion", FILTER_CRITERIA)
+def test_a_criterion_is_the_same_for_a_network_of_ones_own(criterion):
+    """What is left of one whose convolutions have batch norms, and nothing else in between."""
+    torch.manual_seed(0)
+    kesi.register("normed", lambda: nn.Sequential(
+        nn.Conv2d(3, 16, 3, 2), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 12, 3, 2),
+        nn.BatchNorm2d(12), nn.ReLU(), nn.Flatten(), nn.Linear(108, 10)), 10, 16)
+    whole = models.create("normed", 10)
+    for place in (1, 4):
+        nn.init.normal_(whole[place].weight)
+    recipe = recipes.recipe("normed", "digits", "filter").changed(
+        rounds=1, amounts=0.5, criterion=criterion)
+    smaller = algorithm.prune(Snapshot("start", whole), recipe, recipe.rounds[0], 1,
+                              Evidence(load("digits"))).network
+    assert [len(smaller[place].weight) for place in (0, 1, 3, 4)] == [8, 8, 6, 6]
+    scores = FILTER_CRITERIA[criterion](whole, ["0", "3"], Evidence(load("digits")))
+    if criterion == "batch-norm":
+        scores = {"0": whole[1].weight.abs(), "3": whole[4].weight.abs()}
+    for conv, norm in ((0, 1), (3, 4)):
+        kept = scores[str(conv)].topk(len(smaller[norm].weight)).indices.sort().values
+        assert torch.equal(smaller[norm].weight, whole[norm].weight[kept])
 
 
 def captured(weight):

@@ -11,10 +11,13 @@ import statistics
 import pytest
 import torch
 
+from datagen import write_imagefolder
 from doors import ROOT, fails, script, works
 from kesi import checkpoints
 from kesi.data import INFO, DatasetInfo, Images, load, register_dataset
 from kesi.method import algorithm, plan, recipes
+from kesi.method.distillation import Distillation, SnapshotEnsemble
+from kesi.method.objectives import KullbackLeibler, Shares
 from kesi.method.sizes import macs as macs_of
 from kesi.method.training import Options, predict
 from kesi.report.statistics import paired, t_quantile
@@ -283,7 +286,23 @@ def test_a_dry_run_tells_shared_stages_once_and_touches_nothing(tmp_path):
     assert f"{2 * epochs * images:,} images" in said and f"({2 * alone * images:,} if" in said
     assert " here, by a few training steps on " in said.splitlines()[-1]
     assert not (tmp_path / "runs").exists()
+    for wrong, says in (('distillation={"batch_size": 1}', "theirs: batch size 1 is too small"),
+                        ('loss=5', "theirs: "),
+                        ('loss=KullbackLeibler(weights=ByAccuracy())',
+                         "theirs: teachers are weighted by their accuracy on held-out images")):
+        file.write_text(FILE + "from kesi.method.objectives import ByAccuracy, KullbackLeibler\n"
+                        f"VARIANTS = {{'paper': paper, 'theirs': paper.changed({wrong})}}")
+        fails(*words(file, tmp_path / "runs", "--dry-run"), code=2, says=says)
+        fails(*words(file, tmp_path / "runs"), code=2, says=says)
+    works(*words(file, tmp_path / "runs", "--dry-run", "--val-fraction", 0.1))
+    assert not (tmp_path / "runs").exists()
+    write_imagefolder(tmp_path / "images", ("ant", "bee"), 5, 2)
     folder = FILE.replace('"few"', '"imagefolder"')
+    file.write_text(folder)
+    # of each class 3 are left, though 7 are 70 % of all
+    said = works(*words(file, tmp_path / "runs", "--dry-run", "--data", tmp_path / "images",
+                        "--image-size", 16, "--val-fraction", 0.3))
+    assert f"of {epochs} epochs together for each of 1 seed(s): {epochs * 6} images" in said
     file.write_text(folder)
     said = works(*words(file, tmp_path / "runs", "--dry-run"))
     assert "say where they are with --data" in said and " ? images" in said
@@ -422,6 +441,58 @@ VARIANTS = {name: paper.changed(start="fresh", teachers=name)
     train = algorithm.in_memory(load("few"), 0, Options(eval_every=0))
     alone = train("kesi", start, recipe.distillation)
     assert rows["labels", 0]["network_digest"] == alone.digest
+
+
+@pytest.mark.slow
+def test_who_teaches_what_comes_out_and_how_teachers_are_weighted(tmp_path):
+    """Teachers by the digests in the checkpoints; weights by accuracies that are measured here."""
+    file = tmp_path / "taught.py"
+    file.write_text(FILE + '''
+from kesi.method.objectives import ByAccuracy, KullbackLeibler
+VARIANTS = {
+    "all": paper, "last": paper.changed(teachers="last"),
+    "first": paper.changed(teachers="baseline"),
+    "rounds": paper.changed(rounds_by="snapshots", teachers=None),
+    "rounds by the first": paper.changed(rounds_by="baseline", teachers=None),
+    "weighted": paper.changed(loss=KullbackLeibler(weights=ByAccuracy())),
+    "best": paper.changed(hand_over="best", teachers="labels"),
+    "better": paper.changed(hand_over="best"),
+}
+''')
+    fails(*words(file, tmp_path / "runs"), code=2, says="'best' hands over what is best on held")
+    works(*words(file, tmp_path / "runs", "--val-fraction", 0.5))
+    rows, folder = table_of(tmp_path / "runs"), tmp_path / "runs" / "seed0"
+    made = {name: [checkpoints.load(folder / one) for one in rows[name, 0]["stages"].split()]
+            for name, _ in rows}
+
+    def taught(name):
+        """The places of every stage's teachers among the stages before."""
+        digests = [one.digest for one in made[name]]
+        return [[digests.index(teacher.network) for teacher in one.info.teachers]
+                for one in made[name]]
+
+    assert taught("all") == taught("weighted") == [[], [], [], [0, 1, 2]]
+    assert (taught("last")[3], taught("first")[3]) == ([2], [0])
+    assert taught("rounds") == [[], [0], [0, 1]]
+    assert taught("rounds by the first") == [[], [0], [0]]
+
+    data = load("few", val_fraction=0.5)
+    *teachers, last = made["weighted"]
+    worth = [100 * float((predict(one.network, data, data.val).argmax(1) == data.val.labels
+                          ).double().mean()) for one in teachers]
+    assert len(set(worth)) > 1
+    weighted = Distillation(SnapshotEnsemble(teachers), KullbackLeibler(
+        weights=Shares(tuple(worth))))
+    train = algorithm.in_memory(data, 0, Options(eval_every=0))
+    alone = train("kesi", teachers[-1], tiny().recipe.distillation, weighted)
+    assert alone.digest == last.digest != made["all"][-1].digest
+
+    places = []
+    for name in ("best", "better"):  # the distilled network where they are alike
+        snapshot, last = (one.info.metrics["val_accuracy"] for one in made[name][2:])
+        places.append(2 if snapshot > last else 3)
+        assert rows[name, 0]["network_digest"] == made[name][places[-1]].digest, (snapshot, last)
+    assert places == [2, 3]
 
 
 @pytest.mark.slow

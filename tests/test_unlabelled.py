@@ -1,5 +1,6 @@
 """Images without labels: the last step is taught on them, and nothing else ever sees them."""
 
+import csv
 import json
 import shutil
 from dataclasses import replace
@@ -89,12 +90,35 @@ def test_a_stage_by_hand_does_not_forget_them(runs, images, tmp_path):
     fails(*by_hand, code=2, says="holds a run with another unlabelled (")
 
 
+def test_a_study_gives_what_the_runs_give_and_is_of_the_same_ones(runs, images, tmp_path):
+    file = tmp_path / "taught.py"
+    file.write_text("""
+from kesi.method.recipes import recipe
+from kesi.runs.study import Variant
+without = Variant(recipe("resnet20", "imagefolder", "filter").changed(
+    rounds=1, epochs=(1, 1, 3), batch_size=4, compare=False))
+VARIANTS = {"without": without, "with": without.changed(images="unlabelled")}
+""")
+    study = ("kesi", "study", file, "--data", images, "--image-size", 8, "--eval-every", 0,
+             "--save", tmp_path / "study")
+    fails(*study, code=2, says="'with' is taught on images without labels")
+    works(*study, "--unlabelled", images / "more")
+    with open(tmp_path / "study" / "study.csv") as table:
+        made = {row["variant"]: row["network_digest"] for row in csv.DictReader(table)}
+    assert made == {name: result(runs / name, "kesi")["network_digest"] for name in made}
+    shutil.copytree(images / "more" / "train" / "x", tmp_path / "fewer")
+    fails(*study, "--unlabelled", tmp_path / "fewer", code=2, says="unlabelled")
+
+
 def test_test_images_are_refused(images, tmp_path):
     fails(*words(images, tmp_path / "run", "--unlabelled", images), code=2, says="test images")
     shutil.copytree(images / "more", tmp_path / "more")
     shutil.copy(next((images / "test" / "bee").glob("*.png")), tmp_path / "more" / "hidden.png")
     fails(*words(images, tmp_path / "run", "--unlabelled", tmp_path / "more"), code=2,
           says="1 of the 13 images without labels are test images")
+    shutil.copytree(images / "train", tmp_path / "train")
+    fails(*words(images, tmp_path / "run", "--unlabelled", tmp_path / "train", "--val-fraction",
+                 0.5), code=2, says="4 of the 8 images without labels are held-out images")
     (tmp_path / "none").mkdir()
     fails(*words(images, tmp_path / "run", "--unlabelled", tmp_path / "none"), code=1,
           says="has no image")

@@ -9,7 +9,7 @@ from kesi.checkpoints import pretrained
 from kesi.cli import targets
 from kesi.data import DATASETS, INFO, Dataset, load
 from kesi.data.datasets import check_wanted
-from kesi.data.sources.imagefolder import class_names, count
+from kesi.data.sources.imagefolder import class_names, counts
 from kesi.data.split import Size
 from kesi.method import recipes
 from kesi.method.pruning.criteria import CRITERIA
@@ -254,7 +254,7 @@ def recipe_for(args: argparse.Namespace, family: str, method: str | None = None,
 def own_images(args: argparse.Namespace) -> int:
     """The number of training images in a folder of one's own; 0 where the data set is another, or
     where there are none, which loading says."""
-    return count(Path(args.data, "train")) if recipes.fits(args.dataset) else 0
+    return sum(counts(Path(args.data, "train"))) if recipes.fits(args.dataset) else 0
 
 
 RENAMED = {"epochs_scale": "scale", "percent": "amounts"}  # flags that a recipe calls otherwise

@@ -42,6 +42,7 @@ def study(argv: Sequence[str] | None = None) -> None:
     options = flags.options_for(args)
     if args.dry_run:
         dataset, images = targets.stand_in(args, asked.recipe.family, *asked.classes_and_size)
+        studies.tried(variants, dataset)
         print(overview(asked, images and images[0]),
               hours(asked, dataset, images, options), sep="\n")
         return
@@ -121,7 +122,7 @@ def parse(argv: Sequence[str] | None = None) -> Asked:
     if args.unlabelled is not None and not args.unlabelled.is_dir():
         raise UsageError(f"--unlabelled {args.unlabelled}: there is no such folder")
     for name, variant in variants.items():
-        variant.check(name, args.unlabelled is not None)
+        variant.check(name, args.unlabelled is not None, args.val_fraction > 0)
     folder = args.save or Path("runs", f"study-{Path(args.file).stem}")
     measures = flags.classes_and_size(args, recipe.family, args.data)
     return Asked(args, variants, folder, measures, studies.planned(variants, *measures))

@@ -12,7 +12,7 @@ from kesi.data.arrays import from_arrays
 from kesi.data.augment import RandomResizedCrop
 from kesi.data.registry import FOLDER
 from kesi.data.sources import imagefolder
-from kesi.data.split import Size, height_width
+from kesi.data.split import Size, height_width, held_out
 from kesi.method.pruning.allocation import ALLOCATIONS, LATENCY, MEASURES
 from kesi.method.recipes import Recipe
 from kesi.method.training import Options
@@ -119,10 +119,10 @@ def stand_in(args: argparse.Namespace, family: str, num_classes: int,
     test; None where nobody knows.
     """
     info, folder = INFO[args.dataset], Path(args.data)
-    counts = (info.train_images, info.test_images)
+    train, test = [info.train_images or 0], info.test_images
     if args.dataset == FOLDER:
-        counts = (imagefolder.count(folder / "train"),
-                  imagefolder.count(imagefolder.test_folder(folder)))
+        train = imagefolder.counts(folder / "train")  # of each class, as they are held out
+        test = sum(imagefolder.counts(imagefolder.test_folder(folder)))
     stored = info.stored_size(family, image_size)
     shape = (max(BATCH, num_classes), *height_width(stored), args.channels or 3)
     noise = torch.randint(256, shape, dtype=torch.uint8,
@@ -132,7 +132,9 @@ def stand_in(args: argparse.Namespace, family: str, num_classes: int,
     if family == "tinyimagenet":
         dataset = replace(dataset, image_size=image_size,
                           augmentation=RandomResizedCrop(image_size, info.flip))
-    if not all(counts):
+    if args.val_fraction:
+        dataset = replace(dataset, val=dataset.test)
+    if not (sum(train) and test):
         return dataset, None
-    held = round(args.val_fraction * counts[0])  # which are looked at, not trained on
-    return dataset, (counts[0] - held, counts[1] + held)
+    held = sum(held_out(args.val_fraction, members) for members in train)  # and looked at
+    return dataset, (sum(train) - held, test + held)

@@ -15,6 +15,16 @@ from kesi.system.errors import UsageError
 from kesi.system.execution import PIXELS
 
 
+def check_batch(batch_size: int, count: int, world: int = 1) -> None:
+    """Raises UsageError where a batch, or a split of ``count``, has fewer than two images a rank.
+    """
+    if batch_size < 2 * world or count < 2 * world:
+        small = batch_size < 2 * world
+        what = "batch size" if small else "a training split of"
+        raise UsageError(f"{what} {batch_size if small else f'{count} image(s)'} is too small: "
+                         f"BatchNorm needs two images a batch for each of {world} process(es)")
+
+
 class TrainBatches:
     """The training split in batches; every epoch in an order and with an augmentation of its own.
 
@@ -54,12 +64,7 @@ class TrainBatches:
         count = len(split)
         if unlabelled and dataset.unlabelled is not None:
             split = together(split, dataset.unlabelled)
-        if batch_size < 2 * world or count < 2 * world:
-            small = batch_size < 2 * world
-            what = "batch size" if small else "a training split of"
-            raise UsageError(f"{what} {batch_size if small else f'{count} image(s)'} is too "
-                             f"small: BatchNorm needs two images a batch for each of {world} "
-                             f"process(es)")
+        check_batch(batch_size, count, world)
         self.split, self.augmentation, self.seed = split, dataset.augmentation, seed
         self.batch_size, self.rank, self.world = batch_size, rank, world
         rest = count % batch_size

@@ -46,10 +46,12 @@ class Dataset:
     unlabelled: Split | None = None  # more images, which teachers answer for; labels are UNKNOWN
 
     def __post_init__(self):
-        """Raises UsageError where images without labels are no others than the test images."""
-        if self.unlabelled is not None and (count := _shared(self.unlabelled, self.test)):
-            raise UsageError(f"{count:,} of the {len(self.unlabelled):,} images without labels are "
-                             f"test images of {self.name}: leave them out")
+        """Raises UsageError where images without labels are test images, or held out."""
+        for what, split in (("test", self.test), ("held-out", self.val)):
+            if None not in (self.unlabelled, split) and (
+                    count := _shared(self.unlabelled, split)):
+                raise UsageError(f"{count:,} of the {len(self.unlabelled):,} images without labels "
+                                 f"are {what} images of {self.name}: leave them out")
 
     @property
     def num_classes(self) -> int:

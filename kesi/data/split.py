@@ -147,14 +147,15 @@ def fraction_of(split: Split, images: int) -> float:
     counts = torch.unique(split.labels, return_counts=True)[1].tolist()
     low, high = 0.0, 1.0
     while low < (middle := (low + high) / 2) < high:
-        found = sum(_held_out(middle, members) for members in counts)
+        found = sum(held_out(middle, members) for members in counts)
         if found == images:
             break
         low, high = (middle, high) if found < images else (low, middle)
     return middle
 
 
-def _held_out(fraction: float, members: int) -> int:
+def held_out(fraction: float, members: int) -> int:
+    """How many of a class with so many members are held out."""
     return min(round(fraction * members), members - 1)
 
 
@@ -169,13 +170,13 @@ def hold_out(split: Split, fraction: float) -> tuple[Split, Split]:
     for label in torch.unique(split.labels):
         members = torch.nonzero(split.labels == label).flatten()
         members = members[torch.randperm(len(members), generator=generator)]
-        count = _held_out(fraction, len(members))
+        count = held_out(fraction, len(members))
         held.append(members[:count])
         kept.append(members[count:])
-    held_out = torch.cat(held).sort().values
-    if not len(held_out):
+    chosen = torch.cat(held).sort().values
+    if not len(chosen):
         raise UsageError(f"val fraction {fraction:g} holds out no image at all: use a larger one")
-    return split.subset(torch.cat(kept).sort().values), split.subset(held_out)
+    return split.subset(torch.cat(kept).sort().values), split.subset(chosen)
 
 
 def resized(images: Tensor, size: Size) -> Tensor:

@@ -3,7 +3,7 @@
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from kesi.data import Dataset, Split
-from kesi.method.objectives import KullbackLeibler, Loss
+from kesi.method.objectives import KullbackLeibler, Loss, Shares, by_accuracy
 from kesi.method.snapshot import Snapshot
 from kesi.method.training import predict
 from kesi.models import Network
@@ -131,12 +131,22 @@ class Distillation:
     def __init__(self, ensemble: SnapshotEnsemble, loss: Loss = KullbackLeibler(),
                  unlabelled: bool = False):
         self.ensemble, self.loss, self.unlabelled = ensemble, loss, unlabelled
-        self._teachers = ensemble
+        self._teachers, self._loss = ensemble, loss
 
     @property
     def labels(self) -> str:
         """Whose labels the loss reads (kesi.method.objectives.check_labels)."""
         return getattr(self.loss, "labels", "all")
+
+    def weigh(self, dataset: Dataset, device: str = "cpu") -> None:
+        """Measure the teachers on the held-out images, if the loss weights them by that.
+
+        Raises UsageError where none are held out.
+        """
+        if by_accuracy(self.loss, dataset.val is not None):
+            said = self.ensemble.predict(dataset, dataset.val, device)
+            weights = Shares(tuple(agreement(said, dataset.val.labels).accuracy))
+            self._loss = replace(self.loss, weights=weights)
 
     def hold_in(self, dtype: torch.dtype) -> None:
         """Have the teachers' weights in this type from now on; their logits stay in fp32."""
@@ -149,7 +159,7 @@ class Distillation:
     def told(self, logits: torch.Tensor, answers: torch.Tensor,
              labels: torch.Tensor) -> torch.Tensor:
         """The loss of logits (B, C), from what ask() gave."""
-        return self.loss(logits, answers, labels)
+        return self._loss(logits, answers, labels)
 
     def __call__(self, logits: torch.Tensor, images: torch.Tensor,
                  labels: torch.Tensor) -> torch.Tensor:

@@ -84,25 +84,44 @@ class Equal:
 
 
 @dataclass(frozen=True)
-class ByAccuracy:
-    """Every teacher counts by its accuracy on held-out images, given as numbers in their order."""
+class Shares:
+    """Every teacher counts by a number of its own, in their order."""
 
-    accuracies: tuple[float, ...]
+    numbers: tuple[float, ...]
 
     def __post_init__(self):
         """Raises UsageError for numbers that are no weights."""
-        if not self.accuracies or not all(0 <= one < float("inf") for one in self.accuracies) or (
-                sum(self.accuracies) <= 0):
+        if not self.numbers or not all(0 <= one < float("inf") for one in self.numbers) or (
+                sum(self.numbers) <= 0):
             raise UsageError("teachers are weighted by numbers of at least 0, not all of them 0, "
-                             f"not by {list(self.accuracies)}")
+                             f"not by {list(self.numbers)}")
 
     def __call__(self, teachers: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        if len(teachers) != len(self.accuracies):
+        if len(teachers) != len(self.numbers):
             raise UsageError(f"there are {len(teachers)} teachers, "
-                             f"but weights of {len(self.accuracies)}")
-        whole = sum(self.accuracies)
+                             f"but weights of {len(self.numbers)}")
+        whole = sum(self.numbers)
         # filled on the device: a captured step may not copy from the host
-        return torch.stack([teachers.new_full((), one / whole) for one in self.accuracies])
+        return torch.stack([teachers.new_full((), one / whole) for one in self.numbers])
+
+
+@dataclass(frozen=True)
+class ByAccuracy:
+    """Every teacher counts by its accuracy on the held-out images, which a training measures before
+    it begins (Distillation.weigh): Shares of these."""
+
+    def __call__(self, teachers: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        raise UsageError("the held-out accuracies of the teachers are not known yet")
+
+
+def by_accuracy(loss: object, held_out: bool) -> bool:
+    """Whether a loss weights teachers by held-out accuracy.
+    Raises UsageError where no images are held out for it."""
+    asked = isinstance(getattr(loss, "weights", None), ByAccuracy)
+    if asked and not held_out:
+        raise UsageError("teachers are weighted by their accuracy on held-out images, and none are "
+                         "held out: --val-fraction 0.1 (val_fraction) does")
+    return asked
 
 
 @dataclass(frozen=True)
@@ -118,9 +137,6 @@ class ByConfidence:
             return torch.ones_like(teachers[..., 0])
         losses = torch.stack([F.cross_entropy(one, labels, reduction="none") for one in teachers])
         return (1 - torch.softmax(losses, dim=0)) / (len(teachers) - 1)
-
-
-WEIGHTS = {"equal": Equal, "accuracy": ByAccuracy, "confidence": ByConfidence}
 
 
 @dataclass(frozen=True)

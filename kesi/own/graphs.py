@@ -45,6 +45,7 @@ class Graph:
     that make its channels.
 
     A network none of whose convolutions can lose filters has those of its linear layers instead.
+    ``norms``: the batch norm that reads a convolution and nothing else, by the convolution's name.
     ``left_alone``: the convolutions whose filters cannot be removed, the classifier not among them.
     ``problem``: why nothing is known of the widths, in words; then there are none.
     """
@@ -52,6 +53,7 @@ class Graph:
     cfg: tuple[int, ...] = ()
     convs: tuple[tuple[str, ...], ...] = ()
     axes: tuple[Axis, ...] = ()
+    norms: tuple[tuple[str, str], ...] = ()
     left_alone: tuple[str, ...] = ()
     problem: str = ""
 

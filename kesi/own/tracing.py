@@ -46,7 +46,7 @@ def analyse(network: nn.Module, image_size: Size) -> Graph:
             found = _tried(_widths(dependencies, network, nn.Conv2d), network, image_size)
             if not found.cfg:
                 found = _tried(_widths(dependencies, network, nn.Linear), network, image_size)
-            return found
+            return replace(found, norms=_norms(dependencies, network))
     except Exception as error:  # of any type: whatever its assumptions run into
         return Graph(problem=f"torch-pruning cannot trace this network ({first_line(error)}); "
                              "prune its weights instead")
@@ -59,6 +59,18 @@ def _tried(widths: Sequence["_Width"], network: nn.Module, image_size: Size) -> 
                   [place for place, width in enumerate(widths) if width.simple])
     left = [conv for place, width in enumerate(widths) if place not in kept for conv in width.convs]
     return replace(graph.only(sorted(kept)), left_alone=tuple(dict.fromkeys(left)))
+
+
+def _norms(dependencies, network: nn.Module) -> tuple[tuple[str, str], ...]:
+    """The convolutions and linear layers whose output a batch norm reads, and that norm."""
+    names = {module: name for name, module in network.named_modules()}
+    found = []
+    for module, node in dependencies.module2node.items():
+        readers = [reader.module for reader in node.outputs]
+        if isinstance(module, nn.Conv2d | nn.Linear) and len(readers) == 1 and isinstance(
+                readers[0], nn.modules.batchnorm._BatchNorm):
+            found.append((names[module], names[readers[0]]))
+    return tuple(sorted(found))
 
 
 @dataclass(frozen=True)

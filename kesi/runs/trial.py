@@ -8,16 +8,20 @@ from dataclasses import replace
 import torch
 
 from kesi.data import Dataset
+from kesi.data.batches import check_batch
 from kesi.method import algorithm
+from kesi.method.objectives import Equal, by_accuracy
 from kesi.method.pruning.criteria import Evidence
 from kesi.method.recipes import Recipe
+from kesi.system import distributed
 from kesi.system.errors import UsageError, first_line
 
 IMAGES = 4
 
 
 def try_out(recipe: Recipe, dataset: Dataset) -> None:
-    """Prune a network that is not trained once, and ask loss and objective for their gradients.
+    """Prune a network that is not trained once, ask loss and objective for their gradients, and
+    look at the size of every batch.
 
     Raises UsageError that says what does not work.
     """
@@ -33,6 +37,8 @@ def try_out(recipe: Recipe, dataset: Dataset) -> None:
         raise UsageError(f"the criterion {recipe.criterion} does not work on {recipe.arch}: "
                          f"{first_line(error)}") from error
     try_losses(recipe, dataset)
+    for training in recipe.trainings.values():
+        check_batch(training.batch_size, len(dataset.train), distributed.world())
 
 
 def try_losses(recipe: Recipe, dataset: Dataset) -> None:
@@ -41,7 +47,10 @@ def try_losses(recipe: Recipe, dataset: Dataset) -> None:
     logits, *teachers = torch.randn(3, IMAGES, dataset.num_classes, generator=generator)
     images = torch.randn(IMAGES, *dataset.shape, generator=generator)
     labels = torch.arange(IMAGES) % dataset.num_classes
-    _tried("loss", recipe.loss, logits, torch.stack(teachers), labels)
+    loss = recipe.loss
+    if by_accuracy(loss, dataset.val is not None):  # of teachers that are not there yet
+        loss = replace(loss, weights=Equal())
+    _tried("loss", loss, logits, torch.stack(teachers), labels)
     _tried("objective", recipe.objective, logits, images, labels)
 
 

@@ -67,9 +67,9 @@ def class_names(folder: Path) -> tuple[str, ...]:
                         if path.is_dir() and not path.name.startswith(".")))
 
 
-def count(folder: Path) -> int:
-    """How many images the classes of a split have, without opening one; 0 if it is not there."""
-    return sum(_is_one(path) for name in class_names(folder) for path in (folder / name).iterdir())
+def counts(folder: Path) -> list[int]:
+    """How many images each class of a split has, without opening one; none if it is not there."""
+    return [sum(map(_is_one, (folder / name).iterdir())) for name in class_names(folder)]
 
 
 def shorter_side(folder: Path) -> int | None:

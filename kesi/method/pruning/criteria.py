@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kesi import models
 from kesi.data import Dataset, eval_batches
 from kesi.system.errors import KesiError, UsageError
 from kesi.system.seeds import generator
@@ -80,9 +81,11 @@ def batch_norm(network: nn.Module, layers: Sequence[str], evidence: Evidence) ->
 
     Raises UsageError where no batch norm reads a convolution.
     """
-    norms = dict(network.conv_bn_pairs()) if hasattr(network, "conv_bn_pairs") else {}
-    norms |= ({one.conv: one.bn for one in network.prunable()} if hasattr(network, "prunable")
-              else {})
+    if isinstance(network, models.Network):
+        norms = dict(network.conv_bn_pairs()) | {one.conv: one.bn for one in network.prunable()}
+    else:  # one's own
+        entry = models.ARCHITECTURES.get(getattr(network, "arch", None))
+        norms = dict(getattr(entry and entry.graph, "norms", ()))
     for layer in layers:
         if layer not in norms:
             raise UsageError(

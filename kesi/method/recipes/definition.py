@@ -157,9 +157,9 @@ class Recipe:
         return [own, *(name for name in others if name in compare)]
 
     def _amounts(self, rounds: int | None, amounts: Sequence | float | None) -> tuple:
-        if rounds is not None and not 1 <= rounds <= 1000:
-            raise UsageError(f"--rounds must be at least 1 and at most 1000, not {rounds}")
-        if rounds is amounts is None:
+        if rounds is not None:
+            check_rounds(rounds)
+        if amounts is None and rounds in (None, len(self.rounds)):
             return self.rounds
         each = list(amounts) if isinstance(amounts, Sequence) else [amounts]
         for share in each if amounts is not None else ():
@@ -167,8 +167,9 @@ class Recipe:
                 raise UsageError(f"--percent takes shares of at least 0 and below 1, not {share}")
         if self.method == "filter":
             one = self.rounds[0]
-            if amounts is None and self.ranked:
-                raise UsageError("how many rounds there are is said before their target")
+            if amounts is None and (self.ranked or len(set(self.rounds)) > 1):
+                raise UsageError("how many rounds there are is said before their target, or with "
+                                 "it: towards(..., rounds=)")
             if amounts is not None:
                 count = len(widths_of(models.ARCHITECTURES[self.arch].cfg))
                 one = tuple(each) * (count if len(each) == 1 else 1)
@@ -187,7 +188,7 @@ class Recipe:
 
     def towards(self, measure: str, share: float, num_classes: int, image_size: Size,
                 allocation: str = "paper", round_to: int = 1, cost: Cost | None = None,
-                steps: str = "geometric") -> "Recipe":
+                steps: str = "geometric", rounds: int | None = None) -> "Recipe":
         """The recipe with amounts that leave a share of "macs", "params" or "latency", or prune a
         "sparsity".
 
@@ -195,15 +196,15 @@ class Recipe:
         all alike, "ranked" by one ranking of the criterion over all layers, in studies and in
         memory; widths become multiples of ``round_to``. ``cost``: of widths, for latency.
         ``steps``: each round leaves the same share of the one before ("geometric"), or takes as
-        much ("equal"). Raises UsageError for what does not fit the method, and for a target that
-        cannot be reached.
+        much ("equal"). ``rounds``: in how many (default: as many as before). Raises UsageError for
+        what does not fit the method, and for a target that cannot be reached.
         """
         if (measure == "sparsity") != (self.method == "weight"):
             raise UsageError(
                 f"--{measure} is for {'weight' if measure == 'sparsity' else 'filter'} pruning: "
                 f"{self.method} pruning takes "
                 + ("--sparsity" if self.method == "weight" else "--macs, --params or --latency"))
-        count = len(self.rounds)
+        count = len(self.rounds) if rounds is None else check_rounds(rounds)
         if allocation not in (*ALLOCATIONS, RANKED):
             raise UsageError(f"unknown allocation {allocation!r}; choose one of: "
                              f"{', '.join((*ALLOCATIONS, RANKED))}")
@@ -239,6 +240,13 @@ class Recipe:
                 # only where it is not the usual one: records of before stay what they are
                 **({} if self.objective == CrossEntropy()
                    else {"objective": describe(self.objective)})}
+
+
+def check_rounds(rounds: int) -> int:
+    """Raises UsageError for a number of rounds that will not do."""
+    if not 1 <= rounds <= 1000:
+        raise UsageError(f"--rounds must be at least 1 and at most 1000, not {rounds}")
+    return rounds
 
 
 def described(training: Training) -> dict:

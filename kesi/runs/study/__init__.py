@@ -8,8 +8,9 @@ from kesi.runs.study.running import (
     is_finished,
     refuse_others,
     run,
+    tried,
 )
 from kesi.runs.study.variants import Variant, keys_of, planned
 
 __all__ = ["NOTE", "Outcome", "Study", "Variant", "refuse_others", "finished", "is_finished",
-           "keys_of", "planned", "run"]
+           "keys_of", "planned", "run", "tried"]

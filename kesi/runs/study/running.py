@@ -57,7 +57,8 @@ class Study:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a variant gave with one seed: the result of its last training.
+    """What a variant gave with one seed: the result of its last training, or of the one whose
+    network it hands over.
 
     ``images``: processed in all of its trainings, also those that it shares. ``stages``: the names
     of their folders. ``ensemble``: of all networks that were made before the last step, if there
@@ -77,11 +78,8 @@ def run(study: Study) -> None:
     KesiError where another process has one of the seeds, and where a file of theirs is damaged.
     """
     for name, variant in study.variants.items():
-        variant.check(name, study.dataset.unlabelled is not None)
-        try:
-            try_out(variant.recipe, study.dataset)
-        except UsageError as error:
-            raise UsageError(f"{name}: {error}") from error
+        variant.check(name, study.dataset.unlabelled is not None, study.dataset.val is not None)
+    tried(study.variants, study.dataset)
     plans = planned(study.variants, study.dataset.num_classes, study.dataset.image_size)
     images = len(study.dataset.train)
     clock = Clock({study.folder / f"seed{seed}" / key: one.work(images)
@@ -107,6 +105,15 @@ def run(study: Study) -> None:
     distributed.barrier()
 
 
+def tried(variants: Mapping[str, Variant], dataset: Dataset) -> None:
+    """Try every variant on a few images. Raises UsageError where one will not do."""
+    for name, variant in variants.items():
+        try:
+            try_out(variant.recipe, dataset)
+        except UsageError as error:
+            raise UsageError(f"{name}: {error}") from error
+
+
 def _begin(study: Study, keys: Mapping[str, Sequence[str]], clock: Clock) -> None:
     """Look at all that may be in the way of any seed before the first is trained, and tell the
     clock what is finished."""
@@ -117,7 +124,7 @@ def _begin(study: Study, keys: Mapping[str, Sequence[str]], clock: Clock) -> Non
             raise KesiError(f"{root} is in use by {holder}: wait for it, or leave out --seeds "
                             f"{seed}")
         for name, stages in _made(root, said).items():
-            _outcome(root, stages)
+            _outcome(root, stages, study.variants[name])
             for key, one in zip(keys[name], stages, strict=True):
                 clock.settle(root / key, root / one)
     if distributed.is_main():
@@ -164,7 +171,8 @@ def finished(folder: Path, variants: Mapping[str, Variant],
         try:
             made = _made(root, said)
             if len(made) == len(variants):
-                outcomes = {name: _outcome(root, stages) for name, stages in made.items()}
+                outcomes = {name: _outcome(root, stages, variants[name])
+                            for name, stages in made.items()}
                 for name in variants:
                     found[name][seed] = outcomes[name]
         except KesiError as error:
@@ -262,7 +270,7 @@ def _ensemble(digests: Sequence[str]) -> str:
     return f"{ENSEMBLE}-{digest_of(list(digests))[:12]}"
 
 
-def _outcome(root: Path, stages: Sequence[str]) -> Outcome:
+def _outcome(root: Path, stages: Sequence[str], variant: Variant) -> Outcome:
     results = []
     for name in stages:
         result = read_result(root / name / RESULT)
@@ -273,4 +281,9 @@ def _outcome(root: Path, stages: Sequence[str]) -> Outcome:
     path, ensemble = root / _ensemble(members) / RESULT, None
     if path.is_file() and not isinstance(ensemble := read_result(path), Ensemble):
         raise KesiError(f"{path} is damaged: it is no ensemble's")
-    return Outcome(results[-1], sum(one.images for one in results), list(stages), ensemble)
+    last = results[-1]
+    if variant.hand_over == "best":  # the last one where they are alike
+        alike = [one for one in reversed(results)
+                 if (one.params, one.nonzero_params) == (last.params, last.nonzero_params)]
+        last = max(alike, key=lambda one: one.val_accuracy)
+    return Outcome(last, sum(one.images for one in results), list(stages), ensemble)

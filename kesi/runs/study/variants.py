@@ -17,7 +17,8 @@ from kesi.system.errors import UsageError
 
 CHOICES = {"teachers": ("snapshots", "baseline", "last", "labels", None),
            "rounds_by": ("labels", "snapshots", "baseline"), "start": ("last", "fresh"),
-           "images": ("training", "unlabelled")}
+           "images": ("training", "unlabelled"), "hand_over": ("last", "best")}
+LATER = {"images": "training", "hand_over": "last"}  # noted only where they are otherwise
 
 MOST_TEACHERS = 100  # that are trained independently
 
@@ -52,8 +53,9 @@ class Variant:
     the "baseline". ``start`` of the last step: the "last" snapshot, or a "fresh" network of its
     widths (Liu et al. 2019, "Rethinking the Value of Network Pruning", section 3), for which only
     the stages are run that its teachers need. ``images`` of the last step: the "training" images,
-    or also those without labels, "unlabelled", as many an epoch. Raises UsageError for what will
-    not do.
+    or also those without labels, "unlabelled", as many an epoch. ``hand_over``: what comes out is
+    the "last" network, or the "best" on held-out images of those of its size, the last snapshot
+    among them. Raises UsageError for what will not do.
     """
 
     recipe: Recipe
@@ -61,6 +63,7 @@ class Variant:
     rounds_by: str = "labels"
     start: str = "last"
     images: str = "training"
+    hand_over: str = "last"
 
     def __post_init__(self):
         for name, choices in CHOICES.items():
@@ -137,12 +140,15 @@ class Variant:
         """Of all its trainings together."""
         return sum(one.training.epochs for one in self.steps())
 
-    def check(self, name: str, unlabelled: bool) -> None:
-        """Raises UsageError where the variant of this name needs images without labels and there
-        are none, or is said in what no file can hold."""
+    def check(self, name: str, unlabelled: bool, held_out: bool) -> None:
+        """Raises UsageError where the variant of this name needs images without labels, or held
+        out, and there are none, or is said in what no file can hold."""
         if self.images == "unlabelled" and not unlabelled:
             raise UsageError(f"{name!r} is taught on images without labels: say where they are "
                              "with --unlabelled")
+        if self.hand_over == "best" and not held_out:
+            raise UsageError(f"{name!r} hands over what is best on held-out images: hold some out "
+                             "with --val-fraction 0.1")
         try:
             json.dumps(self.describe(), allow_nan=False)
         except (TypeError, ValueError) as error:
@@ -153,7 +159,7 @@ class Variant:
         """In plain values, with digests of the code of loss, criterion and schedules."""
         return {"recipe": self.recipe.describe(),
                 **{name: getattr(self, name) for name in CHOICES
-                   if (name, getattr(self, name)) != ("images", "training")}}
+                   if name not in LATER or getattr(self, name) != LATER[name]}}
 
 
 def _places(teachers: str, count: int) -> tuple[int, ...]:
