@@ -352,6 +352,22 @@ def test_a_bad_file_is_refused_in_one_line(tmp_path, text, says):
     assert not (tmp_path / "runs").exists()
 
 
+def test_rounds_are_said_with_their_target():
+    """Changed afterwards they would miss it: every round has amounts of its own."""
+    recipe = tiny().recipe
+    once = recipe.towards("macs", 0.5, 10, 16, "uniform", rounds=1)
+    often = recipe.towards("macs", 0.5, 10, 16, "uniform", rounds=4)
+    for one in (once, often):
+        ends = macs_of(algorithm.draw("resnet20", 10, 0, one.widths()).network, 16)
+        assert 0.4 < ends / macs_of(algorithm.draw("resnet20", 10, 0).network, 16) <= 0.5
+    assert (len(once.rounds), len(often.rounds)) == (1, 4)
+    assert often.changed(rounds=4).rounds == often.rounds
+    for wrong in (lambda: often.changed(rounds=1),
+                  lambda: recipe.towards("macs", 0.5, 10, 16, rounds=0)):
+        with pytest.raises(UsageError, match="rounds"):
+            wrong()
+
+
 def test_a_ranking_over_all_layers_decides_the_widths_of_every_round(tmp_path):
     """What is left is the target, of widths that the trained networks choose; as in memory."""
     file, folder = tmp_path / "ranked.py", tmp_path / "runs"
