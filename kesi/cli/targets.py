@@ -136,5 +136,6 @@ def stand_in(args: argparse.Namespace, family: str, num_classes: int,
         dataset = replace(dataset, val=dataset.test)
     if not (sum(train) and test):
         return dataset, None
-    held = sum(held_out(args.val_fraction, members) for members in train)  # and looked at
+    # which are looked at like test images, and not trained on
+    held = sum(held_out(args.val_fraction, members) for members in train)
     return dataset, (sum(train) - held, test + held)
