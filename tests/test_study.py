@@ -21,10 +21,11 @@ from kesi.method.objectives import KullbackLeibler, Shares
 from kesi.method.sizes import macs as macs_of
 from kesi.method.training import Options, predict
 from kesi.report.statistics import paired, t_quantile
-from kesi.runs.clock import Clock
+from kesi.runs.clock import Clock, spoken
 from kesi.runs.study import Variant, keys_of
 from kesi.system.errors import UsageError
 from kesi.system.locks import held
+from kesi.tools.targets import budget
 
 FILE = '''
 from kesi.method.recipes import recipe
@@ -307,6 +308,20 @@ def test_a_dry_run_tells_shared_stages_once_and_touches_nothing(tmp_path):
     assert "say where they are with --data" in said and " ? images" in said
 
 
+def test_the_hours_of_a_dry_run_count_every_pass_once(tmp_path, monkeypatch):
+    file = tmp_path / "tiny.py"
+    file.write_text(FILE + """
+VARIANTS["averaged"] = paper.changed(teachers=None, retraining={"ema": 0.9})""")
+    # a second for an image in a forward pass, nothing for training
+    monkeypatch.setattr(budget, "speed", lambda *_: plan.Speed((2, 1), (0.0, 0.0), (1.0, 1.0)))
+    train, test = len(load("few").train), len(load("few").test)
+    teachers = train * (2 * 3 + 1 + 2)  # of the last step for two epochs, and in two rounds
+    ensembles = test * 3 * 4  # the paper's chain, taught, random and averaged
+    looks = test * 2 * (STAGES + 2) + train * 2  # two of every stage; averages see their images
+    said = works(*words(file, tmp_path / "runs", "--dry-run", "--seeds", *range(10)))
+    assert f"about {spoken(10 * (teachers + ensembles + looks))} here" in said.splitlines()[-1]
+
+
 @pytest.mark.parametrize("text, says", [
     ("VARIANTS = {", "SyntaxError"), ("x = 1", "does not say VARIANTS"),
     ("VARIANTS = {'a': 1, 'b': 2}", "does not say VARIANTS"),
@@ -342,7 +357,10 @@ def test_a_dry_run_tells_shared_stages_once_and_touches_nothing(tmp_path):
      "\nranked.towards('macs', 0.4, 10, 16)", "no rates to go in proportion to"),
     (FILE + "\npaper.recipe.towards('macs', 0.001, 10, 16, 'ranked')", "cannot be pruned to"),
     (FILE + "\nfrom dataclasses import replace"
-     "\nVARIANTS['c'] = Variant(replace(paper.recipe, rounds=((0.5,),)))", "9 widths to prune")])
+     "\nVARIANTS['c'] = Variant(replace(paper.recipe, rounds=((0.5,),)))", "9 widths to prune"),
+    (FILE + "\nfrom dataclasses import replace"
+     "\nVARIANTS['c'] = Variant(replace(paper.recipe, arch='resnet21'))",
+     "unknown arch 'resnet21' in 'c'")])
 def test_a_bad_file_is_refused_in_one_line(tmp_path, text, says):
     file = tmp_path / "bad.py"
     file.write_text(text)

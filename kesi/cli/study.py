@@ -7,10 +7,12 @@ from pathlib import Path
 
 from kesi.cli import entry, flags, targets
 from kesi.data import INFO, Dataset
-from kesi.data.registry import FOLDER
-from kesi.method.plan import Speed, StagePlan
-from kesi.method.recipes import Recipe
+from kesi.data.registry import FAMILIES, FOLDER
+from kesi.method.plan import Speed, StagePlan, ensemble_seconds
+from kesi.method.recipes import METHODS, Recipe
+from kesi.method.snapshot import KESI
 from kesi.method.training import Options
+from kesi.models import ARCHITECTURES
 from kesi.report import study as reports
 from kesi.runs import study as studies
 from kesi.runs.clock import spoken
@@ -142,15 +144,18 @@ def variants_of(file: str) -> dict[str, Variant]:
         if not isinstance(name, str) or not name.strip() or controls(name):
             raise UsageError(f"{file}: a variant's name is a line of text, not {name!r:.60}")
     (first, one), *others = found.items()
+    known = {"arch": ARCHITECTURES, "method": METHODS, "dataset": INFO, "family": FAMILIES}
+    for name, other in found.items():
+        for part, choices in known.items():
+            if (value := getattr(other.recipe, part)) not in choices:
+                raise UsageError(f"{file}: unknown {part} {value!r} in {name!r}; choose one of: "
+                                 f"{', '.join(choices)}")
     for name, other in others:
         for part in ("dataset", "family"):
             was, now = getattr(one.recipe, part), getattr(other.recipe, part)
             if was != now:
                 raise UsageError(f"{file}: all variants are of one {part}, but {first!r} of {was} "
                                  f"and {name!r} of {now}")
-    if one.recipe.dataset not in INFO:
-        raise UsageError(f"{file}: unknown data set {one.recipe.dataset!r}; choose one of: "
-                         f"{', '.join(INFO)}")
     return found
 
 
@@ -165,13 +170,18 @@ def hours(asked: Asked, dataset: Dataset, images: tuple[int, int] | None,
     seconds, counted = 0.0, set()
     speeds: dict[str, Speed] = {}
     for variant in asked.variants.values():
-        arch = variant.recipe.arch
+        arch, keys = variant.recipe.arch, studies.keys_of(variant)
         if arch not in speeds:
             speeds[arch] = budget.speed(variant.recipe, dataset, options)
-        for key in studies.keys_of(variant):
+        for key in keys:
             if key not in counted:
                 counted.add(key)
                 seconds += asked.planned[key].seconds(speeds[arch], *images, options.eval_every)
+        members = tuple(key for key in keys if asked.planned[key].name != KESI)
+        if len(members) > 1 and members not in counted:
+            counted.add(members)
+            sizes = [asked.planned[key].size for key in members]
+            seconds += ensemble_seconds(sizes, speeds[arch], images[1])
     return (f"about {spoken(len(asked.args.seeds) * seconds)} here, by a few training steps "
             f"on {device_name(options.device)}")
 

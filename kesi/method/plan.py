@@ -47,14 +47,14 @@ class StagePlan:
 
     def seconds(self, speed: "Speed", train_images: int, test_images: int,
                 eval_every: int = 1) -> float:
-        """How long it takes at this speed: training, teachers, and every look at the test images.
-        """
+        """How long it takes at this speed: training, teachers, every look at the test images, and
+        that of averaged weights at the training images."""
         epochs = self.training.epochs
         looks = 1 + (-(-epochs // eval_every) if eval_every else 1)  # one before it is retrained
         each = speed.of(speed.train, self.size.macs) + sum(
             speed.of(speed.forward, teacher.macs) for teacher in self.teachers)
-        return epochs * train_images * each + (
-            looks * test_images * speed.of(speed.forward, self.size.macs))
+        looked = looks * test_images + (train_images if self.training.ema else 0)
+        return epochs * train_images * each + looked * speed.of(speed.forward, self.size.macs)
 
 
 @dataclass(frozen=True)
@@ -77,13 +77,17 @@ class Speed:
         return max(0.0, fast + (slow - fast) * (macs - small) / (large - small))
 
 
+def ensemble_seconds(members: Sequence[Size], speed: Speed, test_images: int) -> float:
+    """How long a look of several networks at the test images takes at this speed."""
+    return test_images * sum(speed.of(speed.forward, one.macs) for one in members)
+
+
 def seconds(recipe: Recipe, network_sizes: Sequence[Size], speed: Speed, train_images: int,
             test_images: int, eval_every: int = 1, baseline: bool = True) -> float:
     """How long all stages of one seed take at this speed, looks at ensembles included. Without
     ``baseline`` step 1 is not counted.
     """
-    ensembles = len(recipe.retrainings) * test_images * sum(
-        speed.of(speed.forward, one.macs) for one in network_sizes)
+    ensembles = len(recipe.retrainings) * ensemble_seconds(network_sizes, speed, test_images)
     return ensembles + sum(one.seconds(speed, train_images, test_images, eval_every)
                            for one in stages(recipe, network_sizes)
                            if baseline or one.name != BASELINE)
