@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.rates import median_seconds
 from benchmarks.sides import Job, Side, ensemble, networks
-from kesi.method.objectives import mean_probabilities
+from kesi.method.teachers import mean_probabilities
 from kesi.system import execution
 
 BATCHES = (32, 64, 128, 256, 512)

@@ -10,7 +10,6 @@ well with seed 0 on CIFAR-10.
 from dataclasses import replace
 
 from kesi.method.objectives import (
-    ByConfidence,
     Decoupled,
     Dist,
     KullbackLeibler,
@@ -18,6 +17,7 @@ from kesi.method.objectives import (
     WithLabels,
 )
 from kesi.method.recipes import kesi2, recipe
+from kesi.method.teachers import ByConfidence
 from kesi.runs.study import Variant
 
 paper = recipe("resnet20", "imagefolder", "filter").changed(

@@ -14,8 +14,9 @@ from kesi.method.distillation import (
     agreement,
     frozen,
 )
-from kesi.method.objectives import KullbackLeibler, mean_probabilities
+from kesi.method.objectives import KullbackLeibler
 from kesi.method.snapshot import Snapshot
+from kesi.method.teachers import mean_probabilities
 from kesi.system.errors import UsageError
 
 

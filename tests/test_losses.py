@@ -8,17 +8,14 @@ import torch.nn.functional as F
 
 from kesi.method.objectives import (
     LOSSES,
-    ByConfidence,
     Decoupled,
     Dist,
-    Equal,
     KullbackLeibler,
-    Shares,
     Standardised,
     WithLabels,
     loss_of,
-    mean_probabilities,
 )
+from kesi.method.teachers import ByConfidence, Equal, Shares, mean_probabilities
 from kesi.system.errors import UsageError
 
 K, B, C = 3, 6, 5

@@ -17,8 +17,9 @@ from kesi import checkpoints
 from kesi.data import INFO, DatasetInfo, Images, load, register_dataset
 from kesi.method import algorithm, plan, recipes
 from kesi.method.distillation import Distillation, SnapshotEnsemble
-from kesi.method.objectives import KullbackLeibler, Shares
+from kesi.method.objectives import KullbackLeibler
 from kesi.method.sizes import macs as macs_of
+from kesi.method.teachers import Shares
 from kesi.method.training import Options, predict
 from kesi.report.statistics import paired, t_quantile
 from kesi.runs.clock import Clock, spoken
@@ -291,7 +292,8 @@ def test_a_dry_run_tells_shared_stages_once_and_touches_nothing(tmp_path):
                         ('loss=5', "theirs: "),
                         ('loss=KullbackLeibler(weights=ByAccuracy())',
                          "theirs: teachers are weighted by their accuracy on held-out images")):
-        file.write_text(FILE + "from kesi.method.objectives import ByAccuracy, KullbackLeibler\n"
+        file.write_text(FILE + "from kesi.method.objectives import KullbackLeibler\n"
+                        "from kesi.method.teachers import ByAccuracy\n"
                         f"VARIANTS = {{'paper': paper, 'theirs': paper.changed({wrong})}}")
         fails(*words(file, tmp_path / "runs", "--dry-run"), code=2, says=says)
         fails(*words(file, tmp_path / "runs"), code=2, says=says)
@@ -481,7 +483,8 @@ def test_who_teaches_what_comes_out_and_how_teachers_are_weighted(tmp_path):
     """Teachers by the digests in the checkpoints; weights by accuracies that are measured here."""
     file = tmp_path / "taught.py"
     file.write_text(FILE + '''
-from kesi.method.objectives import ByAccuracy, KullbackLeibler
+from kesi.method.objectives import KullbackLeibler
+from kesi.method.teachers import ByAccuracy
 VARIANTS = {
     "all": paper, "last": paper.changed(teachers="last"),
     "first": paper.changed(teachers="baseline"),

@@ -34,7 +34,8 @@ from benchmarks.sides import (
     synchronize,
 )
 from kesi.cli import entry
-from kesi.method.objectives import Loss, mean_probabilities
+from kesi.method.objectives import Loss
+from kesi.method.teachers import mean_probabilities
 from kesi.system import execution
 from kesi.system.execution.capture import CapturedStep, Recorder
 from kesi.system.files import write_json

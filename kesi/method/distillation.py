@@ -11,8 +11,9 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from kesi.data import Dataset, Split
-from kesi.method.objectives import KullbackLeibler, Loss, Shares, by_accuracy
+from kesi.method.objectives import KullbackLeibler, Loss
 from kesi.method.snapshot import Snapshot
+from kesi.method.teachers import Shares, by_accuracy
 from kesi.method.training import predict
 from kesi.models import Network
 from kesi.system.describe import describe

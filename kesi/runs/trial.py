@@ -10,9 +10,9 @@ import torch
 from kesi.data import Dataset
 from kesi.data.batches import check_batch
 from kesi.method import algorithm
-from kesi.method.objectives import Equal, by_accuracy
 from kesi.method.pruning.criteria import Evidence
 from kesi.method.recipes import Recipe
+from kesi.method.teachers import Equal, by_accuracy
 from kesi.system import distributed
 from kesi.system.errors import UsageError, first_line
 
