@@ -310,6 +310,7 @@ def test_a_recipe_by_name_is_the_papers_but_for_what_it_differs_in(tmp_path):
     kept = recipes.recipe("resnet20", "digits", "filter").describe()
     assert (made["loss"]["alpha"], made["loss"]["temperature"]) == (0.8, 2.0)
     assert made["trainings"]["kesi"]["optimizer"] == "sgd"
+    assert (recipes.name_of(made), recipes.name_of(kept)) == ("kesi2-many", "paper")
     del made["loss"], kept["loss"], made["trainings"]["kesi"], kept["trainings"]["kesi"]
     assert made == kept
     made = recipes.named("kesi2", recipes.recipe("resnet56", "cifar10", "filter"))
@@ -319,6 +320,11 @@ def test_a_recipe_by_name_is_the_papers_but_for_what_it_differs_in(tmp_path):
     paper = recipes.recipe("resnet20", "digits", "filter").describe()["trainings"]
     for folder in ("run", "own"):
         recipe = read_run(tmp_path / folder / "run.json").recipe
+        assert recipes.name_of(recipe) == "kesi2"
+        assert recipes.name_of({**recipe, "arch": "gone"}) == "kesi2"
+        changed = {**recipe["trainings"]["kesi"], "optimizer": "adam"}
+        other = {**recipe, "trainings": {**recipe["trainings"], "kesi": changed}}
+        assert recipes.name_of(other) is recipes.name_of({**recipe, "family": "none"}) is None
         assert recipe["loss"] == {"name": "WithLabels", **recipe["loss"], "alpha": 0.1}
         for kind, differs in (("baseline", {}), ("onecycle", {}),
                               ("kesi", {"optimizer": "sgd", "lr": 0.1})):

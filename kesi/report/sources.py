@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 
 from kesi.checkpoints.records import Origin
+from kesi.method.recipes import name_of
 from kesi.report.summary import Row
 from kesi.report.tables import NONE, Table
 from kesi.runs.record import Ensemble, Result
@@ -58,11 +59,12 @@ def provenance(run: Run) -> list[tuple[str, str]]:
               f"{used['schedule']}, lr {used['lr']})"
               for name, used in run.record.recipe["trainings"].items()]
     seconds = sum(getattr(result, "seconds", 0) for result in stages)
+    recipe = filter(None, (name_of(run.record.recipe), run.record.recipe_hash))
     return [("command", command_of(run.record) or "unknown"), *_commands(run),
             ("commit", origins(commit_of)), ("versions", origins(versions_of)),
             ("device", origins(lambda one: one.device)),
             ("seeds", ", ".join(map(str, sorted(run.seeds)))),
-            ("recipe", run.record.recipe_hash or "unknown"), *_codes(run),
+            ("recipe", ", ".join(recipe) or "unknown"), *_codes(run),
             ("epochs", f"{'; '.join(epochs)}; rounds: {run.record.rounds}"),
             ("time of all stages together", f"{seconds:.0f} s")]
 

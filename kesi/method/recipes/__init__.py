@@ -1,7 +1,16 @@
 """The paper's recipe as data, what may differ in it, and the recipes that do better."""
 
 from kesi.method.recipes.definition import PARTS, Amount, Recipe, described
-from kesi.method.recipes.named import PAPER, RECIPES, choice, kesi2, kesi2_many, named, suited
+from kesi.method.recipes.named import (
+    PAPER,
+    RECIPES,
+    choice,
+    kesi2,
+    kesi2_many,
+    name_of,
+    named,
+    suited,
+)
 from kesi.method.recipes.original import (
     BASELINES,
     CIFAR_BASELINE,
@@ -24,5 +33,5 @@ from kesi.method.recipes.retrainings import (
 
 __all__ = ["Amount", "BASELINES", "CIFAR_BASELINE", "DISTILLATION", "METHODS", "ONE_CYCLE", "OWN",
            "PAPER", "PARTS", "RECIPES", "RETRAININGS", "ROUNDS", "Recipe", "Retraining", "USUAL",
-           "WRN_BASELINE", "choice", "described", "fits", "kesi2", "kesi2_many", "kind_of", "named",
-           "recipe", "retraining_named", "suited"]
+           "WRN_BASELINE", "choice", "described", "fits", "kesi2", "kesi2_many", "kind_of",
+           "name_of", "named", "recipe", "retraining_named", "suited"]

@@ -1,11 +1,13 @@
 """The recipes that have a name: the paper's, and what does better."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
+from kesi import models
 from kesi.method.objectives import WithLabels
 from kesi.method.recipes.definition import Recipe
-from kesi.method.recipes.original import fits
+from kesi.method.recipes.original import fits, recipe
 from kesi.system.errors import UsageError
 
 
@@ -42,6 +44,28 @@ def named(name: str, paper: Recipe) -> Recipe:
     if name not in RECIPES:
         raise UsageError(f"unknown recipe {name!r}; choose one of: {', '.join(RECIPES)}")
     return RECIPES[name](paper)
+
+
+def name_of(described: Mapping[str, Any]) -> str | None:
+    """The name of a recipe that Recipe.describe() gave: the one in RECIPES that it is like in all
+    that these decide, whatever its epochs, rates and rounds; None where it is like none of them."""
+    arch = described["arch"] if described["arch"] in models.ARCHITECTURES else "resnet20"
+    try:
+        paper = recipe(arch, *(described[part] for part in ("dataset", "method", "family")))
+    except UsageError:  # of somebody's own, and not here
+        return None
+    known = {name: _numbers(made(paper).describe()) for name, made in RECIPES.items()}
+    usual, said = known[PAPER], _numbers(described)
+    decided = {key for one in known.values() for key in one if one[key] != usual[key]}
+    return next((name for name, one in known.items()
+                 if all(said.get(key, usual[key]) == one[key] for key in decided)), None)
+
+
+def _numbers(described: Mapping[str, Any]) -> dict[tuple[str, str], Any]:
+    """Of trainings and loss, by the part and what it is called there."""
+    parts = {**described["trainings"], "loss": described["loss"]}
+    return {(part, name): value for part, values in parts.items()
+            for name, value in values.items() if name != "code"}
 
 
 def suited(dataset: str, family: str, images: int) -> str:
