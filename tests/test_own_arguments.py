@@ -305,7 +305,7 @@ def test_a_recipe_by_name_is_the_papers_but_for_what_it_differs_in(tmp_path):
     works("kesi", "run", "--arch", "resnet20", "--dataset", "digits", "--recipe", "kesi2",
           "--rounds", 1, "--epochs", 1, 1, 1, "--device", "cpu", "--save", tmp_path / "run",
           "--no-report")
-    squeeze(tmp_path / "own", recipe="kesi2", lr=None)
+    squeeze(tmp_path / "own", recipe="kesi2", lr=None, batch_size=None)
     made = recipes.named("kesi2-many", recipes.recipe("resnet20", "digits", "filter")).describe()
     kept = recipes.recipe("resnet20", "digits", "filter").describe()
     assert (made["loss"]["alpha"], made["loss"]["temperature"]) == (0.8, 2.0)
