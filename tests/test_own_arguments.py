@@ -299,7 +299,7 @@ def test_images_of_ones_own_take_the_recipe_that_is_for_as_many(tmp_path, capsys
     assert recipes.suited("cifar10", "cifar", 50_000) == "paper"
 
 
-def test_a_recipe_by_name_is_the_papers_but_for_what_it_differs_in(tmp_path):
+def test_a_recipe_by_name_is_the_papers_but_for_what_it_differs_in(tmp_path, monkeypatch):
     """As a flag, and in compress(); its numbers are said where evidence stands (docs/beyond.md)."""
     fails("kesi", "run", "--recipe", "none", code=2, says="unknown recipe 'none'; choose one of")
     works("kesi", "run", "--arch", "resnet20", "--dataset", "digits", "--recipe", "kesi2",
@@ -311,6 +311,10 @@ def test_a_recipe_by_name_is_the_papers_but_for_what_it_differs_in(tmp_path):
     assert (made["loss"]["alpha"], made["loss"]["temperature"]) == (0.8, 2.0)
     assert made["trainings"]["kesi"]["optimizer"] == "sgd"
     assert (recipes.name_of(made), recipes.name_of(kept)) == ("kesi2-many", "paper")
+    monkeypatch.setitem(recipes.RECIPES, "theirs", lambda paper: paper.changed(loss="dist"))
+    theirs = recipes.named("theirs", recipes.recipe("resnet20", "digits", "filter")).describe()
+    assert [recipes.name_of(one) for one in (theirs, made, kept)] == [
+        "theirs", "kesi2-many", "paper"]
     del made["loss"], kept["loss"], made["trainings"]["kesi"], kept["trainings"]["kesi"]
     assert made == kept
     made = recipes.named("kesi2", recipes.recipe("resnet56", "cifar10", "filter"))

@@ -56,9 +56,9 @@ def name_of(described: Mapping[str, Any]) -> str | None:
         return None
     known = {name: _numbers(made(paper).describe()) for name, made in RECIPES.items()}
     usual, said = known[PAPER], _numbers(described)
-    decided = {key for one in known.values() for key in one if one[key] != usual[key]}
+    decided = {key for one in known.values() for key in one if one[key] != usual.get(key)}
     return next((name for name, one in known.items()
-                 if all(said.get(key, usual[key]) == one[key] for key in decided)), None)
+                 if all(said.get(key, usual.get(key)) == one.get(key) for key in decided)), None)
 
 
 def _numbers(described: Mapping[str, Any]) -> dict[tuple[str, str], Any]:
