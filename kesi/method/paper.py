@@ -153,11 +153,11 @@ def departures(used: dict, data: dict, precisions: Collection[str] = (),
         if wanted is not None:
             phrases += [f"{_named(kind)} {key.replace('_', ' ')} "
                         f"{training.get(key)} instead of {value}" for key, value in wanted.items()
-                        if key != "schedule_code" and training.get(key, value) != value]
+                        if key not in recipes.CODE and training.get(key, value) != value]
     for key in ("criterion", "loss"):
         old, new = standard[key], used.get(key) or {}
         for name in old if old != new else ():
-            if name != "code" and old[name] != new.get(name):
+            if name not in recipes.CODE and old[name] != new.get(name):
                 what = "temperature" if name == "temperature" else key
                 phrases.append(f"{what} {new.get(name)} instead of {old[name]}")
     if used["rounds"] != standard["rounds"]:

@@ -3,11 +3,11 @@
 from collections.abc import Callable, Iterator, Sequence
 
 from kesi.checkpoints.records import Origin
-from kesi.method.recipes import name_of
+from kesi.method.recipes import CODE, name_of
 from kesi.report.summary import Row
 from kesi.report.tables import NONE, Table
 from kesi.runs.record import Ensemble, Result
-from kesi.runs.results import CODE, Run
+from kesi.runs.results import Run
 from kesi.system.provenance import requoted
 
 MOST = 6  # digests in a cell

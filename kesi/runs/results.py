@@ -10,7 +10,7 @@ from pathlib import Path
 from kesi.checkpoints.records import Origin
 from kesi.data import INFO
 from kesi.method import paper
-from kesi.method.recipes import METHODS
+from kesi.method.recipes import CODE, METHODS
 from kesi.method.snapshot import BASELINE, KESI, chain, ensemble_name
 from kesi.runs.record import (
     RESULT,
@@ -23,8 +23,6 @@ from kesi.runs.record import (
     seed_of,
 )
 from kesi.system.errors import KesiError, UsageError
-
-CODE = ("code", "schedule_code")  # what a description calls the digest of what a part of it does
 
 
 @dataclass

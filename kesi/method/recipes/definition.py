@@ -29,6 +29,8 @@ from kesi.system.errors import UsageError
 
 PARTS = ("baseline", "retraining", "distillation")  # trainings of a recipe, its own retraining's
 
+CODE = ("code", "schedule_code")  # what a description calls the digest of what a part of it does
+
 # The training images that the recipe of a family was made for: CIFAR's and Tiny-ImageNet's. Of
 # fewer images epochs are as many more, but no more than was tried (docs/data.md).
 MADE_FOR, MOST_EPOCHS = {"cifar": 50_000, "tinyimagenet": 100_000}, 10

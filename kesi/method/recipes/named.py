@@ -6,7 +6,7 @@ from typing import Any
 
 from kesi import models
 from kesi.method.objectives import WithLabels
-from kesi.method.recipes.definition import Recipe
+from kesi.method.recipes.definition import CODE, Recipe
 from kesi.method.recipes.original import fits, recipe
 from kesi.system.errors import UsageError
 
@@ -65,7 +65,7 @@ def _numbers(described: Mapping[str, Any]) -> dict[tuple[str, str], Any]:
     """Of trainings and loss, by the part and what it is called there."""
     parts = {**described["trainings"], "loss": described["loss"]}
     return {(part, name): value for part, values in parts.items()
-            for name, value in values.items() if name != "code"}
+            for name, value in values.items() if name not in CODE}
 
 
 def suited(dataset: str, family: str, images: int) -> str:
