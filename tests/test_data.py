@@ -240,7 +240,7 @@ def test_a_class_keeps_an_image_and_a_fraction_too_small_is_refused():
     [
         (
             {"name": "mnist"},
-            "unknown data set 'mnist': choose from cifar10, cifar100, digits, imagefolder, tinyim",
+            "unknown data set 'mnist'; choose one of: cifar10, cifar100, digits, imagefolder,",
         ),
         ({"name": "digits", "val_fraction": 1.0}, "val fraction 1 "),
         ({"name": "digits", "val_fraction": -0.1}, "val fraction -0.1"),

@@ -22,7 +22,7 @@ from kesi.method.pruning.masks import Masks
 from kesi.method.pruning.weights import masks_from_zeros
 from kesi.method.snapshot import Snapshot, digest_of
 from kesi.models import Network
-from kesi.system.errors import KesiError, UsageError, first_line
+from kesi.system.errors import KesiError, UsageError, check_choice, first_line
 from kesi.system.files import write_atomic
 
 FORMAT = "kesi-checkpoint"
@@ -130,9 +130,8 @@ def load(path: str | Path, arch: str | None = None, num_classes: int | None = No
     path = find(path)
     content = read(path)
     arch = arch and models.canonical(arch)
-    if arch is not None and arch not in models.ARCHITECTURES:
-        raise UsageError(
-            f"unknown architecture {arch!r}; choose one of: {', '.join(models.ARCHITECTURES)}")
+    if arch is not None:
+        check_choice("architecture", arch, models.ARCHITECTURES)
     state = _state_dict(path, content)
     safety.check_weights(path, state)
     ours = content.get("format") == FORMAT

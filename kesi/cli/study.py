@@ -18,7 +18,7 @@ from kesi.runs import study as studies
 from kesi.runs.clock import spoken
 from kesi.runs.study import Variant
 from kesi.system import distributed, seeds
-from kesi.system.errors import UsageError, controls
+from kesi.system.errors import UsageError, check_choice, controls
 from kesi.system.locks import held_by_one
 from kesi.system.provenance import device_name
 from kesi.tools.targets import budget
@@ -147,9 +147,7 @@ def variants_of(file: str) -> dict[str, Variant]:
     known = {"arch": ARCHITECTURES, "method": METHODS, "dataset": INFO, "family": FAMILIES}
     for name, other in found.items():
         for part, choices in known.items():
-            if (value := getattr(other.recipe, part)) not in choices:
-                raise UsageError(f"{file}: unknown {part} {value!r} in {name!r}; choose one of: "
-                                 f"{', '.join(choices)}")
+            check_choice(part, getattr(other.recipe, part), choices, f" in {name!r} of {file}")
     for name, other in others:
         for part in ("dataset", "family"):
             was, now = getattr(one.recipe, part), getattr(other.recipe, part)

@@ -25,7 +25,7 @@ from kesi.data.split import (
     mean_and_std,
     resized,
 )
-from kesi.system.errors import KesiError, UsageError, first_line
+from kesi.system.errors import KesiError, UsageError, check_choice, first_line
 
 SMALLEST, LARGEST = 8, 4096  # pixels of a side that a network is shown
 
@@ -193,10 +193,8 @@ def _at(split: Split, size: Size) -> Split:
 def check_wanted(name: str, image_size: Size | None, val_fraction: float, family: str,
                  channels: int | None) -> None:
     """Raises UsageError for what load() cannot give, whatever the images are."""
-    if name not in INFO:
-        raise UsageError(f"unknown data set {name!r}: choose from {', '.join(INFO)}")
-    if family not in FAMILIES:
-        raise UsageError(f"unknown family {family!r}: choose from {', '.join(FAMILIES)}")
+    check_choice("data set", name, INFO)
+    check_choice("family", family, FAMILIES)
     if image_size is not None:
         check_size(image_size)
     if family == "tinyimagenet" and not all(

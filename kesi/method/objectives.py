@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from kesi.method.schedules import DIVERGED
 from kesi.method.teachers import ByConfidence, Equal, mean_probabilities
-from kesi.system.errors import UsageError
+from kesi.system.errors import UsageError, check_choice
 
 
 class Objective(Protocol):
@@ -216,8 +216,7 @@ LOSSES: dict[str, type[Loss]] = {"kl": KullbackLeibler, "labels": WithLabels, "d
 def loss_of(name: str, **numbers: float | None) -> Loss:
     """The loss of that name with these numbers where they are given.
     Raises UsageError where it has none."""
-    if name not in LOSSES:
-        raise UsageError(f"unknown loss {name!r}; choose one of: {', '.join(LOSSES)}")
+    check_choice("loss", name, LOSSES)
     given = {key: value for key, value in numbers.items() if value is not None}
     try:
         return LOSSES[name](**given)

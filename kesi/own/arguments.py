@@ -20,7 +20,7 @@ from kesi.method.recipes import Recipe
 from kesi.own.graphs import Graph
 from kesi.own.registry import RATE, SPARSITIES
 from kesi.runs.trial import try_losses
-from kesi.system.errors import UsageError
+from kesi.system.errors import UsageError, check_choice
 from kesi.tools.targets import faster
 
 
@@ -30,8 +30,7 @@ def check_arguments(model, method, rounds, epochs, batch_size, lr, seeds) -> Non
     if not callable(model):
         raise UsageError(
             f"the model is a {type(model).__name__}: give a network, or a function that builds one")
-    if method not in recipes.METHODS:
-        raise UsageError(f"unknown method {method!r}; choose one of: {', '.join(recipes.METHODS)}")
+    check_choice("method", method, recipes.METHODS)
     if not _whole_numbers(seeds) or not len(seeds) or min(seeds) < 0:
         raise UsageError(
             f"seeds are whole numbers of at least 0, such as (0, 1, 2), not {seeds!r:.60}")
@@ -142,9 +141,7 @@ def target(method: str, named: dict[str, float | str | None], sparsities: Sequen
 
 def check_allocation(allocation: str, round_to: int, fixed: bool) -> None:
     """Raises UsageError for a way to reach a target that is none; ``fixed``: rates are given."""
-    if allocation not in ALLOCATIONS:
-        raise UsageError(f"unknown allocation {allocation!r:.60}; choose one of: "
-                         f"{', '.join(ALLOCATIONS)}")
+    check_choice("allocation", allocation, ALLOCATIONS)
     if fixed and allocation == "uniform":
         raise UsageError('allocation="uniform" takes from all layers alike: leave rates and ignore '
                          "out")

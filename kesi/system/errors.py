@@ -4,6 +4,7 @@ A script turns each kind into one line and an exit code.
 """
 
 import re
+from collections.abc import Iterable
 
 
 class KesiError(Exception):
@@ -14,6 +15,15 @@ class KesiError(Exception):
 class UsageError(KesiError):
     """An argument is wrong: an unknown name, a value out of range, settings that do not fit.
     Exit code 2."""
+
+
+def check_choice(what: str, value: object, choices: Iterable[object], where: str = "") -> None:
+    """Raises UsageError where ``value`` is none of ``choices``; ``what`` it should be, and
+    ``where`` it was said, are for the message."""
+    choices = tuple(choices)
+    if value not in choices:
+        raise UsageError(f"unknown {what} {value!r:.60}{where}; choose one of: "
+                         f"{', '.join(map(str, choices))}")
 
 
 def first_line(error: BaseException) -> str:

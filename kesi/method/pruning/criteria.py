@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from kesi import models
 from kesi.data import Dataset, eval_batches
-from kesi.system.errors import KesiError, UsageError
+from kesi.system.errors import KesiError, UsageError, check_choice
 from kesi.system.seeds import generator
 
 Criterion = Callable[[nn.Module, Sequence[str], "Evidence"], dict[str, Tensor]]
@@ -143,9 +143,7 @@ CRITERIA = {"filter": FILTER_CRITERIA, "weight": WEIGHT_CRITERIA}
 
 def criterion_of(method: str, name: str) -> Criterion:
     """The criterion of a method by name. Raises UsageError where there is none of that name."""
-    if name not in CRITERIA[method]:
-        raise UsageError(f"unknown criterion {name!r} of {method} pruning; choose one of: "
-                         f"{', '.join(CRITERIA[method])}")
+    check_choice("criterion", name, CRITERIA[method], f" of {method} pruning")
     return CRITERIA[method][name]
 
 

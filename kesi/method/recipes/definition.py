@@ -25,7 +25,7 @@ from kesi.method.recipes.retrainings import OWN
 from kesi.method.schedules import SCHEDULES, Training
 from kesi.method.snapshot import BASELINE, KESI
 from kesi.system.describe import code_digest, describe
-from kesi.system.errors import UsageError
+from kesi.system.errors import UsageError, check_choice
 
 PARTS = ("baseline", "retraining", "distillation")  # trainings of a recipe, its own retraining's
 
@@ -154,8 +154,7 @@ class Recipe:
         if isinstance(compare, bool):
             return [own, *others] if compare else [own]
         for name in compare:
-            if name not in self.retrainings:
-                raise UsageError(f"unknown retraining {name!r}; choose from: {', '.join(others)}")
+            check_choice("retraining", name, self.retrainings)
         return [own, *(name for name in others if name in compare)]
 
     def _amounts(self, rounds: int | None, amounts: Sequence | float | None) -> tuple:
@@ -207,9 +206,7 @@ class Recipe:
                 f"{self.method} pruning takes "
                 + ("--sparsity" if self.method == "weight" else "--macs, --params or --latency"))
         count = len(self.rounds) if rounds is None else check_rounds(rounds)
-        if allocation not in (*ALLOCATIONS, RANKED):
-            raise UsageError(f"unknown allocation {allocation!r}; choose one of: "
-                             f"{', '.join((*ALLOCATIONS, RANKED))}")
+        check_choice("allocation", allocation, (*ALLOCATIONS, RANKED))
         if measure == "sparsity":
             return replace(self, rounds=sparsities_of(share, count, steps))
         if allocation == "paper" and self.ranked:

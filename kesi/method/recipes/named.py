@@ -8,7 +8,7 @@ from kesi import models
 from kesi.method.objectives import WithLabels
 from kesi.method.recipes.definition import CODE, Recipe
 from kesi.method.recipes.original import fits, recipe
-from kesi.system.errors import UsageError
+from kesi.system.errors import UsageError, check_choice
 
 
 def kesi2(paper: Recipe) -> Recipe:
@@ -41,8 +41,7 @@ SUITED = {1_000: "kesi2", 20_000: "kesi2-many"}
 
 def named(name: str, paper: Recipe) -> Recipe:
     """The recipe of that name for what the paper's is for. Raises UsageError for an unknown one."""
-    if name not in RECIPES:
-        raise UsageError(f"unknown recipe {name!r}; choose one of: {', '.join(RECIPES)}")
+    check_choice("recipe", name, RECIPES)
     return RECIPES[name](paper)
 
 

@@ -10,7 +10,7 @@ from kesi.method.objectives import KullbackLeibler
 from kesi.method.recipes.definition import Recipe
 from kesi.method.recipes.retrainings import RETRAININGS
 from kesi.method.schedules import Training
-from kesi.system.errors import UsageError
+from kesi.system.errors import check_choice
 
 METHODS = {"filter": "l1", "weight": "magnitude"}  # of pruning, with the paper's criterion of each
 
@@ -49,10 +49,9 @@ def recipe(arch: str, dataset: str, method: str, family: str = "cifar") -> Recip
     ``family`` decides for data sets of either size (imagefolder): "cifar" is the 32-px recipe,
     "tinyimagenet" the 224-px one. Raises UsageError for an unknown architecture, method or family.
     """
-    for value, choices, what in ((arch, models.ARCHITECTURES, "architecture"),
-                                 (method, METHODS, "method"), (family, FAMILIES, "family")):
-        if value not in choices:
-            raise UsageError(f"unknown {what} {value!r}; choose one of: {', '.join(choices)}")
+    check_choice("architecture", arch, models.ARCHITECTURES)
+    check_choice("method", method, METHODS)
+    check_choice("family", family, FAMILIES)
     network = models.ARCHITECTURES[arch]
     baseline, rates = BASELINES[network.baseline], network.rates
     made_for = INFO[dataset].recipe if dataset in INFO else None

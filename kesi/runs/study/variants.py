@@ -13,7 +13,7 @@ from kesi.method.recipes import PARTS, Recipe, described
 from kesi.method.schedules import Training
 from kesi.method.snapshot import BASELINE, KESI, chain, digest_of
 from kesi.system.describe import describe
-from kesi.system.errors import UsageError
+from kesi.system.errors import UsageError, check_choice
 
 CHOICES = {"teachers": ("snapshots", "baseline", "last", "labels", None),
            "rounds_by": ("labels", "snapshots", "baseline"), "start": ("last", "fresh"),
@@ -71,9 +71,8 @@ class Variant:
                 if not 1 <= self.teachers <= MOST_TEACHERS:
                     raise UsageError(f"teachers, if it is a number, is at least 1 and at most "
                                      f"{MOST_TEACHERS}, not {self.teachers}")
-            elif getattr(self, name) not in choices:
-                raise UsageError(f"unknown {name} {getattr(self, name)!r}; choose one of: "
-                                 f"{', '.join(map(str, choices))}")
+            else:
+                check_choice(name, getattr(self, name), choices)
         if self.start == "fresh" and self.recipe.method != "filter":
             raise UsageError("a fresh start is for filter pruning: masks are those of trained "
                              "weights")
