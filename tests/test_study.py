@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import random
+import re
 import shutil
 import statistics
 
@@ -554,14 +555,21 @@ VARIANTS = {"snapshots": paper, "independent": paper.changed(teachers=3)}
     assert checkpoints.load(folder / second).digest == alone.digest
 
 
-@pytest.mark.parametrize("folder", sorted((ROOT / "results").glob("*/study.csv")),
-                         ids=lambda path: path.parent.name)
-def test_a_published_table_follows_from_its_outcomes(folder):
-    rows = table_of(folder.parent)
-    names = list(dict.fromkeys(name for name, _ in rows))
+PUBLISHED = sorted(path.parent for path in (ROOT / "results").glob("*/study.csv"))
+
+
+def accuracies(folder, column="test_accuracy"):
+    rows = table_of(folder)
     seeds = sorted({seed for _, seed in rows})
-    values = {name: [float(rows[name, seed]["test_accuracy"]) for seed in seeds] for name in names}
-    text = (folder.parent / "study.md").read_text()
+    return {name: [float(rows[name, seed][column]) for seed in seeds]
+            for name, _ in rows if rows[name, seeds[0]].get(column)}
+
+
+@pytest.mark.parametrize("folder", PUBLISHED, ids=lambda path: path.name)
+def test_a_published_table_follows_from_its_outcomes(folder):
+    values = accuracies(folder)
+    names = list(values)
+    text = (folder / "study.md").read_text()
     for name in names:
         line = next(line for line in text.splitlines() if line.startswith(f"| {name} | "))
         mean, deviation = statistics.fmean(values[name]), statistics.stdev(values[name])
@@ -569,4 +577,19 @@ def test_a_published_table_follows_from_its_outcomes(folder):
         if name != names[0]:
             against = paired(values[names[0]], values[name])
             assert f"| {against.mean:+.2f} | {against.interval} |" in line
-        assert line.endswith(f"| {len(seeds)} |")
+        assert line.endswith(f"| {len(values[name])} |")
+
+
+@pytest.mark.parametrize("page", ["docs/beyond.md", "results/studies.md"])
+def test_what_pages_tell_of_studies_are_differences_of_their_variants(page):
+    known = set()
+    for folder, column in itertools.product(PUBLISHED, ("test_accuracy", "ensemble_accuracy")):
+        for one, other in itertools.permutations(accuracies(folder, column).values(), 2):
+            found = paired(one, other)
+            known.add((f"{found.mean:+.2f}", found.interval))
+    text = " ".join((ROOT / page).read_text().split())
+    told = re.findall(r"([+-]?\d+\.\d\d)(?: \(|, )([+-]?\d+\.\d\d) to ([+-]?\d+\.\d\d)", text)
+    assert len(told) > 30
+    for numbers in told:
+        mean, low, high = map(float, numbers)
+        assert (f"{mean:+.2f}", f"{low:+.2f} to {high:+.2f}") in known, numbers
