@@ -15,6 +15,7 @@ import torch
 from datagen import write_imagefolder
 from doors import ROOT, fails, script, works
 from kesi import checkpoints
+from kesi.cli import study as cli
 from kesi.data import INFO, DatasetInfo, Images, load, register_dataset
 from kesi.method import algorithm, plan, recipes
 from kesi.method.distillation import Distillation, SnapshotEnsemble
@@ -553,6 +554,15 @@ VARIANTS = {"snapshots": paper, "independent": paper.changed(teachers=3)}
     train = algorithm.in_memory(load("few"), seed, Options(eval_every=0))
     alone = train("baseline", algorithm.draw("resnet20", 10, seed), tiny().recipe.baseline)
     assert checkpoints.load(folder / second).digest == alone.digest
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "studies").glob("*.py")), ids=lambda one: one.stem)
+def test_our_own_studies_compare_equal_work_and_macs(file, tmp_path):
+    asked = cli.parse([str(file), "--data", str(tmp_path), "--unlabelled", str(tmp_path)])
+    work = {variant.epochs for variant in asked.variants.values()}
+    macs = [asked.planned[keys_of(variant)[-1]].size.macs for variant in asked.variants.values()]
+    assert max(work) <= 1.02 * min(work)
+    assert max(macs) <= 1.02 * min(macs)
 
 
 PUBLISHED = sorted(path.parent for path in (ROOT / "results").glob("*/study.csv"))
