@@ -1,32 +1,42 @@
-"""Few images: kesi2 with one thing otherwise, at equal work. The lengths are those of few.py, with
-which this study can share a folder.
+"""kesi2, or kesi2-many, with one thing otherwise, at equal work. The lengths are those of few.py,
+with which this study can share a folder.
 
     kesi study studies/controls.py --data FOLDER --image-size 16 --seeds 0 1 2 3 4
+
+IMAGES=50000 for a folder of so many training images: kesi2-many, in the lengths of many.py.
 """
 
+import os
 from dataclasses import replace
 
-from kesi.method.recipes import kesi2, recipe
+from kesi.method.recipes import kesi2, kesi2_many, recipe
 from kesi.method.schedules import rewound
 from kesi.runs.study import Variant
 
+many = int(os.environ.get("IMAGES", 5_000)) >= 20_000
+first, each, last = (12, 3, 4) if many else (60, 15, 15)
+total = first + 5 * each + last
+name, better = ("kesi2-many", kesi2_many) if many else ("kesi2", kesi2)
 paper = Variant(recipe("resnet20", "imagefolder", "filter").changed(
-    amounts=0.25, epochs=(60, 15, 15), compare=False))
-whole = replace(paper, recipe=kesi2(paper.recipe))
+    amounts=0.25, epochs=(first, each, last), compare=False))
+whole = replace(paper, recipe=better(paper.recipe))
 baseline = whole.recipe.baseline
 # in one round to the widths that five end in: 16 to 3, 32 to 6 and 64 to 15 filters
 ONE_SHOT = [13 / 16] * 3 + [26 / 32] * 3 + [49 / 64] * 3
+shorter = first * 3 // 4  # of two baselines
 
 VARIANTS = {
-    "kesi2": whole,
+    name: whole,
     "the paper's order in batches of 64": paper.changed(batch_size=64),
     "random filters": whole.changed(criterion="random"),
-    "one shot": whole.changed(rounds=1, amounts=ONE_SHOT, retraining={"epochs": 5 * 15}),
-    "learning-rate rewinding": whole.changed(retraining=rewound(baseline.changed(epochs=30), 15)),
+    "one shot": whole.changed(rounds=1, amounts=ONE_SHOT, retraining={"epochs": 5 * each}),
+    "learning-rate rewinding": whole.changed(
+        retraining=rewound(baseline.changed(epochs=2 * each), each)),
     "from scratch by labels": whole.changed(
-        start="fresh", teachers="labels", distillation=baseline.changed(epochs=150)),
+        start="fresh", teachers="labels", distillation=baseline.changed(epochs=total)),
     "from scratch by the baseline": whole.changed(
-        start="fresh", teachers="baseline", distillation={"epochs": 90}),
+        start="fresh", teachers="baseline", distillation={"epochs": total - first}),
     "from scratch by two networks": whole.changed(
-        start="fresh", teachers=2, baseline={"epochs": 45}, distillation={"epochs": 60}),
+        start="fresh", teachers=2, baseline={"epochs": shorter},
+        distillation={"epochs": total - 2 * shorter}),
 }

@@ -594,11 +594,10 @@ def test_a_published_table_follows_from_its_outcomes(folder):
 def test_what_pages_tell_of_studies_are_differences_of_their_variants(page):
     tables = [accuracies(folder, column) for folder in PUBLISHED
               for column in ("test_accuracy", "ensemble_accuracy")]
-    for first in PUBLISHED:  # and both data sets together
-        for second in PUBLISHED:
-            if first < second and first.name.split("-")[0] == second.name.split("-")[0]:
-                one, other = accuracies(first), accuracies(second)
-                tables.append({name: one[name] + other[name] for name in one if name in other})
+    for first, second in itertools.combinations(PUBLISHED, 2):
+        if first.name.split("-")[0] == second.name.split("-")[0]:  # both data sets together
+            one, other = accuracies(first), accuracies(second)
+            tables.append({name: one[name] + other[name] for name in one if name in other})
     known = set()
     for table in tables:
         for one, other in itertools.permutations(table.values(), 2):
