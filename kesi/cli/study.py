@@ -10,7 +10,6 @@ from kesi.data import INFO, Dataset
 from kesi.data.registry import FAMILIES, FOLDER
 from kesi.method.plan import Speed, StagePlan, ensemble_seconds
 from kesi.method.recipes import METHODS, Recipe
-from kesi.method.snapshot import KESI
 from kesi.method.training import Options
 from kesi.models import ARCHITECTURES
 from kesi.report import study as reports
@@ -175,7 +174,7 @@ def hours(asked: Asked, dataset: Dataset, images: tuple[int, int] | None,
             if key not in counted:
                 counted.add(key)
                 seconds += asked.planned[key].seconds(speeds[arch], *images, options.eval_every)
-        members = tuple(key for key in keys if asked.planned[key].name != KESI)
+        members = tuple(variant.members(keys))
         if len(members) > 1 and members not in counted:
             counted.add(members)
             sizes = [asked.planned[key].size for key in members]

@@ -19,7 +19,7 @@ from kesi.method import algorithm
 from kesi.method.distillation import Distillation, SnapshotEnsemble
 from kesi.method.pruning.criteria import Evidence
 from kesi.method.recipes import Recipe
-from kesi.method.snapshot import ENSEMBLE, KESI, Snapshot, digest_of
+from kesi.method.snapshot import ENSEMBLE, Snapshot, digest_of
 from kesi.method.training import Options
 from kesi.runs import stage, steps
 from kesi.runs.clock import Clock
@@ -99,7 +99,8 @@ def run(study: Study) -> None:
                                           clock=clock)
                         done[key] = _stage(root, key, context, variant.recipe, step, made)
                     made.append(done[key])
-                _together(root, Context(study.dataset, seed, study.options), name, made)
+                _together(root, Context(study.dataset, seed, study.options), name,
+                          variant.members(made))
                 if distributed.is_main():
                     _note(study, root, name, [one.path.parent.name for one in made])
     distributed.barrier()
@@ -253,9 +254,8 @@ def _stage(root: Path, key: str, context: Context, recipe: Recipe, step: Step,
     return steps.retrain(context, step.training, kept, folder, step.name, objective)
 
 
-def _together(root: Path, context: Context, variant: str, made: Sequence[Checkpoint]) -> None:
+def _together(root: Path, context: Context, variant: str, members: Sequence[Checkpoint]) -> None:
     """Evaluate the ensemble of what a variant made before its last step, once for all variants."""
-    members = [one for one in made if one.info.stage != KESI]
     if len(members) > 1:
         folder = root / _ensemble([one.digest for one in members])
         known = (folder / RESULT).is_file()
@@ -277,7 +277,7 @@ def _outcome(root: Path, stages: Sequence[str], variant: Variant) -> Outcome:
         if not isinstance(result, Result):
             raise KesiError(f"{root / name / RESULT} is damaged: it is no training's")
         results.append(result)
-    members = [one.network_digest for one in results if one.stage != KESI]
+    members = [one.network_digest for one in variant.members(results)]
     path, ensemble = root / _ensemble(members) / RESULT, None
     if path.is_file() and not isinstance(ensemble := read_result(path), Ensemble):
         raise KesiError(f"{path} is damaged: it is no ensemble's")

@@ -1,9 +1,9 @@
 """What variants of the method are: differences from a recipe, and the trainings that they need."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from kesi.data.split import Size as ImageSize
 from kesi.method.objectives import check_labels
@@ -14,6 +14,8 @@ from kesi.method.schedules import Training
 from kesi.method.snapshot import BASELINE, KESI, chain, digest_of
 from kesi.system.describe import describe
 from kesi.system.errors import UsageError, check_choice
+
+Made = TypeVar("Made")
 
 CHOICES = {"teachers": ("snapshots", "baseline", "last", "labels", None),
            "rounds_by": ("labels", "snapshots", "baseline"), "start": ("last", "fresh"),
@@ -138,6 +140,11 @@ class Variant:
     def epochs(self) -> int:
         """Of all its trainings together."""
         return sum(one.training.epochs for one in self.steps())
+
+    def members(self, made: Sequence[Made]) -> list[Made]:
+        """Of what its steps made, one of each in their order, that of the steps before the last
+        one, whose networks are an ensemble."""
+        return [one for one, step in zip(made, self.steps(), strict=True) if step.name != KESI]
 
     def check(self, name: str, unlabelled: bool, held_out: bool) -> None:
         """Raises UsageError where the variant of this name needs images without labels, or held
