@@ -211,3 +211,60 @@ def test_what_code_takes_from_around_it_is_part_of_it(tmp_path):
                               ("# what", "# That", [False] * 4)):
         again = digests(OWN.replace(old, new))[0]
         assert [one != other for one, other in zip(again, before, strict=True)] == changed
+
+
+ALIKE = """
+from functools import partial
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+class Mine:
+    def __init__(self, held):
+        self.held = held
+
+    def __call__(self, logits, teachers, labels):
+        return F.mse_loss(logits, teachers.mean(0) * self.held)
+
+    def loss(self, logits, teachers, labels):
+        return self(logits, teachers, labels)
+
+def taken(held):
+    return lambda logits, teachers, labels: F.mse_loss(logits, teachers.mean(0) * held)
+
+def by(function):
+    return lambda logits, teachers, labels: function(logits, teachers.mean(0))
+
+PAIRS = {
+    "a default": [lambda l, t, y, T=T: F.mse_loss(l / T, t.mean(0)) for T in (1.0, 4.0)],
+    "what it calls": [
+        lambda l, t, y: F.mse_loss(l, t.mean(0)),
+        lambda l, t, y: F.l1_loss(l, t.mean(0))],
+    "one line": [lambda l, t, y: F.mse_loss(l, t.mean(0)), lambda l, t, y: l.mean()],
+    "a list around it": [taken([1, 0]), taken([0, 1])],
+    "a tensor around it": [taken(torch.tensor([1.0, 0.0])), taken(torch.tensor([0.0, 1.0]))],
+    "a function around it": [by(F.mse_loss), by(F.l1_loss)],
+    "an object around it": [by(Mine(1)), by(Mine(2))],
+    "a list that it holds": [Mine([1, 0]), Mine([0, 1])],
+    "an array that it holds": [Mine(np.eye(2)), Mine(np.ones((2, 2)))],
+    "a dictionary that it holds": [Mine({"a": {1, 2}}), Mine({"a": {1, 3}})],
+    "a method's object": [Mine(1).loss, Mine(2).loss],
+    "weights": [torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)],
+}
+"""
+
+
+def test_what_differs_in_what_it_holds_has_another_digest_and_keeps_its_own(tmp_path):
+    path = tmp_path / "alike.py"
+    path.write_text(ALIKE)
+    pairs, again = (load_module(str(path), "").PAIRS for _ in range(2))
+    first = {name: [code_digest(one) for one in pair] for name, pair in pairs.items()}
+    assert [name for name, (one, other) in first.items() if one == other] == []
+    random = first.pop("weights")
+    # the same file says the same again; and a text that was changed later is not what runs
+    path.write_text(ALIKE.replace("mse_loss", "l1_loss"))
+    assert {name: [code_digest(one) for one in pairs[name]] for name in first} == first
+    path.write_text(ALIKE)
+    linecache.clearcache()
+    assert {name: [code_digest(one) for one in again[name]] for name in first} == first
+    assert [code_digest(one) for one in pairs["weights"]] == random

@@ -8,8 +8,16 @@ import functools
 import hashlib
 import inspect
 import textwrap
+import weakref
 from types import CodeType, FunctionType
 from typing import Any
+
+import numpy as np
+import torch
+
+# Digests by what they are of. The text of a file is read at the first question, which comes before
+# any training: what is written into the file later is not what runs.
+_known: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
 def describe(thing: Any) -> Any:
@@ -39,25 +47,49 @@ def code_digest(thing: Any) -> str:
     """12 digits of SHA-256 over what a function or a class does:
     its code without comments and docstrings.
 
-    A class counts with those that it derives from; functools.partial, and an object that can be
-    called, with what they hold. Of something without source text (made in an interpreter) the byte
-    code counts. Of code that is somebody's own, so does what it takes from around it: values of an
-    enclosing function, and constants, functions and classes of its own file.
+    A class counts with those that it derives from; functools.partial, a method of an object, and an
+    object that can be called, with what they hold. Of something without source text of its own
+    (made in an interpreter, or one of several lambdas in a line) the byte code counts. Of code that
+    is somebody's own, so does what it takes from around it: values of an enclosing function,
+    defaults, and values, functions and classes of its own file. Values are what data consists of:
+    numbers, texts, arrays, tensors, and lists and dictionaries of these.
     """
+    try:
+        if thing not in _known:
+            _known[thing] = _code_digest(thing)
+        return _known[thing]
+    except TypeError:  # cannot be kept: it has no hash, or no reference to it is weak
+        return _code_digest(thing)
+
+
+def _code_digest(thing: Any) -> str:
     if isinstance(thing, functools.partial):
         return _digest([code_digest(thing.func), repr(describe([thing.args, thing.keywords]))])
     held = []
-    if not isinstance(thing, type) and not hasattr(thing, "__name__"):  # an object
-        held = [f"{name} {value!r}" for name, value in sorted(
-            getattr(thing, "__dict__", {}).items())
-                if constant(value)]
+    if inspect.ismethod(thing):
+        held = [code_digest(thing.__self__)]
+    elif not isinstance(thing, type) and not hasattr(thing, "__name__"):  # an object
+        held = _held(thing)
         thing = type(thing)
     parts = [_code(thing)]
     if isinstance(thing, type):
         parts = [_code(one) for one in thing.__mro__
                  if one.__module__ not in ("builtins", "typing", "abc")]
     parts += held + _around(thing, {id(thing)})
+    if isinstance(thing, FunctionType) and _own(thing):
+        defaults = [*(thing.__defaults__ or ()), *(thing.__kwdefaults__ or {}).values()]
+        parts += [_called(one) for one in defaults]
     return parts[0] if len(parts) == 1 else _digest(parts)
+
+
+def _held(thing: Any) -> list[str]:
+    """The attributes of an object; of a torch.nn.Module its state, not what torch keeps there."""
+    found = dict(getattr(thing, "__dict__", {}))
+    if isinstance(thing, torch.nn.Module):
+        found = {name: value for name, value in found.items()
+                 if name[:1] != "_" or constant(value)} | thing.state_dict()
+    return [f"{name} {said}" for name, value in sorted(found.items())
+            if (said := in_words(value)) is not None]
 
 
 def own_digest(kind: type) -> str | None:
@@ -87,13 +119,28 @@ def _around(thing: Any, seen: set[int]) -> list[str]:
                 or function.__code__.co_filename == "<string>"):  # what dataclasses write
             continue
         for name, value in sorted(_taken(function).items()):
-            if constant(value):
-                found.append(f"{name} {value!r}")
-            elif isinstance(value, (type, FunctionType)) and id(value) not in seen and (
-                    value.__module__ == function.__module__):
-                seen.add(id(value))
-                found += [name, _code(value), *_around(value, seen)]
+            if (said := in_words(value)) is not None:
+                found.append(f"{name} {said}")
+            elif isinstance(value, (type, FunctionType)) and value.__module__ == (
+                    function.__module__):
+                if id(value) not in seen:
+                    seen.add(id(value))
+                    found += [name, _code(value), *_around(value, seen)]
+            elif name in function.__code__.co_freevars:
+                found.append(f"{name} {_called(value)}")
     return found
+
+
+def _called(value: Any) -> str:
+    """What was handed to code that is somebody's own: data, or a function, of which the name tells
+    which one it is if it is of a package."""
+    if (said := in_words(value)) is not None:
+        return said
+    if not callable(value):
+        return ""
+    name = f"{value.__module__}.{getattr(value, '__qualname__', type(value).__qualname__)}"
+    told = _own(value) or isinstance(value, torch.nn.Module)  # which has weights
+    return f"{name} {code_digest(value)}" if told else name
 
 
 def _taken(function: FunctionType) -> dict[str, Any]:
@@ -123,6 +170,36 @@ def constant(value: Any) -> bool:
     return value is None or isinstance(value, (bool, int, float, complex, str, bytes))
 
 
+def in_words(value: Any, within: frozenset[int] = frozenset()) -> str | None:
+    """Data in words that tell it from other data; None for what is no data, or holds what is none.
+
+    ``within``: what this is a part of, by id().
+    """
+    if constant(value):
+        return repr(value)
+    if isinstance(value, torch.Tensor):
+        if value.layout != torch.strided or value.is_meta or value.is_quantized:
+            return None
+        kind = value.dtype
+        flat = value.detach().cpu().contiguous().reshape(-1)
+        return _array(kind, value.shape, flat.view(torch.uint8).numpy().tobytes())
+    if isinstance(value, (np.ndarray, np.generic)) and not value.dtype.hasobject:
+        return _array(value.dtype, value.shape, value.tobytes())
+    if id(value) in within or not isinstance(value, (list, tuple, dict, set, frozenset)):
+        return None
+    within |= {id(value)}
+    parts = [*value.keys(), *value.values()] if isinstance(value, dict) else list(value)
+    said = [in_words(one, within) for one in parts]
+    if None in said:
+        return None
+    said = sorted(said) if isinstance(value, (set, frozenset)) else said
+    return f"{type(value).__name__}({', '.join(said)})"
+
+
+def _array(kind: Any, shape: tuple[int, ...], content: bytes) -> str:
+    return f"{kind} {tuple(shape)} {hashlib.sha256(content).hexdigest()}"
+
+
 def _digest(parts: list[str]) -> str:
     return hashlib.sha256("".join(parts).encode()).hexdigest()[:12]
 
@@ -131,12 +208,21 @@ def _code(thing: Any) -> str:
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(thing)))
     except (OSError, TypeError, SyntaxError):
+        tree = None
+    lambdas = sum(isinstance(node, ast.Lambda) for node in ast.walk(tree)) if tree else 0
+    if tree is None or (getattr(thing, "__name__", "") == "<lambda>" and lambdas != 1):
         code = getattr(thing, "__code__", None) or getattr(type(thing), "__name__", "")
-        text = repr((code.co_code, code.co_consts)) if hasattr(code, "co_code") else repr(code)
-        return _digest([text])
+        return _digest([_bytes(code) if isinstance(code, CodeType) else repr(code)])
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(
                 body[0].value, ast.Constant) and isinstance(body[0].value.value, str):
             body[0].value.value = ""
     return _digest([ast.unparse(tree)])
+
+
+def _bytes(code: CodeType) -> str:
+    """Byte code with the names and constants that it reads, also those of the code within it."""
+    constants = [_bytes(one) if isinstance(one, CodeType) else in_words(one) or repr(one)
+                 for one in code.co_consts]
+    return repr((code.co_code, code.co_names, constants))
