@@ -4,8 +4,8 @@ order, and above the same images spent on labels, or on one teacher?
     kesi study studies/confirm.py --data FOLDER --image-size 32 --seeds 0 1 2
 
 ResNet-20 on a folder of images, 30 + 5 x 4 + 4 epochs. The first and the last variant are what
-`kesi run --method filter --batch-size 128 --epochs-scale 0.1` gives, without and with `--recipe
-kesi2-many`.
+`kesi run --method filter --batch-size 128 --epochs-scale 0.1` gives with `--recipe paper` and with
+`--recipe kesi2-many`.
 """
 
 from dataclasses import replace

@@ -20,7 +20,7 @@ from kesi.method.pruning.allocation import (
 from kesi.method.pruning.criteria import l2
 from kesi.method.pruning.filters import pruned_widths, widths_of
 from kesi.method.sizes import macs, parameters
-from kesi.system.errors import UsageError
+from kesi.system.errors import KesiError, UsageError
 
 ARCHS = ("resnet20", "vgg16", "wrn-16-8")
 ORDERS = ("uniform", "scaled", "ranked")
@@ -105,6 +105,9 @@ def test_ranked_forgets_how_large_the_weights_of_a_layer_are():
         for place, layer in enumerate(network.prunable()):
             network.get_submodule(layer.conv).weight.mul_(10 ** (place % 3))
     assert allocate("resnet20", 10, 32, Target("macs", 0.6), ranked(network, l2)).cfg == before
+    with pytest.raises(KesiError, match="gives layer1.0.conv1 infinite scores"):
+        ranked(network, lambda *asked: {
+            layer: score / (layer != "layer1.0.conv1") for layer, score in l2(*asked).items()})
 
 
 @pytest.mark.parametrize("steps", ["geometric", "equal"])

@@ -15,8 +15,10 @@ from doors import fails, script, works
 from kesi.data import load
 from kesi.data.arrays import from_arrays
 from kesi.method import algorithm, recipes
+from kesi.method.objectives import WithLabels
 from kesi.method.pruning.criteria import FILTER_CRITERIA, Evidence
 from kesi.method.snapshot import Snapshot
+from kesi.method.teachers import Shares
 from kesi.method.training import Epoch, Options
 from kesi.own.compress import Compressed
 from kesi.report.verify import verify
@@ -157,6 +159,8 @@ def captured(weight):
     ({"loss": nn.CrossEntropyLoss()}, "a named function"),
     ({"objective": captured(2)}, "without values from around it"),
     ({"objective": F.cross_entropy}, "objective does not work"),
+    ({"loss": WithLabels(alpha=torch.tensor([0.1]).numpy().mean())}, "alpha as a numpy.float32"),
+    ({"loss": WithLabels(weights=Shares((1, 2, 3)))}, "there are 2 teachers, but weights of 3"),
     ({"criterion": "taste"}, "unknown criterion 'taste'"), ({"on_epoch": 3}, "on_epoch"),
     ({"val_fraction": 1.0}, "val_fraction 1.0"),
     ({"folder": "a\nb"}, "control character")])

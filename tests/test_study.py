@@ -101,7 +101,7 @@ def test_shared_stages_are_run_once(study):
     assert rows["random", 0]["stages"].split()[0] == chain[0] != chain[1]
     assert rows["paper", 0]["images"] == str((2 + 1 + 1 + 2) * len(load("few").train))
     note = json.loads((folder / "seed1" / "study.json").read_text())
-    assert note["paper"]["stages"] == rows["paper", 1]["stages"].split()
+    assert rows["paper", 1]["stages"].split() in [one["stages"] for one in note.values()]
     assert f"The last trainings were made at commit {rows['paper', 1]['commit'][:8]}" in said
 
 
@@ -144,8 +144,8 @@ def test_what_is_finished_stays_and_what_is_lost_comes_back(study, tmp_path, mon
     last = copy / "seed1" / before["paper", 1]["stages"].split()[-1]
     for stage in (lost, last):
         shutil.rmtree(stage)
-    # after a try of each variant; of 3 steps an epoch, in the second
-    apply, left = torch.nn.functional.kl_div, [6 + 2 * 3 - 1]
+    # after a try for each number of teachers of a variant; of 3 steps an epoch, in the second
+    apply, left = torch.nn.functional.kl_div, [4 + 2 * 3 - 1]
 
     def counting(*arguments, **named):
         left[0] -= 1
@@ -192,6 +192,12 @@ def test_the_table_is_of_all_seeds_that_are_there(study, tmp_path):
     (copy / "study.csv").unlink()
     said = works(*words(file, copy, "--seeds", 1))
     assert "left" not in said and table_of(copy) == before
+    # a study of the same folder, in which the name of one variant is that of another one here
+    other = tmp_path / "other.py"
+    other.write_text(FILE + 'VARIANTS = {"paper": paper, "random": VARIANTS["labels"]}')
+    assert "epoch" not in works(*words(other, copy, "--seeds", 0, 1))
+    works(*words(file, copy, "--seeds", 1))
+    assert table_of(copy) == before
     shutil.rmtree(copy / "seed0" / before["random", 0]["stages"].split()[-1])
     works(*words(file, copy, "--seeds", 1))
     assert {seed for _, seed in table_of(copy)} == {1}
@@ -201,7 +207,8 @@ def test_the_table_is_of_all_seeds_that_are_there(study, tmp_path):
     assert {seed for _, seed in table_of(copy)} == {1}
     note = json.loads((copy / "seed1" / "study.json").read_text())
     for stages in ([".."], [""], ["a/b"], ["a" * 5000], "baseline", None):
-        note["paper"]["stages"] = stages
+        for one in note.values():
+            one["stages"] = stages
         (copy / "seed1" / "study.json").write_text(json.dumps(note))
         fails(*words(file, copy, "--seeds", 0, 1), code=1, says="damaged")
 
@@ -346,6 +353,8 @@ VARIANTS["averaged"] = paper.changed(teachers=None, retraining={"ema": 0.9})""")
     (FILE + "\npaper.changed(batch_size=32.0)", "must be a whole number, not 32.0"),
     (FILE + "\nimport numpy\nVARIANTS['c'] = paper.changed(amounts=numpy.float32(0.5))",
      "values that its note cannot keep"),
+    (FILE + "\nimport numpy as n\nVARIANTS['c'] = paper.changed(retraining={'lr': n.float64(0.1)})",
+     "'c' is said in values that its note cannot keep, lr as a numpy.float64: say float"),
     (FILE + "\nVARIANTS['c'] = Variant(recipe('vgg16', 'few', 'filter').changed(amounts=0.1))",
      "c: vgg16 needs images of 16 px or more, but few has 8 px"),
     (FILE + "\nrecipe('resnet20', 'few', 'weight').towards('sparsity', 0.5, 10, 16, 'sorted')",

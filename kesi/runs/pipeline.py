@@ -29,6 +29,7 @@ from kesi.runs.results import handed_over, load_run
 from kesi.runs.stage import Context, Watch, warn_of_another_device
 from kesi.runs.trial import try_out
 from kesi.system import distributed
+from kesi.system.describe import check_plain
 from kesi.system.errors import UsageError
 from kesi.system.files import remove_leftovers, write_json
 from kesi.system.locks import held, held_for_all
@@ -98,6 +99,7 @@ def check_recipe(recipe: Recipe) -> None:
     if recipe.ranked:
         raise UsageError("a ranking over all layers decides its widths while it runs, and a run "
                          "says them before: it is for studies, or for kesi.method.algorithm")
+    check_plain("the recipe", recipe.describe())
 
 
 def _one_seed(settings: Settings, train: "_InFolder") -> None:

@@ -127,8 +127,7 @@ def train(context: Context, folder: Path, name: str, training: Training,
             snapshot = saved
             info = replace(info, pruned_accuracy=saved.info.pruned_accuracy,
                            earlier=_earlier(saved, info))
-            if not context.where:  # a pipeline has said so of the whole run
-                warn_of_another_device(saved.info.device, info.device)
+            warn_of_another_device(saved.info.device, info.device)
             context.say(
                 f"{name} continues after epoch {saved.training['epoch']} of {training.epochs}")
         elif info.kind not in (BASELINE, KESI):
@@ -183,8 +182,9 @@ def _earlier(saved: Checkpoint, now: Info) -> list[Earlier]:
 def warn_of_another_device(before: str | None, now: str) -> None:
     """Say that what was begun on one machine, or with so many threads, goes on with another."""
     if before is not None and before != now:
+        # in the words and from the line in which a pipeline has said it of the whole run: once
         warnings.warn(f"begun on {before}, and goes on with {now}: the result is not bit for bit "
-                      "that of one or the other", stacklevel=2)
+                      "that of one or the other", stacklevel=1)
 
 
 def _fit(context: Context, folder: Path, training: Training, snapshot: Snapshot, info: Info,
@@ -265,7 +265,7 @@ def _refuse_others(folder: Path, snapshot: Snapshot, info: Info, result: Result)
     raise _OtherNetwork(
         f"{info.stage} came out as another network than the one that was lost, from which "
         f"{child} was made (then: {then}; now: {now}). Run it as it was made then, also with those "
-        f"--threads, or start over with --fresh; this network is kept in {folder / OTHER}")
+        f"--threads, or start over in another --save; this network is kept in {folder / OTHER}")
 
 
 def _rescue(context: Context, saver: resume.Saver, stage: str, error: BaseException) -> None:

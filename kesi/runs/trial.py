@@ -2,7 +2,7 @@
 the loss and the objective. At its turn it would fail after hours.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 
 import torch
@@ -19,10 +19,11 @@ from kesi.system.errors import UsageError, first_line
 IMAGES = 4
 
 
-def try_out(recipe: Recipe, dataset: Dataset) -> None:
+def try_out(recipe: Recipe, dataset: Dataset, teachers: Collection[int] | None = None) -> None:
     """Prune a network that is not trained once, ask loss and objective for their gradients, and
     look at the size of every batch.
 
+    ``teachers``: how many there are, in each step that has some (default: all snapshots in one).
     Raises UsageError that says what does not work.
     """
     some = torch.arange(min(IMAGES, len(dataset.train)))
@@ -36,21 +37,24 @@ def try_out(recipe: Recipe, dataset: Dataset) -> None:
     except Exception as error:  # somebody else's code: anything
         raise UsageError(f"the criterion {recipe.criterion} does not work on {recipe.arch}: "
                          f"{first_line(error)}") from error
-    try_losses(recipe, dataset)
+    try_losses(recipe, dataset, teachers)
     for training in recipe.trainings.values():
         check_batch(training.batch_size, len(dataset.train), distributed.world())
 
 
-def try_losses(recipe: Recipe, dataset: Dataset) -> None:
+def try_losses(recipe: Recipe, dataset: Dataset, teachers: Collection[int] | None = None) -> None:
     """Ask loss and objective for gradients. Raises UsageError that says what does not work."""
+    counts = {len(recipe.rounds) + 1} if teachers is None else teachers
     generator = torch.Generator().manual_seed(0)
-    logits, *teachers = torch.randn(3, IMAGES, dataset.num_classes, generator=generator)
+    logits, *others = torch.randn(1 + max(counts, default=0), IMAGES, dataset.num_classes,
+                                  generator=generator)
     images = torch.randn(IMAGES, *dataset.shape, generator=generator)
     labels = torch.arange(IMAGES) % dataset.num_classes
     loss = recipe.loss
     if by_accuracy(loss, dataset.val is not None):  # of teachers that are not there yet
         loss = replace(loss, weights=Equal())
-    _tried("loss", loss, logits, torch.stack(teachers), labels)
+    for count in counts:
+        _tried("loss", loss, logits, torch.stack(others[:count]), labels)
     _tried("objective", recipe.objective, logits, images, labels)
 
 

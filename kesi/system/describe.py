@@ -7,6 +7,7 @@ import dis
 import functools
 import hashlib
 import inspect
+import math
 import textwrap
 import weakref
 from types import CodeType, FunctionType
@@ -14,6 +15,8 @@ from typing import Any
 
 import numpy as np
 import torch
+
+from kesi.system.errors import UsageError
 
 # Digests by what they are of. The text of a file is read at the first question, which comes before
 # any training: what is written into the file later is not what runs.
@@ -41,6 +44,24 @@ def describe(thing: Any) -> Any:
         name = getattr(thing, "__name__", type(thing).__name__)
         return {"name": name, "code": code_digest(thing)}
     return thing
+
+
+def check_plain(what: str, said: Any, name: str = "") -> None:
+    """Raises UsageError where a description holds what a file cannot give back as it is, such as a
+    number of numpy's, which is none of Python's."""
+    if isinstance(said, dict):
+        for key, value in said.items():
+            check_plain(what, value, key)
+    elif isinstance(said, list):
+        for value in said:
+            check_plain(what, value, name)
+    elif type(said) not in (str, int, float, bool, type(None)):
+        kind = type(said)
+        advice = ": say float(...) or int(...)" * isinstance(said, np.generic)
+        raise UsageError(f"{what} is said in values that its note cannot keep, {name} as a "
+                         f"{kind.__module__}.{kind.__qualname__}{advice}")
+    elif type(said) is float and not math.isfinite(said):
+        raise UsageError(f"{what} is said in values that its note cannot keep, {name} as {said}")
 
 
 def code_digest(thing: Any) -> str:

@@ -17,7 +17,7 @@ from kesi.data.split import Size
 from kesi.method.pruning.criteria import Criterion, Evidence, l1, scores_of
 from kesi.method.pruning.filters import widths_of
 from kesi.method.sizes import macs, parameters
-from kesi.system.errors import UsageError
+from kesi.system.errors import KesiError, UsageError
 
 MEASURES = ("macs", "params")
 
@@ -93,7 +93,8 @@ def ranked(network: torch.nn.Module, criterion: Criterion = l1,
     A layer's scores are divided by their Euclidean norm (Molchanov et al. 2017, "Pruning
     Convolutional Neural Networks for Resource Efficient Inference", section 2.2), without which
     layers of large weights would win. Convolutions of one width lose their lowest ones together:
-    the mean of their sorted scores counts. Raises UsageError for networks that are not in models/.
+    the mean of their sorted scores counts. Raises UsageError for networks that are not in models/,
+    KesiError for scores that are not finite: no share of an infinite norm tells two filters apart.
     """
     if models.ARCHITECTURES[network.arch].graph is not None:
         raise UsageError("a ranking over all layers is for KESI's own networks: choose uniform")
@@ -102,6 +103,9 @@ def ranked(network: torch.nn.Module, criterion: Criterion = l1,
     by_width: dict[int, list[torch.Tensor]] = {}
     for layer in layers:
         one = scores[layer.conv].double().cpu()
+        if not bool(one.isfinite().all()):
+            raise KesiError(f"the criterion gives {layer.conv} infinite scores: a ranking over all "
+                            "layers needs finite ones")
         by_width.setdefault(layer.width,
                             []).append((one / one.norm().clamp_min(1e-30)).sort().values)
     sums = {width: torch.stack(each).mean(0) for width, each in by_width.items()}

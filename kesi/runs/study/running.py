@@ -4,7 +4,8 @@
           /seed0/<stage>-<12 digits>/   an ordinary stage; the digits are of all that decides its
                                         outcome: settings, parent, teachers
           /seed0/ensemble-<12 digits>/  what networks say together; the digits are of theirs
-          /seed0/study.json             the variants that are finished, and the stages of each
+          /seed0/study.json             the variants that are finished, by a digest of what they
+                                        are, and the stages of each
 """
 
 import warnings
@@ -110,7 +111,8 @@ def tried(variants: Mapping[str, Variant], dataset: Dataset) -> None:
     """Try every variant on a few images. Raises UsageError where one will not do."""
     for name, variant in variants.items():
         try:
-            try_out(variant.recipe, dataset)
+            counts = {len(step.teachers) for step in variant.steps()} - {0}
+            try_out(variant.recipe, dataset, sorted(counts))
         except UsageError as error:
             raise UsageError(f"{name}: {error}") from error
 
@@ -197,14 +199,14 @@ def _said(variants: Mapping[str, Variant]) -> dict[str, tuple[dict, int]]:
 def _made(root: Path, said: Mapping[str, tuple[dict, int]]) -> dict[str, list[str]]:
     """The stages of those variants, as _said() says them, that a seed has finished."""
     noted = _notes(root / NOTE)
-    return {name: noted[name]["stages"] for name, (now, count) in said.items()
-            if name in noted and noted[name]["is"] == now
-            and len(noted[name]["stages"]) == count
-            and all((root / one / RESULT).is_file() for one in noted[name]["stages"])}
+    stages = {name: noted[key]["stages"] for name, (now, _) in said.items()
+              if (key := digest_of(now)[:12]) in noted}
+    return {name: made for name, made in stages.items() if len(made) == said[name][1]
+            and all((root / one / RESULT).is_file() for one in made)}
 
 
 def _notes(path: Path) -> dict[str, dict]:
-    """What is finished of a seed, by the names of the variants."""
+    """What is finished of a seed, also of other studies in this folder."""
     if not path.exists():
         return {}
     found = read_json(path)
@@ -218,8 +220,9 @@ def _notes(path: Path) -> dict[str, dict]:
 
 def _note(study: Study, root: Path, name: str, stages: list[str]) -> None:
     """Note what came out of a variant."""
-    now = {"is": study.variants[name].describe(), "stages": stages}
-    write_json(root / NOTE, {**_notes(root / NOTE), name: now})
+    said = study.variants[name].describe()
+    now = {"is": said, "stages": stages}
+    write_json(root / NOTE, {**_notes(root / NOTE), digest_of(said)[:12]: now})
 
 
 def _stage(root: Path, key: str, context: Context, recipe: Recipe, step: Step,

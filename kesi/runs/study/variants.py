@@ -1,6 +1,5 @@
 """What variants of the method are: differences from a recipe, and the trainings that they need."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
@@ -12,7 +11,7 @@ from kesi.method.plan import sizes as sizes_of
 from kesi.method.recipes import PARTS, Recipe, described
 from kesi.method.schedules import Training
 from kesi.method.snapshot import BASELINE, KESI, chain, digest_of
-from kesi.system.describe import describe
+from kesi.system.describe import check_plain, describe
 from kesi.system.errors import UsageError, check_choice
 
 Made = TypeVar("Made")
@@ -99,7 +98,8 @@ class Variant:
         own = {one.name: value for one in fields(self) if one.name in differences
                if (value := differences.pop(one.name)) is not None or one.name == "teachers"}
         recipe = own.pop("recipe", self.recipe)
-        parts = {name: differences.pop(name) for name in PARTS if name in differences}
+        parts = {name: value for name in PARTS
+                 if (value := differences.pop(name, None)) is not None}
         loss = differences.pop("loss", None)
         try:
             if isinstance(loss, str):
@@ -155,11 +155,7 @@ class Variant:
         if self.hand_over == "best" and not held_out:
             raise UsageError(f"{name!r} hands over what is best on held-out images: hold some out "
                              "with --val-fraction 0.1")
-        try:
-            json.dumps(self.describe(), allow_nan=False)
-        except (TypeError, ValueError) as error:
-            raise UsageError(f"{name!r} is said in values that its note cannot keep: {error}"
-                             ) from error
+        check_plain(repr(name), self.describe())
 
     def describe(self) -> dict:
         """In plain values, with digests of the code of loss, criterion and schedules."""
