@@ -46,8 +46,9 @@ def shown(wrong: bool = False):
 def squeeze(folder, test=None, **arguments) -> Compressed:
     train = load("digits").train
     settings = {"rounds": 1, "epochs": (3, 2, 2), "batch_size": 32, "lr": 0.05} | arguments
-    return kesi.compress(network(), (train.images, train.labels), test or shown(),
-                         name="own", folder=folder, flip=False, options=CPU, **settings)
+    return kesi.compress(settings.pop("model", network()), (train.images, train.labels),
+                         test or shown(), name="own", folder=folder, flip=False, options=CPU,
+                         **settings)
 
 
 def always_zero(logits, teachers, labels):
@@ -168,6 +169,14 @@ def test_what_will_not_do_is_said_before_any_training(arguments, says, tmp_path)
     with pytest.raises(UsageError, match=says) as refused:
         squeeze(**({"folder": tmp_path / "run"} | arguments))
     assert "\n" not in str(refused.value) and not (tmp_path / "run" / "seed0").exists()
+
+
+def test_what_was_begun_with_one_network_does_not_continue_with_another_of_its_weights(tmp_path):
+    squeeze(tmp_path / "run")
+    other = network()
+    other[2] = nn.GELU()
+    with pytest.raises(UsageError, match="holds a run with another network's code"):
+        squeeze(tmp_path / "run", model=other)
 
 
 def test_an_exception_in_on_epoch_ends_a_run_that_the_same_call_continues(tmp_path):

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
-from kesi import checkpoints
+from kesi import checkpoints, models
 from kesi.checkpoints.checkpoint import Checkpoint
 from kesi.checkpoints.records import Earlier, Info, Made, Origin, encode
 from kesi.data import Dataset
@@ -84,34 +84,37 @@ class Context:
         """The text after what stage of the run it is about."""
         return f"{self.where}: {text}" if self.where else text
 
-    def settings(self, training: Training, objective: Objective, parent: Snapshot | None,
-                 pretrained: str | None = None) -> dict:
+    def settings(self, training: Training, objective: Objective, arch: str,
+                 parent: Snapshot | None, pretrained: str | None = None) -> dict:
         """What decides the outcome of a stage; it continues only with the same."""
+        code = models.ARCHITECTURES[arch].code  # of a network of somebody's own
         precision = execution.resolved(self.options.device, self.options.precision)
         more = self.dataset.unlabelled if getattr(objective, "unlabelled", False) else None
         return {"seed": self.seed, "training": described(training), "data": self.dataset.describe(),
                 "objective": describe(objective),
                 "parent": None if parent is None else parent.digest,
                 "pretrained": pretrained, "precision": precision, "sync_bn": self.options.sync_bn,
-                **({} if more is None else {"unlabelled": more.digest})}
+                **({} if more is None else {"unlabelled": more.digest}),
+                **({"network's code": code} if code else {})}
 
 
 def train(context: Context, folder: Path, name: str, training: Training,
           start: Snapshot | Callable[[], Snapshot], objective: Objective = CrossEntropy(),
-          pretrained: str | None = None) -> Checkpoint:
+          pretrained: str | None = None, arch: str = "") -> Checkpoint:
     """Run one training into ``folder``, from wherever it stands;
     returns the network that comes out.
 
     ``start``: the checkpoint that is trained, which is the parent of what comes out; or a function
-    that draws a network. Raises UsageError where the folder holds a run with other settings,
-    KesiError where another process has it.
+    that draws a network of ``arch``. Raises UsageError where the folder holds a run with other
+    settings, KesiError where another process has it.
     """
     folder, path = Path(folder), Path(folder) / CHECKPOINT
     if context.fresh and (folder / METRICS).exists() and (aside := start_over(folder)):
         context.say(f"the run before was moved to {aside}")
     distributed.barrier()  # all processes find the same in the folder
     parent = start if isinstance(start, Checkpoint) else None
-    settings = context.settings(training, objective, parent, pretrained)
+    settings = context.settings(training, objective, parent.network.arch if parent else arch,
+                                parent, pretrained)
     with held(folder):
         if finished(folder, settings) is not None:
             resume.remove(folder)  # a kill may have come between the result and this

@@ -45,7 +45,7 @@ def train_baseline(context: Context, arch: str, training: Training, folder: Path
             load_pretrained(start.network, pretrained)
         return start
 
-    return train(context, folder, BASELINE, training, draw, objective, pretrained)
+    return train(context, folder, BASELINE, training, draw, objective, pretrained, arch)
 
 
 def adopt_baseline(context: Context, source: Path, arch: str, folder: Path) -> Checkpoint:

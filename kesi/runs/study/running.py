@@ -245,11 +245,12 @@ def _stage(root: Path, key: str, context: Context, recipe: Recipe, step: Step,
     if teachers:
         objective = Distillation(SnapshotEnsemble(teachers, device), recipe.loss, step.unlabelled)
     decides = {"name": step.name, "pruned": pruning,
-               **drawn.settings(step.training, objective, start)}
+               **drawn.settings(step.training, objective, recipe.arch, start)}
     folder = root / f"{step.name}-{digest_of(decides)[:12]}"
     context.clock.settle(root / key, folder)
     if step.start is None:
-        return stage.train(drawn, folder, step.name, step.training, lambda: start, objective)
+        return stage.train(drawn, folder, step.name, step.training, lambda: start, objective,
+                           arch=recipe.arch)
     if pruning is None:
         return steps.distill(context, step.training, objective, start, folder)
     with distributed.main_first():
