@@ -3,7 +3,7 @@ with which this study can share a folder.
 
     kesi study studies/controls.py --data FOLDER --image-size 16 --seeds 0 1 2 3 4
 
-IMAGES=50000 for a folder of so many training images: kesi2-many, in the lengths of many.py.
+--set IMAGES=50000 for a folder of so many training images: kesi2-many, in the lengths of many.py.
 """
 
 import os

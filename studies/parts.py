@@ -3,8 +3,9 @@ pruned, and the numbers of its trainings, at equal work.
 
     kesi study studies/parts.py --data FOLDER --image-size 16 --seeds 0 1 2
 
-The lengths are those of many.py, with which this study, and IMAGES=50000 of controls.py, can share
-a folder. Without a last step its four epochs and one of the baseline go to the retrainings.
+The lengths are those of many.py, with which this study, and controls.py with --set IMAGES=50000,
+can share a folder. Without a last step its four epochs and one of the baseline go to the
+retrainings.
 """
 
 from dataclasses import replace

@@ -1,10 +1,10 @@
 """For how many images, how much work and which method is which recipe?
 
-    IMAGES=1000 kesi study studies/sizes.py --data FOLDER --image-size 16 --seeds 0 1 2
+    kesi study studies/sizes.py --set IMAGES=1000 --data FOLDER --image-size 16 --seeds 0 1 2
 
 IMAGES is the number of training images in the folder, PROCESSED of those that are processed
 (750,000): 300 + 5 x 75 + 75 epochs of 1,000 images, 20 + 5 x 5 + 5 of 15,000. ResNet-20, five
-rounds; METHOD=weight for weight pruning. Every setting has a --save of its own.
+rounds; --set METHOD=weight for weight pruning. Every setting has a --save of its own.
 """
 
 import os

@@ -4,6 +4,7 @@ import csv
 import itertools
 import json
 import math
+import os
 import random
 import re
 import shutil
@@ -285,6 +286,19 @@ def test_the_table_and_the_picture(study):
     assert f"{-mean:+.2f}" in line and f"{-mean - half:+.2f} to {-mean + half:+.2f}" in line
     assert (folder / "study.png").read_bytes().startswith(b"\x89PNG")
     assert "![study](study.png)" in (folder / "study.md").read_text()
+
+
+def test_what_a_file_reads_from_the_environment_is_a_part_of_the_command(tmp_path):
+    file = tmp_path / "tiny.py"
+    file.write_text("import os\n" + FILE.replace("rounds=2", "rounds=int(os.environ['ROUNDS'])"))
+    folder, more = tmp_path / "runs", ("--set", "ROUNDS=1", "--dry-run")
+    said = works(*words(file, folder, *more))
+    assert "onecycle-1" in said and "onecycle-2" not in said and "ROUNDS" not in os.environ
+    said = works("reproduce", "--study", file, "--save", folder, *more)
+    assert "--set ROUNDS=1" in said
+    for wrong, says in (("ROUNDS", "takes NAME=VALUE, not 'ROUNDS'"), ("1=2", "takes NAME=VALUE"),
+                        ("ROUND=1", f"{file} reads no ROUND")):
+        fails(*words(file, folder, "--set", wrong), code=2, says=says)
 
 
 def test_a_dry_run_tells_shared_stages_once_and_touches_nothing(tmp_path):

@@ -1,7 +1,10 @@
 """kesi study: variants of the method against each other."""
 
+import os
+import re
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,6 +98,8 @@ def parse(argv: Sequence[str] | None = None) -> Asked:
     """The command line and the file that it names. Raises UsageError where either will not do."""
     parser = entry.parser(study.__doc__, "kesi study")
     parser.add_argument("file", metavar="FILE", help="a Python file with VARIANTS")
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE",
+                        help="what the file reads from the environment, such as IMAGES=1000")
     data, _, training, machine, output = flags.groups(parser)
     flags.add_images(data, family=None)
     flags.add_unlabelled(data)
@@ -110,7 +115,8 @@ def parse(argv: Sequence[str] | None = None) -> Asked:
                         "the data set (default: its name, or that of its folder)")
     args = parser.parse_args(argv)
     args.seeds = list(dict.fromkeys(args.seeds))
-    variants = variants_of(args.file)
+    with environment(args.file, args.set):
+        variants = variants_of(args.file)
     if args.against is not None:
         if args.against not in variants:
             raise UsageError(f"{args.file} has no variant {args.against!r} to hold the others "
@@ -127,6 +133,31 @@ def parse(argv: Sequence[str] | None = None) -> Asked:
     folder = args.save or Path("runs", f"study-{Path(args.file).stem}")
     measures = flags.classes_and_size(args, recipe.family, args.data)
     return Asked(args, variants, folder, measures, studies.planned(variants, *measures))
+
+
+@contextmanager
+def environment(file: str, given: Sequence[str]) -> Iterator[None]:
+    """The environment with these names and values, in which a study's file is read: as a part of
+    the command they stand in its records, and in jobs that run elsewhere.
+
+    Raises UsageError for what is no name with a value, and for a name that the file does not have.
+    """
+    text = Path(file).read_text(errors="replace") if Path(file).is_file() else None
+    values = {}
+    for one in given:
+        name, _, value = one.partition("=")
+        if not re.fullmatch(r"[A-Za-z_]\w*", name) or name == one or controls(value):
+            raise UsageError(f"--set takes NAME=VALUE, not {one!r:.60}")
+        if text is not None and not re.search(rf"\b{name}\b", text):
+            raise UsageError(f"--set {one}: {file} reads no {name}")
+        values[name] = value
+    before = dict(os.environ)
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def variants_of(file: str) -> dict[str, Variant]:
