@@ -11,11 +11,12 @@ retrainings.
 from dataclasses import replace
 
 from kesi.method.objectives import Dist, KullbackLeibler, Standardised, WithLabels
-from kesi.method.recipes import kesi2_many, recipe
+from kesi.method.recipes import kesi2, kesi2_many, recipe
 from kesi.runs.study import Variant
 
 paper = recipe("resnet20", "imagefolder", "filter").changed(
     amounts=0.25, epochs=(12, 3, 4), compare=False)
+few = Variant(kesi2(paper))
 whole = Variant(kesi2_many(paper))  # four fifths of the last step's loss are the labels'
 rounds = whole.changed(teachers=None, epochs=(11, 4, 4))  # the last number is of no training
 SHARE = 2_143_360 / 10_138_240  # of the MACs, that five rounds at a rate of 0.25 leave
@@ -46,4 +47,7 @@ VARIANTS = {
     "decay 5e-4": everywhere(weight_decay=5e-4),
     "batches of 64": everywhere(batch_size=64),
     "17 + 5 x 2 + 4": whole.changed(epochs=(17, 2, 4)),
+    "kesi2": few,
+    "from scratch by labels, with kesi2's decay and batches": few.changed(
+        start="fresh", teachers="labels", distillation=few.recipe.baseline.changed(epochs=31)),
 }
