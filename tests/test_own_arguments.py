@@ -293,7 +293,7 @@ def test_images_of_ones_own_take_the_recipe_that_is_for_as_many(tmp_path, capsys
     words = ("--arch", "resnet20", "--dry-run", "--device", "cpu", "--epochs", 2, 1, 1)
     said = works("kesi", "run", "--dataset", "imagefolder", "--data", tmp_path / "images", *words,
                  "--method", "both")
-    assert said.count("recipe: kesi2, ") == 1 and "these 1,000 (docs" in said
+    assert said.count("recipe: kesi2, ") == 1 and "these are 1,000 (docs" in said
     compress = ("kesi", "compress", tmp_path / "images", *words)
     assert "recipe: kesi2, " in works(*compress)
     for more in (("--recipe", "paper"), ("--photos", "--image-size", 32)):

@@ -75,7 +75,7 @@ def run_pipeline(doc: str, family: str, argv: Sequence[str] | None = None, prog:
     method.add_argument("--recipe", metavar="NAME",
                         help="the paper's, or what differs from it: "
                         f"{', '.join(recipes.RECIPES)} (default: paper; for images of your own "
-                        "what was found to do best with about as many)")
+                        "by their number, docs/beyond.md)")
     flags.add_rounds(method)
     method.add_argument("--compare", nargs="*", metavar="NAME", default=False,
                         help="also retrain in these other ways, for all rows of the paper's table "

@@ -104,7 +104,7 @@ def compress(model: nn.Module | Factory, train: Pairs | Dataset, test: Pairs | N
     and distillation, ``batch_size``, and ``lr``, the highest rate of baseline and one-cycle
     retraining, replace those of the recipe, whose epochs are otherwise made to fit the number of
     images (docs/data.md); ``recipe``: a name in RECIPES of kesi.method.recipes, or a whole one
-    (default: what was found to do best with about as many images, docs/beyond.md). ``compare``:
+    (default: by the number of images, docs/beyond.md). ``compare``:
     also retrain the usual way.
 
     A target instead of rates: ``macs`` or ``params``, the share that is to be left after the last

@@ -35,8 +35,9 @@ RECIPES: dict[str, Callable[[Recipe], Recipe]] = {
     PAPER: lambda paper: paper, "kesi2": kesi2, "kesi2-many": kesi2_many}
 
 # Which one is taken for images of one's own where none is named: from so many training images on,
-# what was found to do best with about as many (docs/beyond.md).
+# what did better than the paper's with the numbers of images that were tried (docs/beyond.md).
 SUITED = {1_000: "kesi2", 20_000: "kesi2-many"}
+TRIED = {"kesi2": "1,000 and 5,000", "kesi2-many": "50,000"}
 
 
 def named(name: str, paper: Recipe) -> Recipe:
@@ -80,5 +81,5 @@ def suited(dataset: str, family: str, images: int) -> str:
 
 def choice(name: str, images: int) -> str:
     """Which recipe was taken where none was named, in a line."""
-    return (f"recipe: {name}, found to do better than the paper's with about as many training "
-            f"images as these {images:,} (docs/beyond.md); --recipe {PAPER} takes the paper's")
+    return (f"recipe: {name}, which did better than the paper's with {TRIED[name]} training "
+            f"images; these are {images:,} (docs/beyond.md). --recipe {PAPER} takes the paper's")
