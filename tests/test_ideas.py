@@ -248,6 +248,7 @@ PAIRS = {
     "a list that it holds": [Mine([1, 0]), Mine([0, 1])],
     "an array that it holds": [Mine(np.eye(2)), Mine(np.ones((2, 2)))],
     "a dictionary that it holds": [Mine({"a": {1, 2}}), Mine({"a": {1, 3}})],
+    "a large array of a partial": [partial(by, np.eye(99)), partial(by, np.eye(99, k=50))],
     "a method's object": [Mine(1).loss, Mine(2).loss],
     "weights": [torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)],
 }

@@ -85,7 +85,8 @@ def code_digest(thing: Any) -> str:
 
 def _code_digest(thing: Any) -> str:
     if isinstance(thing, functools.partial):
-        return _digest([code_digest(thing.func), repr(describe([thing.args, thing.keywords]))])
+        given = [thing.args, thing.keywords]
+        return _digest([code_digest(thing.func), in_words(given) or repr(describe(given))])
     held = []
     if inspect.ismethod(thing):
         held = [code_digest(thing.__self__)]
