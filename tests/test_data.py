@@ -267,7 +267,8 @@ class FakeCifar:
     classes = ["plane", "car"]
 
     def __init__(self, root, train, download):
-        self.data = np.full((6 if train else 4, 32, 32, 3), 100 if train else 50, dtype=np.uint8)
+        values = np.full((6 if train else 4, 3, 32, 32), 100 if train else 50, dtype=np.uint8)
+        self.data = values.transpose(0, 2, 3, 1)  # in the order of the files, as torchvision has it
         self.targets = [0, 1] * (3 if train else 2)
 
 

@@ -28,7 +28,9 @@ def _load(name: str, root: Path, storage: Storage, download: bool) -> Images:
         missing = "could not be downloaded or is damaged" if download else "is missing or damaged"
         raise KesiError(f"{name} {missing} ({reason}): put {source.filename} from {source.url} "
                         f"(MD5 {source.tgz_md5}) into {root}/ or unpack it there") from error
-    train, test = (Split(torch.from_numpy(part.data), torch.tensor(part.targets)) for part in parts)
+    # torchvision has them with the channels first in memory
+    train, test = (Split(torch.from_numpy(part.data).contiguous(), torch.tensor(part.targets))
+                   for part in parts)
     return Images(train, test, tuple(parts[0].classes))
 
 
