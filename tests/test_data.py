@@ -456,6 +456,16 @@ def test_transparent_parts_are_white(tmp_path):
         assert (pixels[:, :10] == 255).all() and (pixels[:, 10:] == (10, 20, 30)).all()
 
 
+def test_grey_of_16_bits_keeps_the_upper_8_and_its_transparency(tmp_path):
+    grey = np.array([[0, 1000, 65535]], dtype=np.uint16).repeat(8, 0).repeat(8, 1)
+    Image.fromarray(grey).save(tmp_path / "a.png", transparency=1000)
+    pixels = decode(tmp_path / "a.png", Storage((8, 24), False)).pixels
+    assert [row[4].tolist() for row in np.split(pixels[4], 3)] == [[0] * 3, [255] * 3, [255] * 3]
+    Image.fromarray(grey.astype(np.int32)).save(tmp_path / "a.tif")
+    with pytest.raises(KesiError, match="32-bit pixels; which value is white is not known"):
+        decode(tmp_path / "a.tif", Storage((8, 24), False))
+
+
 @pytest.mark.parametrize("shape", [(300, 400), (101, 53), (30, 64), (8, 700)])
 def test_cropped_storage_is_torchvisions_resize_and_centre_crop(tmp_path, shape):
     pixels = datagen.picture(np.random.default_rng(6), *shape, 0)
@@ -466,12 +476,13 @@ def test_cropped_storage_is_torchvisions_resize_and_centre_crop(tmp_path, shape)
             and result.true_size == shape)
 
 
-def test_squeezed_storage_keeps_the_whole_and_the_true_size(tmp_path):
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])  # Pillow turns the second by itself
+def test_squeezed_storage_keeps_the_whole_and_the_true_size(tmp_path, name):
     pixels = datagen.picture(np.random.default_rng(7), 50, 120, 0)
     exif = Image.Exif()
     exif[0x0112] = 6
-    Image.fromarray(pixels).transpose(Image.Transpose.ROTATE_90).save(tmp_path / "a.png", exif=exif)
-    result = decode(tmp_path / "a.png", Storage(40, True))
+    Image.fromarray(pixels).transpose(Image.Transpose.ROTATE_90).save(tmp_path / name, exif=exif)
+    result = decode(tmp_path / name, Storage(40, True))
     expected = Image.fromarray(pixels).resize((40, 40), Image.Resampling.BILINEAR)
     assert np.array_equal(result.pixels, np.asarray(expected)) and result.true_size == (50, 120)
 

@@ -1,6 +1,7 @@
 """What compress() takes besides a network and images, on a network of two convolutions."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -82,6 +83,18 @@ def test_the_last_step_cannot_make_it_worse_and_test_images_have_no_say(worse):
     dataset = from_arrays((train.images, train.labels), shown(wrong=True), 10, flip=False,
                           val_fraction=0.2)
     assert verify(result.folder, dataset).failures == []
+
+
+def test_what_is_handed_over_stays_while_another_seed_is_run(worse, tmp_path):
+    folder = shutil.copytree(worse[0].folder, tmp_path / "run")
+
+    def stop(row):
+        raise RuntimeError("enough")
+
+    with pytest.raises(RuntimeError, match="enough"):
+        squeeze(folder, shown(wrong=True), epochs=(15, 8, 8), loss=always_zero, val_fraction=0.2,
+                seeds=(0, 1), on_epoch=stop)
+    assert read_run(folder / "run.json").handed_over == {"seed0": "onecycle-1"}
 
 
 def test_every_epoch_is_told_as_it_was_recorded(worse):

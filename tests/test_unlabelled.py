@@ -5,9 +5,11 @@ import json
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 import kesi
 from datagen import write_imagefolder
@@ -119,10 +121,30 @@ def test_test_images_are_refused(images, tmp_path):
     shutil.copytree(images / "train", tmp_path / "train")
     fails(*words(images, tmp_path / "run", "--unlabelled", tmp_path / "train", "--val-fraction",
                  0.5), code=2, says="4 of the 8 images without labels are held-out images")
+    # of photographs, those with labels are stored as a crop, those without as a whole
+    photo = Image.fromarray((np.arange(40 * 80 * 3) % 251).astype(np.uint8).reshape(40, 80, 3))
+    photo.save(tmp_path / "train" / "ant" / "wide.png")
+    for folder in ("test/ant", "more"):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        photo.save(tmp_path / folder / "wide.png")
+    (tmp_path / "more" / "hidden.png").unlink()
+    with pytest.raises(UsageError, match="1 of the 13 images without labels are test images"):
+        load("imagefolder", tmp_path, family="tinyimagenet", image_size=56,
+             unlabelled=tmp_path / "more")
     (tmp_path / "none").mkdir()
     fails(*words(images, tmp_path / "run", "--unlabelled", tmp_path / "none"), code=1,
           says="has no image")
     assert not (tmp_path / "run").exists()
+
+
+def test_linked_folders_count_and_what_is_no_image_is_told(images, tmp_path):
+    (tmp_path / "more" / "deep").mkdir(parents=True)
+    (tmp_path / "more" / "linked").symlink_to(images / "more" / "train" / "x")
+    (tmp_path / "more" / "deep" / "back").symlink_to(tmp_path / "more")
+    (tmp_path / "more" / "notes.txt").write_text("none")
+    with pytest.warns(UserWarning, match=r"1 of 7 entries in .*more are left out, .*notes\.txt"):
+        found = load("imagefolder", images, image_size=8, unlabelled=tmp_path / "more")
+    assert len(found.unlabelled) == 6
 
 
 def test_a_loss_that_needs_every_label_is_refused_before_any_training(images, tmp_path):

@@ -113,7 +113,8 @@ def _is_pair(images: Any) -> bool:
     if not isinstance(images, (tuple, list)) or len(images) != 2:
         return False
     labels = images[1]
-    return not (isinstance(labels, (tuple, list)) and getattr(labels[0], "ndim", 0) > 1)
+    return not (isinstance(labels, (tuple, list)) and len(labels)
+                and getattr(labels[0], "ndim", 0) > 1)
 
 
 def _batches(dataset: torch.utils.data.Dataset, which: str) -> Iterator[tuple[Tensor, list]]:

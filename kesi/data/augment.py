@@ -35,8 +35,8 @@ class Normalise:
         The result is written to `out`, contiguous float32 (B, H, W, C), if given; float32 images
         are overwritten.
         """
-        # Whole rows of C W values: a broadcast over a last dimension of 3 is slow on a CPU. Of images
-        # that lie in memory in another order, flatten() would make a copy, and that be normalised.
+        # Whole rows of C W values: a broadcast over a last dimension of 3 is slow on a CPU. Where
+        # images lie in another order in memory, flatten() would copy, and the copy be normalised.
         values = images.float().contiguous() if out is None else out.copy_(images)
         rows, width = values.flatten(2), values.shape[2]
         torch.addcmul(self.bias.repeat(width), rows, self.scale.repeat(width), out=rows)

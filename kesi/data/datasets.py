@@ -48,10 +48,9 @@ class Dataset:
     def __post_init__(self):
         """Raises UsageError where images without labels are test images, or held out."""
         for what, split in (("test", self.test), ("held-out", self.val)):
-            if None not in (self.unlabelled, split) and (
-                    count := _shared(self.unlabelled, split)):
-                raise UsageError(f"{count:,} of the {len(self.unlabelled):,} images without labels "
-                                 f"are {what} images of {self.name}: leave them out")
+            if None not in (self.unlabelled, split):
+                _refuse_shared(_shared(self.unlabelled, split), len(self.unlabelled), what,
+                               self.name)
 
     @property
     def num_classes(self) -> int:
@@ -161,6 +160,9 @@ def load(
                                                       Path(unlabelled)))
         if tested.is_relative_to(folder) or folder.is_relative_to(tested):
             raise UsageError(f"{unlabelled} holds the test images: --unlabelled takes others")
+        if tested.is_dir():  # as files: of photographs, test images are stored in another form
+            count, number = imagefolder.count_copies(folder, tested)
+            _refuse_shared(count, number, "test", name)
         others = _at(imagefolder.load_unlabelled(
             Path(unlabelled), replace(storage, channels=found.train.images.shape[3])), stored)
     train, val = hold_out(train, val_fraction) if val_fraction else (train, None)
@@ -169,6 +171,12 @@ def load(
         PadCrop(size, min(height_width(size)) // 8, flip))  # 4 px at 32, as in the paper
     return Dataset(name, train, test, val, found.classes, mean, std, size, augmentation,
                    others)
+
+
+def _refuse_shared(count: int, number: int, what: str, name: str) -> None:
+    if count:
+        raise UsageError(f"{count:,} of the {number:,} images without labels are {what} images of "
+                         f"{name}: leave them out")
 
 
 def _shared(split: Split, others: Split) -> int:

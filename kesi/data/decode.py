@@ -61,11 +61,14 @@ def decode(path: Path, storage: Storage) -> Decoded:
             if limit is not None and image.width * image.height > limit:
                 raise KesiError(f"{path} has {image.width}x{image.height} pixels, more than "
                                 f"{limit}: make it smaller")
+            kind = image.format
+            if kind == "TIFF":  # which Pillow turns upright when it is read, from some version on
+                image.load()
             true_size = _upright_size(image)
             height, width, channels = storage.shape
             # JPEG decodes at 1/2, 1/4 or 1/8 for far less work; twice the size needed is enough.
             image.draft(None, (2 * width, 2 * height))
-            image = _rgb(ImageOps.exif_transpose(image))
+            image = _rgb(ImageOps.exif_transpose(image), kind)
             if channels == 1:
                 image = image.convert("L")
             box = _box(image, storage)
@@ -104,11 +107,14 @@ def _box(image: Image.Image, storage: Storage) -> tuple[float, float, float, flo
     return left, top, right, bottom
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "F":
-        raise ValueError("floating-point pixels; which value is white is not known")
+def _rgb(image: Image.Image, kind: str | None) -> Image.Image:
+    if image.mode == "F" or (image.mode == "I" and kind == "TIFF"):  # others are of 16 bits
+        what = "floating-point" if image.mode == "F" else "32-bit"
+        raise ValueError(f"{what} pixels; which value is white is not known")
     if image.mode == "I" or image.mode.startswith("I;16"):
         grey = np.asarray(image).astype(np.int64).clip(0, 65535)
+        if isinstance(clear := image.info.get("transparency"), int):
+            grey[grey == clear] = 65535
         return Image.fromarray((grey >> 8).astype(np.uint8)).convert("RGB")
     if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")

@@ -174,7 +174,7 @@ def move_aside(folder: Path) -> Path | None:
     """
     if not folder.exists() or not distributed.is_main():
         return None
-    number = 1
+    folder, number = folder.resolve(), 1  # "." has no name
     while (aside := folder.with_name(f"{folder.name}.old-{number}")).exists():
         number += 1
     with held(folder):

@@ -194,6 +194,7 @@ def _open(settings: Settings) -> None:
     folder, recipe, data = settings.folder, settings.recipe.describe(), settings.dataset.describe()
     remove_leftovers(folder / "report")
     seeds, latency, budget = set(settings.seeds), settings.latency, settings.budget
+    chosen: dict[str, str] = {}
     more = settings.dataset.unlabelled and settings.dataset.unlabelled.digest
     if (folder / RUN).is_file():
         before = read_run(folder / RUN)
@@ -211,12 +212,13 @@ def _open(settings: Settings) -> None:
         recipe["trainings"] = {**new, **{name: old[name] for name in old
                                          if name not in (*new, KESI)}, KESI: last}
         seeds |= set(before.seeds)
+        chosen = before.handed_over  # until _choose() has looked at all of them again
         latency, budget = latency or before.latency, budget or before.budget
     write_json(folder / RUN, encode(RunRecord(
         arch=recipe["arch"], dataset=settings.dataset.name, method=recipe["method"], recipe=recipe,
         seeds=sorted(seeds), recipe_hash=recipe_hash(recipe), data=data, baseline=settings.baseline,
         pretrained=settings.pretrained, fitted_to=settings.recipe.fitted_to, latency=latency,
-        budget=budget, unlabelled=more,
+        budget=budget, unlabelled=more, handed_over=chosen,
         **provenance(settings.options.device))))
 
 

@@ -1,6 +1,7 @@
 """Anybody's images: `train/<class>/*` and `test/<class>/*`, of any sizes and modes."""
 
 import contextlib
+import hashlib
 import os
 import warnings
 from dataclasses import replace
@@ -63,13 +64,21 @@ def class_names(folder: Path) -> tuple[str, ...]:
     """The classes of a split: its folders that are not hidden, sorted; none if it is not there."""
     if not folder.is_dir():
         return ()
-    return tuple(sorted(path.name for path in folder.iterdir()
-                        if path.is_dir() and not path.name.startswith(".")))
+    return tuple(path.name for path in _entries(folder)
+                 if path.is_dir() and not path.name.startswith("."))
+
+
+def _entries(folder: Path) -> list[Path]:
+    """What is in a folder, sorted. Raises KesiError where it cannot be read."""
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise KesiError(f"{folder} cannot be read: {error.strerror}") from error
 
 
 def counts(folder: Path) -> list[int]:
     """How many images each class of a split has, without opening one; none if it is not there."""
-    return [sum(map(_is_one, (folder / name).iterdir())) for name in class_names(folder)]
+    return [sum(map(_is_one, _entries(folder / name))) for name in class_names(folder)]
 
 
 def shorter_side(folder: Path) -> int | None:
@@ -77,8 +86,8 @@ def shorter_side(folder: Path) -> int | None:
     first bytes say; None where none can be read."""
     sides = []
     for name in class_names(folder):
-        for path in filter(_is_one, sorted((folder / name).iterdir())):
-            with contextlib.suppress(OSError, Image.DecompressionBombError):
+        for path in filter(_is_one, _entries(folder / name)):
+            with contextlib.suppress(Exception):  # damaged files make Pillow raise nearly anything
                 with Image.open(path) as image:
                     sides.append(min(image.size))
             break
@@ -86,26 +95,70 @@ def shorter_side(folder: Path) -> int | None:
 
 
 def _is_one(path: Path) -> bool:
-    return not path.name.startswith(".") and is_image(path.name) and path.is_file()
+    return is_image(path.name) and os.path.isfile(path)  # no error where it may not be looked at
 
 
 def load_unlabelled(root: Path, storage: Storage) -> Split:
-    """All images in a folder and the folders in it, whose names mean nothing here.
+    """All images in a folder and the folders in it, also linked ones, whose names mean nothing.
 
-    Raises KesiError where there is none, or for an unreadable one.
+    Raises KesiError where there is none, or for an unreadable file or folder.
     """
-    if not root.is_dir():
-        raise KesiError(f"{root} is not a folder: --unlabelled takes one with images")
-    files = []
-    for here, folders, names in os.walk(root):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        files += [str((Path(here) / name).relative_to(root)) for name in sorted(names)
-                  if _is_one(Path(here) / name)]
+    files, others = _images_below(root)
     if not files:
         raise KesiError(f"{root} has no image ({', '.join(sorted(SUFFIXES))}) in it or its folders")
+    _tell_left_out(str(root), "files", others, len(files))
     decoded = cached(root, "unlabelled", files, storage)
     return Split(decoded.images, torch.full((len(files),), UNKNOWN),
                  sizes=decoded.sizes if storage.squeeze else None, pixels=decoded.pixels)
+
+
+def _images_below(root: Path) -> tuple[list[str], list[Path]]:
+    """The images in a folder and those in it, by their paths from it, and what else is there."""
+    def unreadable(error: OSError) -> None:
+        raise KesiError(f"{error.filename} cannot be read: {error.strerror}") from error
+
+    if not root.is_dir():
+        raise KesiError(f"{root} is not a folder: --unlabelled takes one with images")
+    files, others, been = [], [], set()
+    for here, folders, names in os.walk(root, onerror=unreadable, followlinks=True):
+        there = os.path.realpath(here)
+        folders[:] = [] if there in been else sorted(
+            name for name in folders if not name.startswith("."))
+        if there in been:  # a link that leads back
+            continue
+        been.add(there)
+        for path in (Path(here) / name for name in sorted(names) if not name.startswith(".")):
+            if _is_one(path):
+                files.append(str(path.relative_to(root)))
+            else:
+                others.append(path)
+    return files, others
+
+
+def count_copies(folder: Path, others: Path) -> tuple[int, int]:
+    """How many image files in a folder, or in those in it, are byte for byte in another one; and
+    how many there are."""
+    def digest(path: Path) -> bytes:
+        return hashlib.sha256(path.read_bytes()).digest()
+
+    known: dict[int, list[Path]] = {}  # by size: few files of one size have to be read
+    for name in _images_below(others)[0]:
+        known.setdefault((others / name).stat().st_size, []).append(others / name)
+    digests: dict[int, set[bytes]] = {}
+    found, files = 0, _images_below(folder)[0]
+    for path in (folder / name for name in files):
+        if (size := path.stat().st_size) in known:
+            if size not in digests:
+                digests[size] = set(map(digest, known[size]))
+            found += digest(path) in digests[size]
+    return found, len(files)
+
+
+def _tell_left_out(where: str, what: str, others: list[Path], count: int) -> None:
+    if others:
+        warnings.warn(f"{len(others)} of {count + len(others)} entries in {where} are left out, "
+                      f"{others[0]} for one: images are {what} named "
+                      f"{', '.join(sorted(SUFFIXES))}", stacklevel=5)
 
 
 def _classes(folder: Path) -> tuple[str, ...]:
@@ -126,7 +179,7 @@ def _split(root: Path, name: str, classes: tuple[str, ...],
         if not folder.is_dir():  # a class may lack test images
             continue
         images = []
-        for path in sorted(folder.iterdir()):
+        for path in _entries(folder):
             if path.name.startswith("."):
                 continue
             if _is_one(path):
@@ -138,11 +191,8 @@ def _split(root: Path, name: str, classes: tuple[str, ...],
                             f"remove the folder")
         files += [f"{name}/{class_name}/{image}" for image in images]
         labels += [label] * len(images)
-    if others:
-        warnings.warn(
-            f"{len(others)} of {len(files) + len(others)} entries in the class folders of "
-            f"{root / name} are left out, {others[0]} for one: images are files directly in them, "
-            f"named {', '.join(sorted(SUFFIXES))}", stacklevel=4)
+    _tell_left_out(f"the class folders of {root / name}", "files directly in them,", others,
+                   len(files))
     decoded = cached(root, name, files, storage)
     sizes = decoded.sizes if storage.squeeze else None
     labels = torch.tensor(labels)
