@@ -19,7 +19,7 @@ from kesi.method.pruning import prune_weights
 from kesi.own import registry
 from kesi.system.errors import KesiError, UsageError
 from kesi.tools import export, formats
-from kesi.tools.inputs import inputs_of
+from kesi.tools.inputs import Inputs, inputs_of
 
 pytest_plugins = ["tinyrun"]
 
@@ -231,3 +231,30 @@ def test_safetensors_of_an_unregistered_network_says_what_to_register(tmp_path, 
     with pytest.raises(UsageError,
                        match=r"say how it is built with kesi.register\('lone', factory\)"):
         formats.load_safetensors(path)
+
+
+class Twice(torch.nn.Module):
+    """A convolution with two names; of every image by itself, which is no graph of any batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = self.second = torch.nn.Conv2d(3, 3, 3, padding=1)
+        self.body, self.head = torch.nn.Conv2d(3, 8, 3), torch.nn.Linear(8, 10)
+
+    def forward(self, images):
+        shared = torch.stack([self.second(self.first(one)) for one in images])
+        return self.head(self.body(shared).mean((2, 3)))
+
+
+def test_a_shared_module_is_written_and_what_cannot_be_traced_is_one_line(tmp_path, monkeypatch):
+    pytest.importorskip("safetensors")
+    pytest.importorskip("torch_pruning")
+    monkeypatch.setattr(models, "ARCHITECTURES", dict(models.ARCHITECTURES))
+    registry.register("twice", Twice, image_size=8)
+    network = models.create("twice", 10)
+    (tmp_path / "a.safetensors").write_bytes(formats.save_bytes(network, {}))
+    state = formats.load_safetensors(tmp_path / "a.safetensors").state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
+    with pytest.raises(KesiError, match="torch cannot export this network as pt2: ") as refused:
+        formats.encode(network.eval(), Inputs(8, None, None, ("",) * 10, None, "cifar"), "pt2", {})
+    assert "\n" not in str(refused.value)

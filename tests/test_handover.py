@@ -130,6 +130,8 @@ def test_the_example_runs_without_torch(handed, bare, tmp_path, filter_run):
     from PIL import Image
     for number in range(5):
         Image.fromarray(dataset.test.images[number].numpy()).save(tmp_path / f"{number}.png")
+    deep = dataset.test.images[5, :, :, 0].numpy().astype("uint16") * 256 + 255
+    Image.fromarray(deep).save(tmp_path / "5.png")
     files = image_files([tmp_path])
     expect(run_bare(bare, handed / "example.py", *files), filter_run / "seed0/kesi", files)
 

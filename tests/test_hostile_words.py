@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -25,6 +26,13 @@ def test_what_is_no_file_is_never_replaced_by_one(filter_run, tmp_path):
     fails("kesi", "compare", kesi, kesi, *NETWORKS, "--csv", here, code=1, says="and no file")
     assert here.is_fifo() and list(tmp_path.iterdir()) == [here]
     fails("kesi", "compare", kesi, kesi, *NETWORKS, "--csv", ".", code=1, says="and no file")
+    # a flag that takes no FILE elsewhere, before a checkpoint; and a format with its name
+    checkpoint = shutil.copy(kesi / "checkpoint.pth.tar", tmp_path)
+    before = Path(checkpoint).read_bytes()
+    fails("kesi", "compare", *NETWORKS, "--csv", checkpoint, kesi, code=2, says="is a checkpoint")
+    fails("kesi", "export", kesi, "--format", "onnx", "--out", checkpoint, code=2,
+          says="take another, such as checkpoint.onnx")
+    assert Path(checkpoint).read_bytes() == before
 
 
 def test_a_pipe_in_a_run_is_not_waited_for(filter_run, tmp_path):

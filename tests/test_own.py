@@ -249,6 +249,9 @@ def test_filters_that_cannot_go_alone_are_found_out_and_left_alone():
     normed = nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.Conv2d(8, 6, 3), nn.Flatten(),
                            nn.Linear(864, 10))
     assert analyse(normed, 16).left_alone == ("0",)
+    local = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.LocalResponseNorm(5),
+                          nn.Conv2d(8, 6, 3), nn.Flatten(), nn.Linear(864, 10))
+    assert analyse(local, 16).left_alone == ("0",)
 
 
 def test_a_wrong_graph_does_not_pass_the_trial():

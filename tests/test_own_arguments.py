@@ -177,6 +177,11 @@ def captured(weight):
     ({"loss": WithLabels(weights=Shares((1, 2, 3)))}, "there are 2 teachers, but weights of 3"),
     ({"criterion": "taste"}, "unknown criterion 'taste'"), ({"on_epoch": 3}, "on_epoch"),
     ({"val_fraction": 1.0}, "val_fraction 1.0"),
+    ({"method": "weight", "sparsities": 0.9, "rounds": None}, "sparsities are shares, one a round"),
+    ({"ignore": 5}, "ignore takes names of layers, not 5"),
+    ({"recipe": recipes.recipe("resnet20", "digits", "filter"), "compare": True},
+     "a whole recipe says itself .*: leave rounds and compare out"),
+    ({"trained": True, "accuracy": 0.93}, "accuracy is in percent"),
     ({"folder": "a\nb"}, "control character")])
 def test_what_will_not_do_is_said_before_any_training(arguments, says, tmp_path):
     with pytest.raises(UsageError, match=says) as refused:

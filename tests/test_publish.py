@@ -161,3 +161,10 @@ def test_the_results_of_this_project_hold(folder):
     """Records, reports, and each network's digest and answers; its images are not part of it."""
     _, failures, _ = published.verify(folder, load_with_metadata)
     assert not failures
+
+
+def test_no_place_of_the_machine_is_published():
+    said = {"command": "kesi run --data=/home/a/images --out /home/a/runs/x --seeds 0",
+            "parent": "/home/a/runs/x"}
+    assert published.without_places(said) == {"command": "kesi run --data=images --out x --seeds 0",
+                                    "parent": "x"}

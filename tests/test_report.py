@@ -18,6 +18,7 @@ from kesi.method.pruning.filters import pruned_widths
 from kesi.method.snapshot import StageName, chain, ensemble_name
 from kesi.report import report, summary, tables
 from kesi.report.page import page
+from kesi.report.statistics import paired
 from kesi.report.tables import NONE, Table
 from kesi.runs import results
 from kesi.system.errors import KesiError, UsageError
@@ -496,3 +497,9 @@ def test_a_long_title_stays_within_its_figure(tmp_path):
         FigureCanvasAgg(drawn).draw()
         title, whole = drawn._suptitle.get_window_extent(), drawn.bbox
         assert whole.x0 <= title.x0 and title.x1 <= whole.x1 and title.y1 <= whole.y1
+
+
+def test_above_is_not_claimed_of_two_that_are_alike():
+    alike = paired([50.0], [50.0])
+    assert (tables._verdict(alike, True), tables._verdict(alike, False)) == (
+        "one seed: yes", "one seed: no")

@@ -103,7 +103,9 @@ def without(graph: Graph, method: str, amounts: tuple, ignore: Sequence[str]) ->
     """The rates of every round, with 0 for the widths that layers in ``ignore`` have a part in."""
     if method != "filter":
         raise UsageError('ignore is for method="filter"')
-    ignore = (ignore,) if isinstance(ignore, str) else tuple(ignore)
+    ignore = (ignore,) if isinstance(ignore, str) else ignore
+    if not isinstance(ignore, Sequence) or not all(isinstance(name, str) for name in ignore):
+        raise UsageError(f"ignore takes names of layers, not {ignore!r:.60}")
 
     def inside(conv: str, name: str) -> bool:
         return conv == name or conv.startswith(f"{name}.")
@@ -153,12 +155,18 @@ def amounts(graph: Graph, method: str, rounds: int | None, rates: float | dict[s
              sparsities: Sequence[float] | None) -> tuple:
     """What every round prunes. Raises UsageError for what does not fit the method or each other."""
     if method == "filter":
+        if graph.problem:
+            raise UsageError(graph.problem)
         if sparsities is not None:
             raise UsageError('sparsities are for method="weight"; filter pruning takes rates')
         return (graph.rates(RATE if rates is None else rates),) * (rounds or recipes.ROUNDS)
     if rates is not None:
         raise UsageError('rates are for method="filter"; weight pruning takes sparsities')
-    shares = tuple(sparsities or SPARSITIES)
+    try:
+        shares = SPARSITIES if sparsities is None else tuple(map(float, sparsities))
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"sparsities are shares, one a round, such as (0.5, 0.75), not "
+                         f"{sparsities!r:.60}") from error
     if rounds is not None and (rounds > len(shares) or sparsities is not None):
         raise UsageError(f"there are {len(shares)} sparsities, one a round: give as many as there "
                          "are to be rounds")

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from kesi.checkpoints import fields
 from kesi.data import Dataset
 from kesi.data.split import Size, height_width
 from kesi.method.sizes import chance, channels_of
@@ -132,6 +133,8 @@ def check_baseline(network: nn.Module, dataset: Dataset, said: float | None, dev
     ``said``: its accuracy in percent as its owner knows it; without, it has to be above chance.
     The message names the likeliest cause.
     """
+    if said is not None and not (fields.number(said) and 1 < said <= 100):
+        raise UsageError(f"accuracy is in percent, above 1 and up to 100, not {said!r:.60}")
     labels = dataset.test.labels
     answers = predict(network, dataset, dataset.test, device).argmax(1).cpu()
     found = 100 * float((answers == labels).float().mean())

@@ -174,9 +174,13 @@ def compress(model: nn.Module | Factory, train: Pairs | Dataset, test: Pairs | N
             recipe = recipe.fitted(images)
         recipe = recipe.changed(epochs, batch_size=batch_size, lr=lr, compare=compare)
         recipe = replace(recipe, rounds=amounts)
-    elif target is not None or ignore:
-        raise UsageError("a whole recipe says itself what every layer loses: leave "
-                         f"{target[0] if target else 'ignore'} out")
+    else:
+        given = {target[0] if target else "": target, "ignore": ignore or None, "rounds": rounds,
+                 "rates": rates, "sparsities": sparsities, "compare": compare or None}
+        if more := [name for name, value in given.items() if value is not None]:
+            raise UsageError("a whole recipe says itself what every layer loses, and how it is "
+                             f"retrained: leave {' and '.join(more)} out")
+        recipe = recipe.changed(epochs, batch_size=batch_size, lr=lr)
     recipe = arguments.taught(recipe, dataset, criterion, loss, objective)
     arguments.check_recipe(graph, name, dataset.num_classes, method, recipe)
     folder = Path("runs") / f"{dataset.name}-{name}-{method}" if folder is None else Path(folder)

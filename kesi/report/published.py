@@ -70,7 +70,10 @@ def _command(said: str | None) -> str | None:
         words = shlex.split(said or "")
     except ValueError:  # quotes that do not end: nothing that anybody could run
         return None
-    return shlex.join([str(without_places(word)) for word in words]) or None
+    def shortened(word: str) -> str:
+        flag, given, value = word.partition("=")
+        return f"{flag}={without_places(value)}" if given else str(without_places(word))
+    return shlex.join(map(shortened, words)) or None
 
 
 def copy_records(run: Run, out: Path) -> None:

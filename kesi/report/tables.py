@@ -248,16 +248,17 @@ def claims_table(summaries: Sequence[Summary]) -> Table | None:
                 found = paired(*([row.results[seed].test_accuracy for seed in seeds]
                                  for row in (worse, better)))
                 body.append([f"{one.run.label}: {claim}", str(len(seeds)), f"{found.mean:+.2f}",
-                             found.interval or NONE, _verdict(found)])
+                             found.interval or NONE, _verdict(found, "or above" in claim)])
     return Table("Claims of the method, and what is seen here",
                  ["claim", "seeds", "difference (points)", "95 % interval", "seen here"], body,
                  ["Test accuracy, paired over seeds; the interval is Student's t of the paired "
                   "differences. Of a single seed there is none."]) if body else None
 
 
-def _verdict(found: Paired) -> str:
+def _verdict(found: Paired, equal: bool) -> str:
+    """``equal``: whether the claim holds of two that are alike."""
     if found.half is None:
-        return "one seed: yes" if found.mean >= 0 else "one seed: no"
+        return f"one seed: {'yes' if found.mean > 0 or equal and found.mean == 0 else 'no'}"
     if not found.told_from_chance:
         return "not told from none"
     return "yes" if found.mean > 0 else "no"

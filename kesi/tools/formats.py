@@ -52,7 +52,13 @@ def encode(network: nn.Module, inputs: Inputs, kind: str, about: dict[str, Any],
         return save_bytes(network, about, sparse)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # of the exporters, about their own insides
-        return (onnx_bytes if kind == "onnx" else _pt2)(network, inputs.image_size, about)
+        try:
+            return (onnx_bytes if kind == "onnx" else _pt2)(network, inputs.image_size, about)
+        except KesiError:
+            raise
+        except Exception as error:  # of torch's exporter, about somebody else's network: anything
+            raise KesiError(f"torch cannot export this network as {kind}: {first_line(error)}; "
+                            "its weights can be written as safetensors") from error
 
 
 def onnx_bytes(network: nn.Module, image_size: Size, about: dict[str, Any]) -> bytes:
@@ -163,7 +169,8 @@ def save_bytes(model: Network, about: dict[str, Any], sparse: bool = False) -> b
 
     Raises UsageError where safetensors is not installed.
     """
-    tensors = {name: value.detach().cpu().contiguous()
+    # copies, since safetensors takes no memory twice: of a module with two names
+    tensors = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
                for name, value in model.state_dict().items()}
     packed = []
     for name in conv_weights(model) if sparse else ():

@@ -18,7 +18,10 @@ crop, *resize = (np.broadcast_to(size, 2)[::-1] for size in (crop, *resize))  # 
 for path in sys.argv[1:]:
     image = Image.open(path)
     image.draft(None, tuple(2 * resize[0]))  # a large JPEG is decoded at a fraction
-    image = ImageOps.exif_transpose(image).convert("RGBA")
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # grey of 16 bits, of which the upper 8 count
+        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).astype(np.uint8))
+    image = image.convert("RGBA")
     image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     image = image.convert("L" if len(mean) == 1 else "RGB")
     for size in resize:  # which the image just covers; the middle is kept
