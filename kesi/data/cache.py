@@ -35,7 +35,7 @@ from kesi.system.errors import KesiError
 from kesi.system.files import write_whole
 from kesi.system.locks import held_by_one
 
-VERSION = 2
+VERSION = 3  # of the format, and of how files are decoded
 CHECKED = 2**28  # bytes
 CHUNK_BYTES = 4 * 2**20  # decoded pixels that a task hands over; two tasks a core are under way
 
