@@ -166,5 +166,5 @@ def test_the_results_of_this_project_hold(folder):
 def test_no_place_of_the_machine_is_published():
     said = {"command": "kesi run --data=/home/a/images --out /home/a/runs/x --seeds 0",
             "parent": "/home/a/runs/x"}
-    assert published.without_places(said) == {"command": "kesi run --data=images --out x --seeds 0",
-                                    "parent": "x"}
+    assert published.without_places(said) == {
+        "command": "kesi run --data=images --out x --seeds 0", "parent": "x"}

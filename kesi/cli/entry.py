@@ -77,6 +77,14 @@ def added(args: argparse.Namespace) -> list[str]:
     return [word for name in getattr(args, "with") or () for word in (WITH, name)]
 
 
+def refuse_checkpoint(flag: str, path: Path, instead: str) -> None:
+    """Raises UsageError where a file that is to be written has the name of a checkpoint, before
+    anything is computed for it."""
+    if path.suffix == ".tar":
+        raise UsageError(f"{flag} {path} is a checkpoint, or has the name of one: take another, "
+                         f"such as {path.name.partition('.')[0]}{instead}")
+
+
 def load_module(name: str, said: str) -> ModuleType:
     """Run a Python file, or import a module by its name. Raises UsageError, which begins with
     ``said``, where there is none or it fails."""

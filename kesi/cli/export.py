@@ -119,9 +119,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _check(args: argparse.Namespace, kind: str | None) -> None:
     """Raises UsageError for flags that do not go with what is to be written."""
-    if kind is not None and args.out.suffix == ".tar":
-        raise UsageError(f"--out {args.out} has the name of a checkpoint, which it may overwrite: "
-                         f"take another, such as {args.out.name.partition('.')[0]}.{kind}")
+    if kind is not None:
+        entry.refuse_checkpoint("--out", args.out, f".{kind}")
     if args.raw and kind is None:
         raise UsageError("--raw goes with a file: the programs in a folder feed images from 0 to 1 "
                          "(--out FILE.onnx)")

@@ -90,9 +90,8 @@ def compare(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--csv", type=Path, metavar="FILE",
                         help="also write the figures to this file")
     args = parser.parse_args(argv)
-    if args.csv is not None and args.csv.suffix == ".tar":  # --csv of other commands takes no FILE
-        raise UsageError(f"--csv {args.csv} is a checkpoint, which it would overwrite: say --csv "
-                         "FILE.csv after the checkpoints")
+    if args.csv is not None:  # a bare --csv, as of other commands, takes the first checkpoint
+        entry.refuse_checkpoint("--csv", args.csv, ".csv")
     device = chosen_device(args)
     root = (args.data or ROOT) if args.no_accuracy else images_folder(args, args.checkpoints[0])
     found = compare_networks(args.checkpoints, args.arch, args.dataset, root, args.image_size,

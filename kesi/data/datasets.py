@@ -160,7 +160,8 @@ def load(
                                                       Path(unlabelled)))
         if tested.is_relative_to(folder) or folder.is_relative_to(tested):
             raise UsageError(f"{unlabelled} holds the test images: --unlabelled takes others")
-        if tested.is_dir():  # as files: of photographs, test images are stored in another form
+        # as files, before pixels are compared: test photographs are stored in another form
+        if storage.squeeze and tested.is_dir():
             count, number = imagefolder.count_copies(folder, tested)
             _refuse_shared(count, number, "test", name)
         others = _at(imagefolder.load_unlabelled(

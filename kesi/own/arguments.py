@@ -155,8 +155,6 @@ def amounts(graph: Graph, method: str, rounds: int | None, rates: float | dict[s
              sparsities: Sequence[float] | None) -> tuple:
     """What every round prunes. Raises UsageError for what does not fit the method or each other."""
     if method == "filter":
-        if graph.problem:
-            raise UsageError(graph.problem)
         if sparsities is not None:
             raise UsageError('sparsities are for method="weight"; filter pruning takes rates')
         return (graph.rates(RATE if rates is None else rates),) * (rounds or recipes.ROUNDS)
@@ -189,8 +187,6 @@ def check_recipe(graph: Graph, name: str, classes: int, method: str, recipe: Rec
             raise UsageError(
                 f"sparsities are shares from 0 to below 1 that never fall, not {shares}")
         return
-    if graph.problem:
-        raise UsageError(graph.problem)
     if not graph.cfg:
         raise UsageError(
             f"{name} has no convolution that can lose single filters, and no linear layer "

@@ -159,6 +159,8 @@ def compress(model: nn.Module | Factory, train: Pairs | Dataset, test: Pairs | N
     name = name or _name(model)
     graph = register(name, model if given is None else lambda: copy.deepcopy(given),
                      dataset.num_classes, dataset.image_size, len(dataset.mean))
+    if method == "filter" and graph.problem:
+        raise UsageError(graph.problem)
     if recipe is None or isinstance(recipe, str):
         amounts = arguments.amounts(graph, method, rounds, rates, sparsities)
         if ignore:
@@ -175,9 +177,10 @@ def compress(model: nn.Module | Factory, train: Pairs | Dataset, test: Pairs | N
         recipe = recipe.changed(epochs, batch_size=batch_size, lr=lr, compare=compare)
         recipe = replace(recipe, rounds=amounts)
     else:
-        given = {target[0] if target else "": target, "ignore": ignore or None, "rounds": rounds,
-                 "rates": rates, "sparsities": sparsities, "compare": compare or None}
-        if more := [name for name, value in given.items() if value is not None]:
+        given = {"ignore": ignore or None, "rounds": rounds, "rates": rates,
+                 "sparsities": sparsities, "compare": compare or None}
+        more = [target[0]] if target else []
+        if more := more + [name for name, value in given.items() if value is not None]:
             raise UsageError("a whole recipe says itself what every layer loses, and how it is "
                              f"retrained: leave {' and '.join(more)} out")
         recipe = recipe.changed(epochs, batch_size=batch_size, lr=lr)

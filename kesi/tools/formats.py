@@ -54,7 +54,7 @@ def encode(network: nn.Module, inputs: Inputs, kind: str, about: dict[str, Any],
         warnings.simplefilter("ignore")  # of the exporters, about their own insides
         try:
             return (onnx_bytes if kind == "onnx" else _pt2)(network, inputs.image_size, about)
-        except KesiError:
+        except (KesiError, MemoryError):
             raise
         except Exception as error:  # of torch's exporter, about somebody else's network: anything
             raise KesiError(f"torch cannot export this network as {kind}: {first_line(error)}; "
