@@ -14,8 +14,9 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 
 import torch
 
@@ -85,6 +86,14 @@ def refuse_checkpoint(flag: str, path: Path, instead: str) -> None:
                          f"such as {path.name.partition('.')[0]}{instead}")
 
 
+class _AsWritten(SourceFileLoader):
+    """Runs the text of a file as it is. Byte code that Python has kept counts as that of a text of
+    the same size and second: of a file in which one digit was changed, the one before would run."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        return self.source_to_code(self.get_data(self.path), self.path)
+
+
 def load_module(name: str, said: str) -> ModuleType:
     """Run a Python file, or import a module by its name. Raises UsageError, which begins with
     ``said``, where there is none or it fails."""
@@ -94,7 +103,8 @@ def load_module(name: str, said: str) -> ModuleType:
     try:
         if path.suffix != ".py":
             return importlib.import_module(name)
-        spec = importlib.util.spec_from_file_location(path.stem, path)
+        spec = importlib.util.spec_from_file_location(
+            path.stem, path, loader=_AsWritten(path.stem, str(path)))
         sys.modules[path.stem] = module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         return module
