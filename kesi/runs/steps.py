@@ -71,6 +71,10 @@ def adopt_baseline(context: Context, source: Path, arch: str, folder: Path) -> C
 
 
 def _adopt(context: Context, parent: Checkpoint, folder: Path) -> None:
+    before = parent.info.data.get("digests", {}).get("train")
+    if before not in (None, context.dataset.train.digest):
+        warnings.warn(f"{parent.path} was trained on other images than these: among them may be "
+                      "some that are held out or tested here", stacklevel=2)
     loss, accuracy = evaluate(parent.network, context.dataset, context.dataset.test,
                               context.options.device)
     _refuse_nonsense(loss, str(parent.path))
