@@ -36,8 +36,9 @@ def main() -> None:
     """Run the command that the command line names."""
     words = sys.argv[1:]
     before = []  # --with FILE may stand before the command, too
-    while words[:1] == [WITH] and len(words) > 1:
-        before, words = [*before, *words[:2]], words[2:]
+    while words and (words[0].startswith(f"{WITH}=") or words[0] == WITH and len(words) > 1):
+        count = 1 + (words[0] == WITH)
+        before, words = [*before, *words[:count]], words[count:]
     if not words or words[0] in ("-h", "--help"):
         print(overview())
         return

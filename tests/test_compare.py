@@ -2,11 +2,13 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 import models
+from doors import fails
 from kesi import checkpoints
 from kesi.cli import networks
 from kesi.data import load
@@ -47,6 +49,16 @@ def test_names_tell_checkpoints_apart(filter_run):
     loaded = [checkpoints.load(path)
               for path in (stage / "pruned.pth.tar", stage, filter_run / "seed0/kesi")]
     assert compare.names(loaded) == ["onecycle-1/pruned.pth.tar", "onecycle-1", "kesi"]
+
+
+def test_checkpoints_of_other_classes_are_refused(filter_run, tmp_path):
+    known = checkpoints.load(filter_run / "seed0/kesi")
+    data = known.info.data | {"classes": ["ten", *known.info.data["classes"][1:]]}
+    checkpoints.save(tmp_path / "other.pth.tar", known, replace(known.info, data=data))
+    for words in ((known.path, tmp_path / "other.pth.tar", "--dataset", "digits"),
+                  (tmp_path / "other.pth.tar",)):
+        fails("kesi", "compare", *words, "--no-latency", code=2,
+              says="knows other classes than digits: 'ten' where '0' is")
 
 
 def test_without_images_and_times(filter_run, tmp_path, capsys):

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,9 +23,11 @@ from kesi.checkpoints.records import Info
 from kesi.cli.export import export
 from kesi.data import load
 from kesi.method.training import predict as predict_split
+from kesi.runs.results import stage_of
 from kesi.system.errors import KesiError, UsageError
+from kesi.tools.export import about_of
 from kesi.tools.handover import folder as handover
-from kesi.tools.handover.card import accuracies_by_seed, wilson
+from kesi.tools.handover.card import accuracies_by_seed, card, wilson
 from kesi.tools.handover.folder import runtime
 from kesi.tools.inputs import inputs_of
 from kesi.tools.predict import image_files, predict_images
@@ -208,6 +211,24 @@ def test_the_card_reads_as_the_hub_reads_it(handed, filter_run):
     low, high = wilson(result["test_accuracy"] / 100, 1497)
     assert f"{100 * low:.2f} to {100 * high:.2f} % (Wilson)" in card.text
     assert "300 training images of digits" in card.text and "seeds:" not in card.text
+
+
+def test_no_text_of_a_checkpoint_becomes_markup_of_the_card(filter_run):
+    checkpoint = checkpoints.load(filter_run / "seed0/kesi")
+    data = checkpoint.info.data | {"classes": ["<img src=x>", *"123456789"], "name": "\\<b>"}
+    checkpoint = replace(checkpoint, info=replace(checkpoint.info, data=data, command="a `<i>` b"))
+    about = about_of(checkpoint, inputs_of(checkpoint), False)
+    text = card(checkpoint, about, None).partition("\n---\n")[2]
+    assert "\\<img src=x>" in text and "\\\\\\<b>" in text and "- command: `` a `<i>` b ``" in text
+
+
+def test_the_network_of_a_run_is_that_of_its_first_finished_seed(filter_run, tmp_path):
+    run = shutil.copytree(filter_run, tmp_path / "run")
+    said = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(said | {"seeds": [0, 3]}))
+    assert stage_of(run) == run / "seed0" / "kesi"
+    (run / "seed0").rename(run / "seed3")
+    assert stage_of(run) == run / "seed3" / "kesi"
 
 
 def test_several_seeds_stand_in_the_card(filter_run, tmp_path):

@@ -11,6 +11,7 @@ from functools import partial
 
 import pytest
 
+from doors import works
 from kesi.cli.entry import load_module
 from kesi.system.describe import code_digest
 from tinyrun import ENVIRONMENT, ROOT
@@ -144,6 +145,15 @@ whole = checkpoints.load(folder / "baseline").network.layer1[0].conv1.weight
 pruned = checkpoints.load(folder / "onecycle-1" / "pruned.pth.tar").network.layer1[0].conv1.weight
 assert torch.equal(pruned, whole[:len(pruned)]) and len(pruned) < len(whole)
 '''
+
+
+def test_with_is_said_in_either_way_on_either_side(tmp_path):
+    path = tmp_path / "said.py"
+    path.write_text("print('it ran')")
+    command = ("plan", "--arch", "resnet20", "--dataset", "digits")
+    for words in ((f"--with={path}", *command), (*command, f"--with={path}"),
+                  ("--with", path, *command)):
+        assert works("kesi", *words).count("it ran") == 1
 
 
 def test_network_and_data_set(additions, tmp_path):

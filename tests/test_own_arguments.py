@@ -24,6 +24,7 @@ from kesi.method.training import Epoch, Options
 from kesi.own.compress import Compressed
 from kesi.report.verify import verify
 from kesi.runs.record import read_epochs, read_result, read_run
+from kesi.runs.study import Variant
 from kesi.system.errors import UsageError
 
 pytest.importorskip("torch_pruning")
@@ -328,6 +329,30 @@ def test_images_of_ones_own_take_the_recipe_that_is_for_as_many(tmp_path, capsys
     assert [recipes.suited("imagefolder", "cifar", number) for number in (0, 19_999, 20_000)] == [
         "paper", "kesi2", "kesi2-many"]
     assert recipes.suited("cifar10", "cifar", 50_000) == "paper"
+
+
+def test_a_whole_recipe_is_taken_as_it_is(tmp_path):
+    """Of a network, and of a function that builds one; the same call continues."""
+    images = load("digits").train
+    kesi.register("own", network, 10, 16)
+    whole = recipes.recipe("own", "arrays", "filter").changed(epochs=(1, 1, 1), batch_size=100,
+                                                              rounds=1)
+    for name, model in {"network": network(), "function": network}.items():
+        for _ in range(2):
+            made = kesi.compress(model, (images.images, images.labels), shown(), name="own",
+                                 recipe=whole, folder=tmp_path / name, options=CPU)
+        assert (tmp_path / name / "start.pth.tar").is_file() == (name == "network")
+        assert read_run(made.folder / "run.json").recipe == whole.describe()
+
+
+def test_a_variant_of_a_study_is_of_the_code_of_its_network():
+    def described(name):
+        return Variant(recipes.recipe(name, "digits", "filter")).describe()
+
+    kesi.register("own", network, 10, 16)
+    before = described("own")
+    kesi.register("own", lambda: nn.Sequential(*network(), nn.Identity()), 10, 16)
+    assert described("own") != before and "network's code" not in described("resnet20")
 
 
 def test_a_recipe_by_name_is_the_papers_but_for_what_it_differs_in(tmp_path, monkeypatch):

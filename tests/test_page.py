@@ -112,6 +112,14 @@ def test_a_run_that_is_not_finished(filter_run, tmp_path):
     assert "run <b>" not in text and "kesi export" not in text  # there is no network yet
 
 
+def test_it_names_the_network_that_the_run_hands_over(filter_run, tmp_path):
+    run = shutil.copytree(filter_run, tmp_path / "run")
+    said = json.loads((run / "run.json").read_text())
+    for stage in ("kesi", "onecycle-2"):
+        (run / "run.json").write_text(json.dumps(said | {"handed_over": {"seed0": stage}}))
+        assert f"{run}/seed0/{stage} --out handed-over" in page([run]).read_text()
+
+
 def test_the_report_writes_it_on_request(filter_run, tmp_path):
     works("kesi", "report", filter_run, "--no-plots", "--out", tmp_path)
     assert not (tmp_path / "report.html").exists()

@@ -82,7 +82,17 @@ def other_members(folder):
     edit(path, members_digests=json.loads(path.read_text())["members_digests"][::-1])
 
 
+def a_stage_as_an_ensemble(folder):
+    here = folder / "weight" / "seed0"
+    shutil.copy(here / "ensemble" / "result.json", here / "onecycle-2")
+
+
 @pytest.mark.parametrize(("change", "trouble"), [
+    (a_stage_as_an_ensemble, "weight/seed0/onecycle-2: the stage"),
+    (lambda folder: edit(folder / "weight" / "seed0" / "ensemble" / "result.json", stage="foo"),
+     "weight/seed0/ensemble: the stage"),
+    (lambda folder: edit(folder / "published.json", networks={"filter/seed0/kesi": [[1, "a"]]}),
+     "filter/seed0/kesi: published.json has no answers of it"),
     (other_network, "filter/seed0/kesi: the digest of its network"),
     (fewer_epochs, "filter/seed0/usual-1: the digest of its epochs"),
     (other_members, "weight/seed0/ensemble: their networks"),

@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,11 +18,14 @@ from kesi.method import paper, recipes, sizes
 from kesi.method.pruning.filters import pruned_widths
 from kesi.method.snapshot import StageName, chain, ensemble_name
 from kesi.report import report, summary, tables
-from kesi.report.page import page
+from kesi.report.page import page, tiles
 from kesi.report.statistics import paired
+from kesi.report.summary import summarise
 from kesi.report.tables import NONE, Table
 from kesi.runs import results
+from kesi.runs.results import load_run
 from kesi.system.errors import KesiError, UsageError
+from kesi.system.markdown import plain
 
 ROUNDS = 5
 WHOLE, SMALL = 853_018, 284_000  # parameters
@@ -244,6 +248,22 @@ def test_a_single_finished_stage_is_enough(tmp_path, kept):
     made = report.report([folder])
     assert f"{kept}," not in made.missing[0]
     assert all(path.stat().st_size for path in made.files)
+
+
+def test_what_is_compared_is_of_the_same_seeds_and_no_stage_that_was_moved_aside(tmp_path):
+    run = write_run(tmp_path / "run")
+    before = report.report([run], plots=False)
+    shutil.copytree(run / "seed0" / "onecycle-1", run / "seed0" / "onecycle-1.old-1")
+    assert report.report([run], plots=False) == before
+    shutil.rmtree(run / "seed1" / "kesi")
+    change = LAST["kesi"][0] - BASELINE[0]
+    (accuracy, said), *_ = tiles(summarise(load_run(run)))
+    assert f"({change:+.2f} to the baseline" in said and accuracy == f"{LAST['kesi'][0]:.2f} %"
+    assert change != pytest.approx(LAST["kesi"][0] - sum(BASELINE) / 2)
+
+
+def test_a_backslash_of_somebodys_makes_no_tag():
+    assert plain("a\n\\<b>") == r"a \\\<b>"
 
 
 def test_rounds_table(tmp_path):

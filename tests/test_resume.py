@@ -26,6 +26,7 @@ from kesi.method.pruning import prune_weights
 from kesi.method.recipes import ONE_CYCLE
 from kesi.method.training import Options
 from kesi.runs import resume
+from kesi.runs.folder import move_aside
 from kesi.runs.stage import Context
 from kesi.runs.steps import retrain
 from kesi.system import files
@@ -413,6 +414,15 @@ def test_a_fresh_start_moves_the_old_stage_aside_without_its_lock(train, tmp_pat
     assert (epoch_of(tmp_path / "x" / resume.STATE) == 1
             and epoch_of(tmp_path / "x.old-1" / resume.STATE) == 2)
     assert not list(tmp_path.rglob(LOCK))
+
+
+def test_a_fresh_start_behind_a_link_stays_behind_it(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "result").touch()
+    (tmp_path / "link").symlink_to("disk")
+    assert move_aside(tmp_path / "link") == tmp_path / "disk.old-1"
+    assert (tmp_path / "disk.old-1" / "result").is_file()
+    assert not list((tmp_path / "link").iterdir())
 
 
 def test_what_a_killed_process_left_half_written_is_removed(train, tmp_path):

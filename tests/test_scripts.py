@@ -256,11 +256,14 @@ def test_evaluate_tells_accuracies_and_writes_nothing(runs, tmp_path):
 def test_a_trained_baseline_can_be_given(runs, tmp_path):
     command = ("cifar/pipeline.py", *TINY, "--method", "weight", "--rounds", 1, "--seeds", 3,
                "--no-report", "--model", str(runs[0] / "filter" / "seed{seed}" / "baseline"))
-    for where, more in (("w", ()), ("held-out", ("--val-fraction", 0.2))):
+    for where, more in (("w", ()), ("other", ("--val-fraction", 0.2, "--image-size", 20))):
         outcome = script(*command, "--save", tmp_path / where, *more)
         assert outcome.code == 0, outcome.err
         # what is held out now was trained on before
         assert ("was trained on other images" in outcome.err) == bool(more)
+        adopted = checkpoints.load(tmp_path / where / "seed3" / "baseline")  # as it does here
+        said = json.loads((adopted.path.parent / "result.json").read_text())["test_accuracy"]
+        assert adopted.info.metrics["test_accuracy"] == said
     assert same_weights(tmp_path / "w" / "seed3" / "baseline",
                         runs[0] / "filter" / "seed3" / "baseline")
     fails("cifar/pipeline.py",

@@ -64,6 +64,9 @@ def test_zeros_of_weight_pruning():
     (("--method", "weight", "--macs", 0.5), "--macs is for filter pruning"),
     (("--method", "weight", "--sparsity", 1), "at least 0 and below 1"),
     (("--macs", 0.5, "--round-to", 0), "multiple of at least 1"),
+    (("--round-to", 16), "--round-to says how a target is reached: give one as well, --latency or"),
+    (("--macs", 0.5, "--latency-batch", 8), "give one as well, --latency"),
+    (("--method", "weight", "--sparsity", 0.5, "--allocation", "uniform"), "--allocation says"),
     (("--dataset", "imagefolder", "--num-classes", 10**11), "--num-classes must be at least 2"),
     (("--latency", "fast"), "2x or 1.5x"), (("--latency", "1x"), "above 1"),
     (("--latency", "2x", "--latency-batch", 0), "--latency-batch must be at least 1"),
@@ -225,6 +228,8 @@ def test_a_budget_in_python_is_kept(tmp_path, registry, monkeypatch, capsys):
     ({"macs": 0.5, "allocation": "fair"}, "unknown allocation 'fair'"),
     ({"macs": 0.5, "allocation": "uniform", "ignore": ["0"]}, "leave rates and ignore out"),
     ({"macs": 0.5, "round_to": 1.5}, "round_to is a whole number"),
+    ({"round_to": 4}, "round_to=4 says how a target is reached: give one as well, macs or params"),
+    ({"macs": 0.5, "latency_batch": 8}, "latency_batch=8 says .* as well, latency"),
     ({"budget": "soon"}, "90s, 45m or 2h"), ({"budget": -1}, "90s, 45m or 2h"),
     ({"budget": 0.001}, "too small")])
 def test_what_cannot_be_asked_for_in_python_is_said_first(tmp_path, registry, monkeypatch, asked,
@@ -283,6 +288,9 @@ def test_a_dry_run_knows_images_classes_and_the_time_here(tmp_path):
     classes = len(list((photos / "train").iterdir()))
     assert f"({classes} classes" in out and f"{2 * found:,}\n" in out
     assert " here, by a few training steps on " in out
+    out = works("kesi", "compress", photos, "--method", "both", "--arch", "resnet20", "--device",
+                "cpu", "--image-size", 16, "--dry-run")  # half of the MACs, and half of the weights
+    assert "52.36 %" in out and "135,419" in out
 
 
 def test_epochs_fit_the_number_of_photographs(tmp_path):

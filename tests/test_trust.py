@@ -535,3 +535,5 @@ def test_paths_that_no_system_takes_are_one_line(filter_run):
     for path in ("a" * 5000, "b" * 300 + "/c", "{x}"):
         fails("cifar/pipeline.py", "--arch", "resnet20", "--dataset", "digits", "--save", "nowhere",
               "--model", path, code=2, says="no such checkpoint")
+    for command in ("report", "verify", "tensorboard", "study", "compress"):
+        fails("kesi", command, "a" * 300, code=1, says="File name too long")

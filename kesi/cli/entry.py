@@ -67,10 +67,13 @@ def load_additions(words: Sequence[str]) -> None:
 
     What they add is there before a command looks at its other words, which may be names of theirs.
     """
-    for flag, name in zip(words, words[1:], strict=False):
-        if flag != WITH:
+    for flag, name in zip(words, [*words[1:], ""], strict=True):
+        if flag.startswith(f"{WITH}="):
+            name = flag.partition("=")[2]
+        elif flag != WITH:
             continue
-        load_module(name, f"{WITH} {name}")
+        if name:  # else the parser says that it is missing
+            load_module(name, f"{WITH} {name}")
 
 
 def added(args: argparse.Namespace) -> list[str]:
@@ -145,14 +148,16 @@ def run(main: Callable[[], None], resumes: bool = False) -> None:
         _end(str(error) if speaks else "", 2)
     except KesiError as error:
         _end(str(error), 1)
-    except torch.OutOfMemoryError:
-        _end("out of GPU memory: use smaller batches or images, or --device cpu", 1)
-    except MemoryError:
-        _end("out of memory: use smaller batches or images", 1)
     except BrokenPipeError:
         # whoever reads has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:  # such as a name too long, or a folder that may not be entered
+        _end(f"{error.filename or 'the system'}: {error.strerror or first_line(error)}", 1)
+    except torch.OutOfMemoryError:
+        _end("out of GPU memory: use smaller batches or images, or --device cpu", 1)
+    except MemoryError:
+        _end("out of memory: use smaller batches or images", 1)
     except KeyboardInterrupt:
         # Python takes a handler of ours away before it is gone: a signal then would kill it
         _listen(signal.SIG_IGN)

@@ -8,6 +8,7 @@ from kesi import checkpoints
 from kesi.checkpoints.checkpoint import Checkpoint
 from kesi.cli import entry
 from kesi.cli.flags import ROOT, add_inputs, chosen_device, images_folder
+from kesi.runs.lineage import check_classes
 from kesi.system import seeds
 from kesi.system.errors import KesiError, UsageError, visible
 from kesi.system.files import csv_text, make_folder, write_atomic, write_text
@@ -111,6 +112,8 @@ def _lines(loaded: Sequence[Checkpoint], args, device: str) -> None:
         same_shape(one.network.state_dict(), other.network.state_dict())
     inputs = inputs_of(loaded[0], args.dataset, args.image_size, args.data)
     dataset = dataset_of(loaded[0], inputs, args.data, not args.no_download)
+    for one in loaded:
+        check_classes(one, dataset)
     make_folder(args.out)  # now, and not after all that is computed
     split, names, rows = first_images(dataset.test, args.images), names_of(loaded), []
     for place, (one, other) in enumerate(zip(loaded, loaded[1:], strict=False)):

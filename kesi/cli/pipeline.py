@@ -119,8 +119,9 @@ def run_pipeline(doc: str, family: str, argv: Sequence[str] | None = None, prog:
             raise KesiError(without_train(Path(args.images)))
         args.data = args.images
         if args.percent is None and not targets.given(args):
-            measure = "sparsity" if args.method == "weight" else "macs"
-            setattr(args, measure, TARGET)
+            for method, measure in {"filter": "macs", "weight": "sparsity"}.items():
+                if args.method in (method, flags.BOTH):
+                    setattr(args, measure, TARGET)
         args.save = args.save or Path(
             "runs", f"{Path(args.images).resolve().name}-{args.arch}-{args.method}")
     if args.dataset == FOLDER and args.image_size is None:
@@ -181,7 +182,7 @@ def run_pipeline(doc: str, family: str, argv: Sequence[str] | None = None, prog:
             recipe, dataset, out, args.seeds, baseline, shared, args.pretrained, options,
             args.fresh, live, latency=measured, budget=fitted, root=args.data,
             choose=folder and dataset.val is not None))  # else kesi is what a run is for
-        if measured is not None and distributed.is_main():
+        if measured is not None:  # in all processes, which measure together; the first speaks
             print(faster.reached(measured, out / f"seed{args.seeds[0]}").text(), flush=True)
         if baseline is None:  # the second method starts from the same one
             baseline = str(out / "seed{seed}" / BASELINE)

@@ -13,7 +13,7 @@ from kesi.data.augment import RandomResizedCrop
 from kesi.data.registry import FOLDER
 from kesi.data.sources import imagefolder
 from kesi.data.split import Size, height_width, held_out
-from kesi.method.pruning.allocation import ALLOCATIONS, LATENCY, MEASURES
+from kesi.method.pruning.allocation import ALLOCATIONS, LATENCY, MEASURES, ROUND_TO
 from kesi.method.recipes import Recipe
 from kesi.method.training import Options
 from kesi.runs.clock import spoken
@@ -23,6 +23,8 @@ from kesi.system.provenance import device_name
 from kesi.tools.targets import budget, faster
 
 BATCH = 256  # images of noise, that a step takes for real ones
+
+SIZES = {*MEASURES, LATENCY}  # targets of filter pruning
 
 
 def add_targets(group: argparse.ArgumentParser) -> None:
@@ -41,8 +43,9 @@ def add_targets(group: argparse.ArgumentParser) -> None:
     group.add_argument("--allocation", choices=ALLOCATIONS, default=ALLOCATIONS[0],
                        help="of a target: every layer in proportion to the paper's rates, or all "
                             "layers alike (default: %(default)s)")
-    group.add_argument("--round-to", type=int, default=8, metavar="N", help="of a target: widths "
-                       "are multiples of N, which runtimes like (default: %(default)s)")
+    group.add_argument("--round-to", type=int, default=ROUND_TO, metavar="N",
+                       help="of a target: widths are multiples of N, which runtimes like "
+                            "(default: %(default)s)")
 
 
 def given(args: argparse.Namespace) -> dict[str, float]:
@@ -58,6 +61,15 @@ def towards(args: argparse.Namespace, recipe: Recipe, inputs: Callable[[], tuple
     ``inputs``: tells classes and image size. Raises UsageError for more than one target.
     """
     named = given(args)
+    for flag, value, usual, of in (("--allocation", args.allocation, ALLOCATIONS[0], SIZES),
+                                   ("--round-to", args.round_to, ROUND_TO, SIZES),
+                                   ("--latency-batch", args.latency_batch, 1, {LATENCY})):
+        if value != usual and not of & named.keys():
+            raise UsageError(f"{flag} says how a target is reached: give one as well, "
+                             f"--{' or --'.join(sorted(of))}")
+    if recipe.method != args.method:  # one of both, each of which goes towards its own
+        named = {name: value for name, value in named.items()
+                 if (name in SIZES) == (recipe.method == "filter")} or named
     if not named:
         return recipe, None
     if len(named) > 1 or args.percent is not None:

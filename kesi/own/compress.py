@@ -28,7 +28,7 @@ from kesi.data.arrays import Pairs, from_arrays
 from kesi.method import recipes
 from kesi.method.objectives import Loss, Objective
 from kesi.method.pruning import Masks
-from kesi.method.pruning.allocation import ALLOCATIONS, LATENCY
+from kesi.method.pruning.allocation import ALLOCATIONS, LATENCY, ROUND_TO
 from kesi.method.recipes import Recipe, fits
 from kesi.method.snapshot import BASELINE, KESI, Snapshot
 from kesi.method.training import Epoch, Options
@@ -86,8 +86,8 @@ def compress(model: nn.Module | Factory, train: Pairs | Dataset, test: Pairs | N
              on_epoch: Callable[[Epoch], object] | None = None,
              macs: float | None = None, params: float | None = None,
              latency: float | str | None = None, latency_batch: int = 1,
-             sparsity: float | None = None, allocation: str = ALLOCATIONS[0], round_to: int = 8,
-             budget: float | str | None = None,
+             sparsity: float | None = None, allocation: str = ALLOCATIONS[0],
+             round_to: int = ROUND_TO, budget: float | str | None = None,
              unlabelled: torch.Tensor | np.ndarray | None = None) -> Compressed:
     """Train, prune, retrain, repeat and distil a network;
     the same call with the same folder continues.
@@ -142,7 +142,8 @@ def compress(model: nn.Module | Factory, train: Pairs | Dataset, test: Pairs | N
     arguments.check_arguments(model, method, rounds, epochs, batch_size, lr, seeds)
     target = arguments.target(method, {"macs": macs, "params": params, "latency": latency,
                                        "sparsity": sparsity}, sparsities)
-    arguments.check_allocation(allocation, round_to, rates is not None or bool(ignore))
+    arguments.check_allocation(target and target[0], allocation, round_to, latency_batch,
+                               rates is not None or bool(ignore))
     seconds = None if budget is None else budgets.duration(
         f"{budget}s" if fields.number(budget) else str(budget))
     given = None
@@ -177,10 +178,10 @@ def compress(model: nn.Module | Factory, train: Pairs | Dataset, test: Pairs | N
         recipe = recipe.changed(epochs, batch_size=batch_size, lr=lr, compare=compare)
         recipe = replace(recipe, rounds=amounts)
     else:
-        given = {"ignore": ignore or None, "rounds": rounds, "rates": rates,
+        fixed = {"ignore": ignore or None, "rounds": rounds, "rates": rates,
                  "sparsities": sparsities, "compare": compare or None}
         more = [target[0]] if target else []
-        if more := more + [name for name, value in given.items() if value is not None]:
+        if more := more + [name for name, value in fixed.items() if value is not None]:
             raise UsageError("a whole recipe says itself what every layer loses, and how it is "
                              f"retrained: leave {' and '.join(more)} out")
         recipe = recipe.changed(epochs, batch_size=batch_size, lr=lr)

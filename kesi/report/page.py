@@ -7,6 +7,7 @@ page.html, how it looks in page.css; the plots are those of kesi.report.figures.
 import math
 import re
 import shlex
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -93,8 +94,9 @@ def tiles(one: Summary) -> list[tuple[str, str]]:
     """What a reader looks for first: what is left of the network, and of its accuracy."""
     last, before = one.last, one.baseline
     found = []
-    if last.accuracy and before.accuracy:
-        change = last.accuracy.mean - before.accuracy.mean
+    if last.results.keys() & before.results.keys():
+        change = statistics.fmean(last.results[seed].test_accuracy - one.test_accuracy
+                                  for seed, one in before.results.items() if seed in last.results)
         lost = f"; {one.lost:.2f} below the snapshot that it started from" if one.lost else ""
         found.append((f"{last.accuracy.mean:.2f} %",
                       f"test accuracy ({change:+.2f} to the baseline{lost})"))
@@ -121,7 +123,7 @@ def stages(one: Summary, figures) -> list[tuple[str, str, list[tuple]]]:
             continue
         step = max(1, math.ceil(max(map(len, histories)) / CURVE_POINTS))
         thin = [[*rows[:-1:step], rows[-1]] for rows in histories]
-        kinds = ("train (KL to the ensemble)", "test (cross-entropy)") if stage == KESI else (
+        kinds = ("train (distillation)", "test (cross-entropy)") if stage == KESI else (
             "train", "test")
         train, test, held_out = figures.TRAIN_COLOUR, figures.KESI_COLOUR, figures.BASELINE_COLOUR
         loss = {"train_loss": (kinds[0], train), "test_loss": (kinds[1], test)}
@@ -152,7 +154,8 @@ def next_steps(run: Run) -> list[tuple[str, str]]:
     folder = shlex.quote(str(run.place(seed).parent))
     if KESI not in run.seeds.get(seed, ()):
         return steps
-    last, kesi, note = f"{folder}/seed{seed}/{KESI}", "kesi", ""
+    handed_over = run.record.handed_over.get(f"seed{seed}", KESI)
+    last, kesi, note = f"{folder}/seed{seed}/{handed_over}", "kesi", ""
     network = models.ARCHITECTURES.get(run.record.arch)
     if network is None or network.graph:
         added = _given(command, "--with")
@@ -174,8 +177,8 @@ def next_steps(run: Run) -> list[tuple[str, str]]:
 
 
 def _given(command: str, flag: str) -> str:
-    """A flag of a command with its value, as it is typed; "" where there is none."""
+    """A flag of a command with its values, as they are typed; "" where there is none."""
     words = shlex.split(command)
-    if flag not in words[:-1]:
-        return ""
-    return f" {flag} {shlex.quote(words[words.index(flag) + 1])}"
+    values = [word.removeprefix(f"{flag}=") for word in words if word.startswith(f"{flag}=")]
+    values += [value for word, value in zip(words, words[1:], strict=False) if word == flag]
+    return "".join(f" {flag} {shlex.quote(value)}" for value in values)

@@ -20,11 +20,12 @@ from kesi.report.sources import (
     versions_of,
 )
 from kesi.report.summary import Row, Summary, main_rows, summarise
-from kesi.report.tables import Table, claims_table, code, main_table, plain, rounds_table
+from kesi.report.tables import Table, claims_table, main_table, rounds_table
 from kesi.runs.record import Ensemble, Result
 from kesi.runs.results import Run, common_folder, load_runs
 from kesi.system import files
 from kesi.system.files import csv_text
+from kesi.system.markdown import code, plain
 
 NO_PLOTS = 'matplotlib is not installed: pip install -e ".[plots]"'
 

@@ -1,6 +1,5 @@
 """The tables of a report: the paper's table, and the accuracy round by round."""
 
-import re
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -8,7 +7,7 @@ from dataclasses import dataclass, field
 from kesi.method import paper
 from kesi.report.statistics import Paired, Spread, paired
 from kesi.report.summary import Row, Summary, paper_macs
-from kesi.system.errors import controls
+from kesi.system.markdown import plain
 
 NONE = "–"
 
@@ -42,17 +41,6 @@ class Table:
         notes = [textwrap.fill(note, 100) for note in self.notes]
         return "\n".join([self.title, "", *["  ".join(line).rstrip() for line in aligned], "",
                           *notes])
-
-
-def plain(text: str) -> str:
-    """Text that begins no line and no tag of its own in Markdown, whoever wrote it."""
-    return "".join(" " if controls(letter) else letter for letter in text).replace("<", r"\<")
-
-
-def code(text: str) -> str:
-    """Text as Markdown's code on one line, whatever backticks are in it."""
-    ticks = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
-    return f"{ticks} {text} {ticks}" if "`" in text else f"`{text}`"
 
 
 def cell(value: float | str | Spread | None, digits: int = 2, scale: float = 1.0) -> str:

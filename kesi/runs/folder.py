@@ -174,7 +174,7 @@ def move_aside(folder: Path) -> Path | None:
     """
     if not folder.exists() or not distributed.is_main():
         return None
-    folder, number = folder.resolve(), 1  # "." has no name
+    linked, folder, number = folder.is_symlink(), folder.resolve(), 1  # "." has no name
     while (aside := folder.with_name(f"{folder.name}.old-{number}")).exists():
         number += 1
     with held(folder):
@@ -187,6 +187,8 @@ def move_aside(folder: Path) -> Path | None:
             raise KesiError(
                 f"cannot move {folder} to {aside}: {error.strerror or error}") from error
         (aside / LOCK).unlink(missing_ok=True)  # moved with it
+        if linked:  # the link would lead nowhere
+            folder.mkdir()
     return aside
 
 

@@ -36,6 +36,12 @@ def fitting(path: Path, dataset: Dataset, arch: str | None = None) -> Checkpoint
     Raises UsageError if not."""
     checkpoint = checkpoints.load(path, arch)
     check_images(checkpoint.network, dataset)
+    check_classes(checkpoint, dataset)
+    return checkpoint
+
+
+def check_classes(checkpoint: Checkpoint, dataset: Dataset) -> None:
+    """Raises UsageError where a checkpoint knows other classes than ``dataset``, or not as many."""
     if checkpoint.network.num_classes != dataset.num_classes:
         raise UsageError(f"{checkpoint.path} knows {checkpoint.network.num_classes} classes, but "
                          f"{dataset.name} has {dataset.num_classes}")
@@ -45,7 +51,6 @@ def fitting(path: Path, dataset: Dataset, arch: str | None = None) -> Checkpoint
                    if old != new)
         raise UsageError(f"{checkpoint.path} knows other classes than {dataset.name}: {one[0]!r} "
                          f"where {one[1]!r} is")
-    return checkpoint
 
 
 def method_of(checkpoint: Checkpoint) -> str | None:

@@ -13,6 +13,7 @@ from kesi.method import paper
 from kesi.method.recipes import CODE, METHODS
 from kesi.method.snapshot import BASELINE, KESI, chain, ensemble_name
 from kesi.runs.record import (
+    ASIDE,
     RESULT,
     RUN,
     Ensemble,
@@ -80,7 +81,8 @@ def load_run(folder: Path) -> Run:
     """Read a run folder. Raises UsageError where it is none, KesiError for damaged files."""
     run = describe_run(folder)
     for path in sorted(folder.glob(f"seed*/*/{RESULT}")):
-        if (seed := seed_of(path.parent.parent)) is not None:
+        seed = seed_of(path.parent.parent)
+        if seed is not None and not ASIDE.search(path.parent.name):
             run.seeds.setdefault(seed, {})[path.parent.name] = read_result(path)
     return run
 
@@ -98,12 +100,13 @@ def handed_over(run: Run, seed: int) -> str:
 
 def stage_of(path: Path) -> Path:
     """``path``, or if that is the folder of a run, the folder of the stage that it hands over, of
-    its first seed."""
+    the first seed that is finished."""
     if not (path / RUN).is_file():
         return path
     record = read_run(path / RUN)
-    first = f"seed{min(record.seeds, default=0)}"
-    return path / first / record.handed_over.get(first, KESI)
+    found = [path / seed / record.handed_over.get(seed, KESI)
+             for seed in (f"seed{number}" for number in sorted(record.seeds or [0]))]
+    return next((stage for stage in found if (stage / RESULT).is_file()), found[0])
 
 
 def load_runs(folders: Sequence[Path], data_name: str | None = None,
@@ -146,7 +149,7 @@ def _joined(runs: Sequence[Run], across_code: bool) -> list[Run]:
         for place, other in enumerate(joined):
             same = _settings(other, across_code) == _settings(run, across_code)
             if same and not other.seeds.keys() & run.seeds.keys():
-                first, second = sorted((other, run), key=lambda one: min(one.seeds))
+                first, second = sorted((other, run), key=lambda one: min(one.seeds, default=0))
                 joined[place] = replace(
                     first, seeds={**first.seeds, **second.seeds},
                     record=replace(

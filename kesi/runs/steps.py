@@ -26,7 +26,7 @@ from kesi.method.training import Epoch, evaluate
 from kesi.runs.folder import finished
 from kesi.runs.lineage import fitting, method_of, reference
 from kesi.runs.record import CHECKPOINT, PRUNED, RESULT, Ensemble, read_result
-from kesi.runs.stage import Context, result_of, train
+from kesi.runs.stage import Context, finished_info, result_of, train
 from kesi.system import distributed
 from kesi.system.describe import describe
 from kesi.system.errors import KesiError, UsageError
@@ -78,11 +78,11 @@ def _adopt(context: Context, parent: Checkpoint, folder: Path) -> None:
     loss, accuracy = evaluate(parent.network, context.dataset, context.dataset.test,
                               context.options.device)
     _refuse_nonsense(loss, str(parent.path))
-    info = replace(parent.info, stage=BASELINE, kind=BASELINE, round=0, seed=context.seed,
-                   settings={},
-                   data=context.dataset.describe(), pruned_accuracy=None, teachers=[], earlier=[],
-                   parent=reference(parent, folder), **provenance(context.options.device))
     row = Epoch(0, 0.0, 0.0, 0.0, loss, accuracy)  # nothing was trained here
+    info = replace(finished_info(parent.info, [row]), stage=BASELINE, kind=BASELINE, round=0,
+                   seed=context.seed, settings={}, data=context.dataset.describe(),
+                   pruned_accuracy=None, teachers=[], earlier=[], history_digest=None,
+                   parent=reference(parent, folder), **provenance(context.options.device))
     snapshot = Snapshot(BASELINE, parent.network)
     result = replace(result_of(snapshot, info, [row], context.dataset), epochs=0, images=0,
                      adopted_from=parent.digest)

@@ -21,7 +21,7 @@ from kesi.data.split import Size
 from kesi.method.distillation import agreement
 from kesi.method.sizes import macs, parameters
 from kesi.method.training import predict, score
-from kesi.runs.lineage import snapshots_of
+from kesi.runs.lineage import check_classes, snapshots_of
 from kesi.system.errors import UsageError
 from kesi.system.files import csv_text
 from kesi.tools import latency
@@ -146,6 +146,7 @@ def _predictions(loaded: Sequence[Checkpoint], inputs: Sequence[Inputs], root: s
     for checkpoint, one in zip(loaded, inputs, strict=True):
         if one not in known:  # equal inputs share the images in memory
             known[one] = dataset_of(checkpoint, one, root, download)
+        check_classes(checkpoint, known[one])
         split = known[one].test
         labels = split.labels
         logits.append(predict(checkpoint.network, known[one], split, device))

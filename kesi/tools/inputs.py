@@ -20,6 +20,7 @@ from kesi.data.datasets import family_of
 from kesi.data.split import Size, height_width, spoken_size
 from kesi.method.sizes import channels_of
 from kesi.models import Network
+from kesi.runs.lineage import check_classes
 from kesi.system.errors import KesiError, UsageError
 from kesi.tools import latency
 
@@ -167,17 +168,14 @@ def dataset_of(checkpoint: Checkpoint, inputs: Inputs, root: str | Path,
                download: bool = False) -> Dataset:
     """The data set that the inputs name, scaled as the network expects it.
 
-    Raises UsageError without a name or for another number of classes, KesiError where it is not
-    there.
+    Raises UsageError without a name or for other classes, KesiError where it is not there.
     """
     if inputs.dataset is None:
         raise UsageError(
             f"{checkpoint.path} does not say which images it was trained on: give --dataset")
     dataset = load(inputs.dataset, root, image_size=inputs.image_size, download=download,
                    family=inputs.family, channels=inputs.channels)
-    if dataset.num_classes != checkpoint.network.num_classes:
-        raise UsageError(f"{checkpoint.path} knows {checkpoint.network.num_classes} classes, but "
-                         f"{dataset.name} has {dataset.num_classes}")
+    check_classes(checkpoint, dataset)
     mean, std = inputs.statistics()
     return replace(dataset, mean=mean, std=std)
 

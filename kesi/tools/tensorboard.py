@@ -11,7 +11,7 @@ import os
 import time
 from pathlib import Path
 
-from kesi.runs.record import METRICS, RUN, read_epochs
+from kesi.runs.record import ASIDE, METRICS, RUN, read_epochs
 from kesi.system.errors import KesiError, UsageError
 from kesi.system.files import make_folder
 
@@ -31,7 +31,8 @@ def write_events(run: Path, logdir: Path) -> list[Path]:
     run, logdir = Path(run), Path(logdir)
     if not (run / RUN).is_file():
         raise UsageError(f"{run} is not a run folder: it has no {RUN}")
-    stages = [_Stage(metrics, logdir) for metrics in sorted(run.glob(f"seed*/*/{METRICS}"))]
+    stages = [_Stage(metrics, logdir) for metrics in sorted(run.glob(f"seed*/*/{METRICS}"))
+              if not ASIDE.search(metrics.parent.name)]
     if not stages:
         raise KesiError(f"no stage of {run} has finished an epoch yet")
     for stage in stages:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
+from kesi import models
 from kesi.data.split import Size as ImageSize
 from kesi.method.objectives import check_labels
 from kesi.method.plan import StagePlan
@@ -158,8 +159,10 @@ class Variant:
         check_plain(repr(name), self.describe())
 
     def describe(self) -> dict:
-        """In plain values, with digests of the code of loss, criterion and schedules."""
-        return {"recipe": self.recipe.describe(),
+        """In plain values, with digests of the code of loss, criterion, schedules and network."""
+        network = models.ARCHITECTURES.get(self.recipe.arch)
+        code = network and network.code  # of one of somebody's own
+        return {"recipe": self.recipe.describe(), **({"network's code": code} if code else {}),
                 **{name: getattr(self, name) for name in CHOICES
                    if name not in LATER or getattr(self, name) != LATER[name]}}
 

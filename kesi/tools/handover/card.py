@@ -16,6 +16,7 @@ from kesi.method.sizes import parameters
 from kesi.runs.lineage import method_of
 from kesi.runs.results import load_run
 from kesi.system.errors import KesiError
+from kesi.system.markdown import code, plain
 from kesi.system.provenance import device_name
 from kesi.tools.compare import Table
 from kesi.tools.export import Exported
@@ -30,7 +31,7 @@ def card(checkpoint: Checkpoint, about: dict[str, Any], baseline: Checkpoint | N
 
     ``web``: there is a page for the browser.
     """
-    arch, classes = checkpoint.network.arch, [_line(name) for name in about["classes"]]
+    arch, classes = checkpoint.network.arch, [plain(name) for name in about["classes"]]
     named = ", ".join(name or str(label) for label, name in enumerate(classes[:SHOWN]))
     more = f" and {len(classes) - SHOWN:,} more, see config.json" if len(classes) > SHOWN else ""
     data = checkpoint.info.data
@@ -41,7 +42,7 @@ def card(checkpoint: Checkpoint, about: dict[str, Any], baseline: Checkpoint | N
     total = parameters(checkpoint.network)
     zeros = checkpoint.masks.pruned() if checkpoint.masks else 0
     sparse = f", {total - zeros:,} of them not zero" if zeros else ""
-    origin = (f"{counts['train']:,} training images of {_line(data['name'])}"
+    origin = (f"{counts['train']:,} training images of {plain(data['name'])}"
               if counts.get("train") else "images that its checkpoint does not name")
     lines = [
         *_front_matter(checkpoint, about, bool(files)), "",
@@ -74,7 +75,7 @@ def _measured(files: Sequence[Exported], table: Table) -> list[str]:
             "this machine, and fewer MACs need not be less time.", "",
             "```", *table.text(), "```", "",
             *[f"{file.path.name} gives the checkpoint's class on {file.check.equal} of "
-              f"{file.check.images} {_line(file.check.source)}." for file in files], ""]
+              f"{file.check.images} {plain(file.check.source)}." for file in files], ""]
 
 
 def _programs(files: Sequence[Exported], shape: str, channels: int, classes: int,
@@ -96,7 +97,7 @@ def _front_matter(checkpoint: Checkpoint, about: dict[str, Any], onnx: bool) -> 
     lines = ["---", "library_name: kesi", "pipeline_tag: image-classification",
              f"tags: {json.dumps(tags)}", "metrics: [accuracy]"]
     if about["accuracy"] is not None:
-        name = json.dumps(_line(checkpoint.info.data["name"]))
+        name = json.dumps(str(checkpoint.info.data["name"]))
         lines += ["model-index:", f"- name: {json.dumps(checkpoint.network.arch)}", "  results:",
                   "  - task:", "      type: image-classification",
                   "    dataset:", f"      name: {name}", f"      type: {name}", "      split: test",
@@ -110,7 +111,7 @@ def _made(checkpoint: Checkpoint) -> str:
     info, method = checkpoint.info, method_of(checkpoint)
     pruned = {"filter": "whole filters were removed", "weight": "single weights were set to zero"}
     if method is None:
-        return f"It is an unpruned network ({_line(info.stage or 'of unknown training')})."
+        return f"It is an unpruned network ({plain(info.stage or 'of unknown training')})."
     count, many = checkpoint.round, "s" * (checkpoint.round != 1)
     rounds = f" in {count} round{many} of pruning and retraining" if count else ""
     said = f"From a trained network {pruned[method]}{rounds}."
@@ -129,10 +130,11 @@ def _provenance(checkpoint: Checkpoint, baseline: Checkpoint | None,
         "made from": baseline and f"{baseline.network.arch}, {parameters(baseline.network):,} "
                                   f"parameters, network {baseline.digest[:16]}",
         "stage": info.stage, "seed": info.seed, "recipe": info.recipe_hash,
-        "command": info.command and f"`{_line(info.command)}`",
+        "command": info.command and code(info.command),
         "commit": info.commit, "checkpoint": about["digest"],
         "exported by": about["made_with"]}
-    return [f"- {name}: {_line(value)}" for name, value in known.items() if value not in (None, "")]
+    return [f"- {name}: {value if name == 'command' else plain(value)}"
+            for name, value in known.items() if value not in (None, "")]
 
 
 def _results(checkpoint: Checkpoint, about: dict[str, Any]) -> list[str]:
@@ -141,7 +143,7 @@ def _results(checkpoint: Checkpoint, about: dict[str, Any]) -> list[str]:
         return ["Its checkpoint does not say how accurate it is."]
     right, count = about["accuracy"]["percent"], checkpoint.info.data["images"]["test"]
     low, high = wilson(right / 100, count)
-    return [f"Accuracy {right:.2f} % on {_line(about['accuracy']['images'])}; 95 % interval for "
+    return [f"Accuracy {right:.2f} % on {plain(about['accuracy']['images'])}; 95 % interval for "
             f"so many images {100 * low:.2f} to {100 * high:.2f} % (Wilson)."]
 
 
@@ -178,8 +180,3 @@ def wilson(share: float, count: int) -> tuple[float, float]:
 
 def _numbers(values: Sequence[float]) -> str:
     return ", ".join(f"{value:.4f}" for value in values)
-
-
-def _line(value: object) -> str:
-    """Somebody's text, in one line."""
-    return " ".join(str(value).split())
