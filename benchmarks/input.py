@@ -12,8 +12,6 @@ worker prepared during the other side's turn. No data set is needed: the images 
 costs as much as anything else.
 """
 
-import argparse
-import json
 import os
 import platform
 import statistics
@@ -28,8 +26,12 @@ from torch.utils.data import DataLoader, RandomSampler
 from torch.utils.data import Dataset as TorchDataset
 from torchvision import transforms
 
+from kesi.cli import entry
 from kesi.data import Dataset, Split, TrainBatches
 from kesi.data.augment import Augmentation, PadCrop, RandomResizedCrop
+from kesi.system import execution
+from kesi.system.errors import UsageError
+from kesi.system.files import write_json
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 NOT_COUNTED = 10  # batches at the start of a turn; more than two workers prepare ahead
@@ -154,9 +156,7 @@ def _synchronize(device: torch.device) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = entry.parser(__doc__, "benchmarks.input")
     parser.add_argument("--size", type=int, default=32, choices=(32, 224),
                         help="pixels of the batches")
     parser.add_argument(
@@ -165,20 +165,28 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--seconds", type=float, default=5, help="measured time of each side")
     parser.add_argument("--turns", type=int, default=5, help="turns of each side")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default="auto", metavar="NAME", help="default: a GPU if any")
     parser.add_argument(
         "--workers", type=int, help="of the classic DataLoader (default: 2, and 4 beside a GPU)"
     )
     parser.add_argument("--json", type=Path, help="also write the result to this file")
     args = parser.parse_args()
-    device = torch.device(args.device)
+    if args.size == 32 and args.stored is not None:
+        raise UsageError("--stored is for --size 224: images of 32 px are stored as they are")
+    numbers = {"--stored": args.stored, "--batch-size": args.batch_size, "--turns": args.turns}
+    for flag, value in numbers.items():
+        if value is not None and value < 1:
+            raise UsageError(f"{flag} must be at least 1, not {value}")
+    device = torch.device(execution.device_for(args.device))
     stored = 32 if args.size == 32 else args.stored or 64
-    workers = args.workers or (4 if device.type == "cuda" else 2)
+    workers = args.workers
+    if workers is None:
+        workers = 4 if device.type == "cuda" else 2
     result = measure(args.size, stored, args.batch_size, args.seconds, args.turns, device, workers)
     print(table(result))
     if args.json:
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
+        write_json(args.json, result)
 
 
 if __name__ == "__main__":
-    main()
+    entry.run(main)

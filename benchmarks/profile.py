@@ -126,7 +126,9 @@ def main() -> None:
     execution.set_threads(args.threads)
     device = execution.device_for(args.device)
     plan = recipe_of(args.arch, args.method)
-    batch = args.batch_size or plan.trainings[args.stage].batch_size
+    batch = args.batch_size
+    if batch is None:
+        batch = plan.trainings[args.stage].batch_size
     if batch < 2:
         raise UsageError(f"--batch-size must be at least 2, not {batch}")
     job = Job("ours", args.stage, args.arch, batch, 8 * batch, size_of(args.arch), device,

@@ -36,7 +36,7 @@ from benchmarks.sides import Job, Process
 from kesi.cli import entry
 from kesi.data.augment import PadCrop
 from kesi.system import execution
-from kesi.system.errors import KesiError
+from kesi.system.errors import KesiError, UsageError
 from kesi.system.provenance import provenance
 
 ROWS = ("retrain", "distill", "input", "masks", "matmul")
@@ -134,7 +134,7 @@ def take_turns(processes: dict[str, Process], turns: int, seconds: float) -> dic
     counts = {}
     for name, process in processes.items():
         first = process.ask("turn", 1)
-        counts[name] = max(1, math.ceil(seconds / max(first["seconds"], 1e-4)))
+        counts[name] = max(1, math.ceil(seconds / max(first["seconds"] / first["steps"], 1e-4)))
     found: dict[str, dict] = {name: {"step_seconds": [], "process_step_seconds": [],
                                      "images_per_second": []} for name in processes}
     for turn in range(turns):
@@ -294,6 +294,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE",
                         help="also write everything measured to this file")
     args = parser.parse_args()
+    if args.scaling and (args.compile or args.rows is not ROWS):
+        raise UsageError("--scaling measures something else than --rows and --compile: give it "
+                         "alone")
     settings = settings_for(args)
     origin = {"date": time.strftime("%Y-%m-%d"), "threads": torch.get_num_threads(),
               **provenance(settings.device)}

@@ -1,12 +1,14 @@
 """What it costs that threads spin while they wait for each other: one thread against two, ways
 alternated.
 
-python -m benchmarks.waiting                  ResNet-20 at 16 px, batch 64, fp32: about two minutes
+    python -m benchmarks.waiting                      ResNet-20 at 16 px, batch 64, fp32: about two
+                                                      minutes
     python -m benchmarks.waiting --precision bf16
 
 Run it on a quiet machine, and on one that does something else too. The way is a variable of the
 OpenMP library (of GNU, which torch comes with), read when a process starts; it changes no bit of
-any result. """
+any result.
+"""
 
 import os
 import statistics
@@ -21,6 +23,7 @@ from benchmarks.sides import ROOT
 from kesi.cli import entry
 from kesi.method.objectives import CrossEntropy
 from kesi.system import execution
+from kesi.system.errors import UsageError
 
 WAYS = {
     "one thread": (1, {}),
@@ -30,6 +33,8 @@ WAYS = {
     "two, GOMP_SPINCOUNT=10000": (2, {"GOMP_SPINCOUNT": "10000"}),
     "two, GOMP_SPINCOUNT=30000": (2, {"GOMP_SPINCOUNT": "30000"}),
 }
+
+SET_HERE = {"OMP_NUM_THREADS", *(name for _, variables in WAYS.values() for name in variables)}
 
 
 def measure(threads: int, precision: str, seconds: float) -> tuple[float, float]:
@@ -64,6 +69,8 @@ def main() -> None:
         "--one", type=int, metavar="THREADS", help="measure this process, and nothing else"
     )
     args = parser.parse_args()
+    if args.turns < 1:
+        raise UsageError(f"--turns must be at least 1, not {args.turns}")
     if args.one:
         print(*measure(args.one, args.precision, args.seconds))
         return
@@ -71,7 +78,7 @@ def main() -> None:
     for _ in range(args.turns):
         for way, (threads, variables) in WAYS.items():
             environment = {
-                name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"
+                name: value for name, value in os.environ.items() if name not in SET_HERE
             }
             words = [
                 "--one",

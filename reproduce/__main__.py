@@ -34,7 +34,7 @@ from kesi.system import files, seeds
 from kesi.system.errors import KesiError, UsageError
 from kesi.system.files import csv_text
 from reproduce import cluster, grid, studies
-from reproduce.grid import DONE, MISSING, ROOT, RUNNING, Job, Status
+from reproduce.grid import DONE, MISSING, ROOT, Job, Status
 
 GRACE = 5  # seconds until a child that was not interrupted along with this process is
 
@@ -53,6 +53,8 @@ def main() -> None:
     if args.gpus is None:
         args.gpus = 0.0 if {job.recipe.dataset for job in jobs} == {"digits"} else 1.0
     statuses = [kind.look(job) for job in jobs]
+    if study is None:
+        grid.refuse_other_images(statuses, Path(args.data))
     missing = [status.job for status in statuses if status.state == MISSING]
     if args.slurm and not args.dry_run:
         if not missing:
@@ -65,10 +67,10 @@ def main() -> None:
         print("", *[job.command() for job in missing], sep="\n")
         return
     if args.ray:
-        if study is None:  # the longest first, so that none ends alone
-            missing.sort(key=lambda job: -sum(grid.work(job).values()))
+        if study is None:  # what others wait for; the longest first, so that none ends alone
+            missing.sort(key=lambda job: (not job.trains, -sum(grid.work(job).values())))
         failed = cluster.run_on_ray(missing, args.ray, args.gpus, args.cpus, args.save / "logs",
-                                    Path(args.data))
+                                    Path(args.data), kind.look)
     else:
         failed = run_here(missing, kind.look)
     statuses = [kind.look(job) for job in jobs]
@@ -162,7 +164,7 @@ def run_here(jobs: Sequence[Job | studies.Job],
             continue
         print(f"\n{number}/{len(jobs)} {job.command()}", flush=True)
         code = _run([sys.executable, *job.words()])
-        if code and look(job).state == RUNNING:
+        if code and look(job).state != MISSING:
             print(f"{job.name} is left to the process that was faster", flush=True)
         elif code:
             failed[job.name] = f"exit code {code}: {job.command()}"
@@ -214,8 +216,8 @@ def report(statuses: Sequence[Status], out: Path) -> str:
     parts += ["## Not finished\n\n" + "\n".join(states)] * bool(states)
     files.write_text(out / "table.md",
                      "# The paper's tables, reproduced\n\n" + "\n\n".join(parts) + "\n")
-    files.write_text(out / "stages.csv",
-                     csv_text(stages_csv([status.run for status in with_results])))
+    runs = [replace(one.run, seeds={one.job.seed: one.results}) for one in with_results]
+    files.write_text(out / "stages.csv", csv_text(stages_csv(runs)))
     return "\n\n".join([*(table.text() for table in tables), f"report: {out / 'table.md'}"])
 
 

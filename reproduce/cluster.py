@@ -13,14 +13,14 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from kesi import data
 from kesi.system import files
 from kesi.system.errors import UsageError, controls
 from kesi.system.locks import in_use
-from reproduce.grid import ROOT, Job
+from reproduce.grid import MISSING, ROOT, Job, Status
 
 # of a lost pipeline; each continues where the one before it was, so that none is in vain
 RETRIES = 20
@@ -38,7 +38,7 @@ class Interrupted(Exception):
 
 
 def run_on_ray(jobs: Sequence[Job], address: str, gpus: float, cpus: int, logs: Path,
-               images: Path) -> dict[str, str]:
+               images: Path, look: Callable[[Job], Status]) -> dict[str, str]:
     """Run jobs as Ray tasks of so many GPUs and cores; returns the failed ones and why.
 
     ``address``: of a cluster; "local" for one of this machine; "auto" for the one at hand, else a
@@ -66,10 +66,12 @@ def run_on_ray(jobs: Sequence[Job], address: str, gpus: float, cpus: int, logs: 
                     code, reason = ray.get(reference)
                 except ray.exceptions.RayError as error:
                     code, reason = 1, str(error).strip().splitlines()[-1]
-                if code:
-                    failed[job.name] = reason
-                print(f"{len(jobs) - len(pending)}/{len(jobs)} {job.name} "
-                      f"{'failed: ' + reason if code else 'is done'}", flush=True)
+                said = "is done"
+                if code and (state := look(job).state) != MISSING:
+                    said = f"is {state}, by the process that was faster"
+                elif code:
+                    failed[job.name], said = reason, f"failed: {reason}"
+                print(f"{len(jobs) - len(pending)}/{len(jobs)} {job.name} {said}", flush=True)
     return failed
 
 
@@ -82,7 +84,8 @@ def cluster_words(job: Job) -> list[str]:
 def fetch(jobs: Sequence[Job], images: Path) -> None:
     """Download the data sets of jobs, once, before many processes want them.
     Raises KesiError where that fails."""
-    for name in sorted({job.recipe.dataset for job in jobs} & {"cifar10", "cifar100"}):
+    wanted = {job.recipe.dataset for job in jobs if "--no-download" not in job.flags}
+    for name in sorted(wanted & {"cifar10", "cifar100"}):
         data.load(name, images)
 
 
@@ -219,7 +222,8 @@ def slurm_script(jobs: Sequence[Job], title: str, gpus: float, cpus: int, save: 
                       f"export PYTHONPATH={shlex.quote(str(ROOT))}${{PYTHONPATH:+:$PYTHONPATH}}",
                       'case "$SLURM_ARRAY_TASK_ID" in', *cases,
                       '  *) echo "no job $SLURM_ARRAY_TASK_ID" >&2; exit 2 ;;', "esac",
-                      f'srun {shlex.quote(sys.executable)} "${{words[@]}}"',
+                      # said again: from Slurm 22.05 on srun does not take the array's
+                      f'srun --cpus-per-task={cpus} {shlex.quote(sys.executable)} "${{words[@]}}"',
                       "code=$?",
                       "# Interrupted, and its time is (nearly) over: go on in the next one.",
                       f'if [ "$code" -eq {INTERRUPTED} ] && [ "$(date '

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from kesi import checkpoints, models
-from kesi.data import INFO
+from kesi.data import INFO, load
 from kesi.method import paper, plan, recipes
 from kesi.method.recipes import Recipe
 from kesi.method.snapshot import BASELINE, KESI
@@ -97,7 +97,8 @@ def pipelines(tables: Iterable[str]) -> list[tuple[str, str, str]]:
 
 def jobs(chosen: Sequence[tuple[str, str, str]], seeds: Sequence[int], save: Path, rounds: int
          | None = None, epochs_scale: float | None = None, words: Sequence[str] = ()) -> list[Job]:
-    """A job for each pipeline and seed: all of the first seed, then all of the second, ...
+    """A job for each pipeline and seed: all of the first seed, then all of the second, ...; of a
+    seed, first those that train a baseline, which others of it would wait for.
 
     ``rounds`` and ``epochs_scale`` shorten the paper's recipe; ``words`` are passed on. Raises
     UsageError where they do not fit.
@@ -114,7 +115,7 @@ def jobs(chosen: Sequence[tuple[str, str, str]], seeds: Sequence[int], save: Pat
         found += [Job(recipe, seed, save / f"{dataset}-{arch}-{method}-seed{seed}", tuple(words),
                       trains) for seed in dict.fromkeys(seeds)]
     place = {seed: number for number, seed in enumerate(seeds)}
-    return sorted(found, key=lambda job: place[job.seed])
+    return sorted(found, key=lambda job: (place[job.seed], not job.trains))
 
 
 def work(job: Job) -> dict[str, float]:
@@ -208,6 +209,26 @@ def _refuse_others(job: Job, run: Run) -> None:
     if changed:
         raise UsageError(f"{job.folder} holds a run with other settings ({', '.join(changed)}): "
                          "use another --save")
+
+
+def refuse_other_images(statuses: Sequence[Status], images: Path) -> None:
+    """Raises UsageError where runs of one data set, whose seeds stand in one table, are not all of
+    the same images, or not of those in ``images``, of which the missing ones would be."""
+    known: dict[str, tuple[str, dict]] = {}
+    for status in [one for one in statuses if one.run]:
+        name, said = str(status.job.folder), status.run.record.data
+        before, data = known.setdefault(status.job.recipe.dataset, (name, said))
+        if said != data:
+            raise UsageError(f"{name} is of other images than {before}: use another --save")
+    missing = {status.job.recipe.dataset for status in statuses if status.state == MISSING}
+    for dataset in sorted(missing & known.keys()):
+        before, data = known[dataset]
+        try:
+            found = load(dataset, images, download=False, family=INFO[dataset].family)
+        except KesiError:  # which the pipeline says, or fetches
+            continue
+        if found.describe() != data:
+            raise UsageError(f"{before} is of other images than {images}: use another --save")
 
 
 def overview(statuses: Sequence[Status]) -> str:

@@ -50,6 +50,10 @@ def test_wrong_words_are_one_line():
     fails("benchmarks.throughput", "--threads", 0, code=2, says="--threads")
     fails("benchmarks.profile", "--round", 6, code=2, says="--round 6")
     fails("benchmarks.profile", "--arch", "alexnet", code=2, says="alexnet")
+    fails("benchmarks.profile", "--batch-size", 0, code=2, says="at least 2")
+    fails("benchmarks.waiting", "--turns", 0, code=2, says="--turns")
+    fails("benchmarks.input", "--device", "cuda", code=2, says="cuda")
+    fails("benchmarks.input", "--stored", 64, code=2, says="--stored is for --size 224")
 
 
 @pytest.mark.parametrize("words",
@@ -170,6 +174,8 @@ def test_the_soonest_way_is_chosen_among_those_that_compute_the_same():
         assert choice.choose([*fp32, *bf16, compiled], "resnet56")["compile"] == chosen
     with pytest.raises(KesiError, match="no precision"):
         choice.choose(fp32[:2], "resnet56")
+    with pytest.raises(KesiError, match="measured on B and None"):
+        choice.choose([*fp32[:2], fp32[2] | {"device": "B"}], "resnet56")
 
 
 def plan(tmp_path, seconds=60.0):

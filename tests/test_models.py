@@ -204,3 +204,13 @@ def test_names_of_the_released_code_are_understood(typed, name):
     if name in models.ARCHITECTURES:
         with torch.device("meta"):
             assert models.create(typed, 10).arch == name
+
+
+@pytest.mark.parametrize(("size", "side"), [((32, 32), (2, 2)), ((48, 48), (3, 3)),
+                                            ((48, 80), (3, 5))])
+def test_every_place_of_vggs_last_map_has_a_say(size, side):
+    network = models.create("vgg11", 10).eval()
+    last = network.feature(torch.randn(1, 3, *size)).detach().requires_grad_()
+    network.feature = torch.nn.Identity()
+    network(last).sum().backward()
+    assert last.shape[2:] == side and bool((last.grad.abs().sum(1) > 0).all())

@@ -19,7 +19,8 @@ from doors import ROOT, fails, script, works
 from kesi import checkpoints
 from kesi.data import INFO
 from kesi.method import plan
-from kesi.system.locks import LOCK, held
+from kesi.runs import steps
+from kesi.system.locks import LOCK, held, in_use
 from reproduce import __main__ as reproduce
 from reproduce import cluster, grid
 
@@ -47,6 +48,8 @@ def test_the_grid_is_that_of_the_papers_tables(tmp_path):
     jobs = grid.jobs(grid.pipelines(["cifar", "tinyimagenet"]), [2, 0, 1], tmp_path)
     assert len({job.folder for job in jobs}) == len(jobs) == 60
     assert [job.seed for job in jobs] == [2] * 20 + [0] * 20 + [1] * 20
+    # none begins by waiting for the baseline of the one before it
+    assert [job.trains for job in jobs[:20]] == [True] * 12 + [False] * 8
     assert {job.words()[0] for job in jobs if job.recipe.family == "tinyimagenet"} == {
         os.path.relpath(ROOT / "tinyimagenet/pipeline.py")}
 
@@ -177,6 +180,52 @@ def test_a_damaged_result_is_not_done_and_other_settings_are_refused(half_failed
                "another --save")
 
 
+def test_seeds_of_other_images_are_refused_before_any_runs(half_failed, tmp_path):
+    """Whether both are there, or one would be made."""
+    save = shutil.copytree(half_failed[0], tmp_path / "grid")
+    (save / "digits-resnet20-filter-seed1").unlink()
+    path = save / "digits-resnet20-filter-seed2" / "run.json"
+    said = json.loads(path.read_text())
+    said["data"]["digests"]["train"] = "0" * 64
+    path.write_text(json.dumps(said))
+    words = ("reproduce", *TINY, "--method", "filter", "--save", save, "--seeds")
+    fails(*words, 0, 2, code=2, says="seed2 is of other images than")
+    fails(*words, 1, 2, code=2, says="seed2 is of other images than data: use another --save")
+
+
+def test_the_results_of_a_lost_network_stand_in_no_file(half_failed, tmp_path):
+    save = shutil.copytree(half_failed[0], tmp_path / "grid")
+    (save / "digits-resnet20-filter-seed0" / "seed0" / "kesi" / "checkpoint.pth.tar").unlink()
+    jobs = grid.jobs([("resnet20", "digits", "filter")], [0, 2], save, 1, 0.02)
+    with pytest.warns(UserWarning, match="is not taken as finished"):
+        statuses = [grid.look(job) for job in jobs]
+    reproduce.report(statuses, tmp_path / "report")
+    with open(tmp_path / "report" / "stages.csv") as file:
+        found = [row["run"] for row in csv.DictReader(file) if row["stage"] == "kesi"]
+    assert found == ["digits-resnet20-filter-seed2"]
+
+
+def test_what_another_process_has_done_meanwhile_is_no_failure(tmp_path, monkeypatch, capsys):
+    job = job_of(tmp_path)
+    states = iter([grid.MISSING, grid.DONE, grid.MISSING, grid.MISSING])
+    monkeypatch.setattr(reproduce, "_run", lambda words: 1)
+    for failed in ([], [job.name]):
+        assert [*reproduce.run_here([job], lambda job: grid.Status(job, next(states)))] == failed
+    assert "left to the process that was faster" in capsys.readouterr().out
+
+
+def test_a_seed_does_not_wait_for_the_baseline_of_another(tmp_path, monkeypatch):
+    job, train = job_of(tmp_path), steps.train_baseline
+
+    def looked_at(context, arch, training, folder, *more):
+        assert in_use(folder.with_name(".seed0-waiting")) and in_use(folder.parent) is None
+        return train(context, arch, training, folder, *more)
+
+    monkeypatch.setattr("kesi.runs.steps.train_baseline", looked_at)
+    works(*job.words(), "--rounds", 1, "--epochs-scale", 0.02, "--device", "cpu")
+    assert (tmp_path / "digits-resnet20-baselines" / "seed0" / "checkpoint.pth.tar").is_file()
+
+
 def test_an_interrupt_ends_the_pipeline_too(tmp_path, monkeypatch):
     """Also one that only this process was sent; with ctrl-C the child has its own."""
     monkeypatch.setattr(reproduce, "GRACE", 0.1)
@@ -234,7 +283,8 @@ def test_the_slurm_script_runs_one_pipeline_a_task(array):
     assert (jobs[0].folder.parent / "logs").is_dir()  # where Slurm is to write
     assert len(jobs) == 4
     for number, job in enumerate(jobs):
-        assert task(number).stdout.splitlines() == [sys.executable, *job.words(), "--no-download"]
+        assert task(number).stdout.splitlines() == [
+            "--cpus-per-task=3", sys.executable, *job.words(), "--no-download"]
     assert task(4).returncode == 2
 
 

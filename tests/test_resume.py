@@ -1,6 +1,7 @@
 """Nothing is lost: interrupts, damaged and half-written files, full disks, two processes,
 and real kills."""
 
+import fcntl
 import json
 import os
 import re
@@ -378,6 +379,14 @@ def test_a_folder_is_held_once_and_made_and_left_as_it_was(tmp_path):
     assert os.listdir(folder) == []
     with held(folder):
         pass
+
+
+def test_somebody_who_only_looks_is_in_nobodys_way(tmp_path, monkeypatch):
+    looking = [os.open(tmp_path / LOCK, os.O_RDWR | os.O_CREAT)]
+    fcntl.flock(looking[0], fcntl.LOCK_SH)
+    monkeypatch.setattr("kesi.system.locks.time.sleep", lambda _: os.close(looking.pop()))
+    with held(tmp_path):
+        assert not looking
 
 
 def test_only_one_of_many_holds_a_folder(tmp_path):

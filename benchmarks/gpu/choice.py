@@ -26,13 +26,16 @@ def choose(rows: Sequence[dict], arch: str) -> dict:
 
     A precision counts if every loss and gradient in it is within its tolerance. "auto" compiles the
     baseline only, and has to earn back what compiling takes. Raises KesiError where no precision
-    was measured in all stages."""
+    was measured in all stages, or not all of them on one machine."""
     plan = recipe_of(arch)
     epochs = {
         BASELINE: plan.baseline.epochs,
         OWN: len(plan.rounds) * plan.trainings[OWN].epochs,
         KESI: plan.distillation.epochs,
     }
+    if len(machines := sorted({str(row.get("device")) for row in rows})) > 1:
+        raise KesiError(f"steps were measured on {' and '.join(machines)}: their times are not for "
+                        "one choice; measure all of them on one, in another --save")
     found = {(row["precision"], row["compile"], row["stage"]): row for row in rows}
     options = []
     for precision, compile_ in sorted({key[:2] for key in found if key[1] != "on"}):

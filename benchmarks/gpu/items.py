@@ -212,8 +212,8 @@ def deterministic(plan: Plan) -> dict:
         plan.device,
         "--save",
     ]
+    shutil.rmtree(folder, ignore_errors=True)  # of a time that ended in between, maybe elsewhere
     _must(run(plan, *words, folder / "whole", log="deterministic"))
-    shutil.rmtree(folder / "killed", ignore_errors=True)  # of a time that ended in between
     process = subprocess.Popen(
         [sys.executable, *map(str, words), str(folder / "killed")],
         cwd=ROOT,

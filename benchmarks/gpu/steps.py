@@ -39,6 +39,7 @@ from kesi.method.teachers import mean_probabilities
 from kesi.system import execution
 from kesi.system.execution.capture import CapturedStep, Recorder
 from kesi.system.files import write_json
+from kesi.system.provenance import device_name
 
 COMPILE = ("capture", "off", "on")
 
@@ -207,7 +208,8 @@ def main() -> None:
                         stage,
                         0.05 if args.quick else 2.0,
                     )
-                    write_json(path, {**row, "device": device, "torch": torch.__version__})
+                    where = {"device": device_name(device), "torch": torch.__version__}
+                    write_json(path, row | where)
 
 
 if __name__ == "__main__":

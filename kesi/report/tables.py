@@ -150,9 +150,13 @@ def main_notes(rows: Sequence[Row], summaries: Sequence[Summary], published: boo
         return notes
     notes.append("Columns marked \"paper\" are the figures that Le, Vo and Thoai (arXiv "
                  "2006.11487) print, not results of these runs.")
-    notes += [note for note in [_rounding(rows)] if note]
-    remark = paper.REMARKS.get((records[0].arch, records[0].dataset))
-    return notes + [remark] * bool(remark) + [line for one in summaries for line in departures(one)]
+    networks = list(dict.fromkeys(record.arch for record in records))
+    for arch in networks:
+        rounding = _rounding([row for row in rows if row.run.record.arch == arch])
+        named = f"{arch}: " * (len(networks) > 1)
+        notes += [named + note for note in (
+            rounding, paper.REMARKS.get((arch, records[0].dataset))) if note]
+    return notes + [line for one in summaries for line in departures(one)]
 
 
 def _rounding(rows: Sequence[Row]) -> str | None:

@@ -143,7 +143,8 @@ class _InFolder:
                                             settings.recipe.objective)
             source = _source(settings, here.seed)
             if settings.shared:
-                with held_for_all(source.parent):  # the other run may be at it
+                # the other run may be at it; not the seed's own folder, which the training holds
+                with held_for_all(source.with_name(f".{source.name}-waiting")):
                     steps.train_baseline(replace(here, fresh=False), settings.recipe.arch,
                                          settings.recipe.baseline, source, settings.pretrained,
                                          settings.recipe.objective)

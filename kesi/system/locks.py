@@ -36,6 +36,8 @@ try:
 except ImportError:  # not a POSIX system
     fcntl = None
 
+LOOKS = 3  # tries before a folder counts as in use
+
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
@@ -185,12 +187,15 @@ def _flock(descriptor: int, folder: Path, shared: bool,
         warnings.warn(f"this system has no flock: nothing keeps a second process out of {folder}",
                       stacklevel=2)
         return False
-    kind, told = fcntl.LOCK_SH if shared else fcntl.LOCK_EX, False
+    kind, told, tries = fcntl.LOCK_SH if shared else fcntl.LOCK_EX, False, LOOKS
     while True:
         try:
             fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
             return True
         except BlockingIOError as error:
+            if wait is None and (tries := tries - 1):
+                time.sleep(0.05)  # it may be somebody who only looks: in_use()
+                continue
             if wait is None:
                 raise KesiError(f"{folder} is in use by {holder(folder)}: wait for it, or use "
                                 f"another --save") from error
