@@ -219,15 +219,19 @@ def test_what_is_written_wrongly_is_said_before_any_training(tmp_path):
     file, wrong = tmp_path / "own.py", FILE + """
 from dataclasses import replace
 from kesi.method.pruning.criteria import FILTER_CRITERIA
+from kesi.method.schedules import SCHEDULES
 def short(network, layers, evidence):
     return {layer: network.get_submodule(layer).weight[1:].sum((1, 2, 3)) for layer in layers}
 def many(logits, images, labels):
     return logits.square().mean(1)
 FILTER_CRITERIA["short"] = short
+SCHEDULES["typo"] = lambda optimizer, training, steps: training.epoch
 """
     for variant, says in (("paper.changed(criterion='short')", "theirs: the criterion short does "
                            "not work on resnet20: the criterion gives layer1.0.conv1 scores of "
                            "shape (15,): its filters take (16,)"),
+                          ("paper.changed(retraining={'schedule': 'typo'})",
+                           "theirs: the schedule 'typo' does not work: 'Training' object has no"),
                           ("paper.changed(recipe=replace(paper.recipe, objective=many))",
                            "theirs: the objective does not work on a batch of four")):
         file.write_text(wrong + f"VARIANTS = {{'paper': paper, 'theirs': {variant}}}")
@@ -236,6 +240,24 @@ FILTER_CRITERIA["short"] = short
           "short", "--save", tmp_path / "runs", "--device", "cpu", code=2,
           says="the criterion short does not")
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_variant_that_fails_stops_no_other(tmp_path):
+    file, folder = tmp_path / "wild.py", tmp_path / "runs"
+    file.write_text(FILE + """
+wild = paper.changed(retraining={"lr": 1e12})
+VARIANTS = {"paper": paper, "wild": wild, "wild, too": wild.changed(teachers=None),
+            "the same": paper.changed(criterion="l1"), "short": paper.changed(teachers=None)}
+""")
+    done = script(*words(file, folder))
+    assert done.code == 1, done.err
+    assert "error: 2 of 5 variants failed: wild, seed 0: the training" in done.err
+    assert done.err.count("onecycle-1 failed: the training diverges") == 1  # which they share
+    assert {name for name, _ in table_of(folder)} == {"paper", "the same", "short"}
+    said = (folder / "study.md").read_text()
+    assert '"the same" is "paper": it has the very same stages.' in said
+    assert '"short" processes 0.67 times as many images as "paper".' in said
+    assert "One seed tells nothing of chance: --seeds 0 1 2 gives intervals." in said
 
 
 @pytest.mark.slow
@@ -352,7 +374,8 @@ VARIANTS["averaged"] = paper.changed(teachers=None, retraining={"ema": 0.9})""")
     ("VARIANTS = {'a': 1, 'b': 2}", "does not say VARIANTS"),
     (FILE + "\nVARIANTS = {'one': paper}", "nothing to compare"),
     (FILE + "\npaper.changed(teachers='nobody')", "unknown teachers 'nobody'"),
-    (FILE + "\npaper.changed(epocs=3)", "cannot differ like this"),
+    (FILE + "\npaper.changed(epocs=3)", "its trainings know: amounts, baseline, batch_size"),
+    (FILE + "\npaper.changed(criterion=print)", "by its name: enter it in FILTER_CRITERIA"),
     (FILE + "\npaper.changed(criterion='none')", "unknown criterion 'none'"),
     (FILE + "\npaper.changed(retraining={'lr': -1})", "learning rate must be above 0"),
     (FILE + "\nVARIANTS = {'a': paper, 'a\\nb': paper}", "a line of text"),

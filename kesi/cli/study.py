@@ -3,7 +3,7 @@
 import os
 import re
 from argparse import Namespace
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from kesi.runs import study as studies
 from kesi.runs.clock import spoken
 from kesi.runs.study import Variant
 from kesi.system import distributed, seeds
-from kesi.system.errors import UsageError, check_choice, controls
+from kesi.system.errors import KesiError, UsageError, check_choice, controls
 from kesi.system.locks import held_by_one
 from kesi.system.provenance import device_name
 from kesi.tools.targets import budget
@@ -53,9 +53,13 @@ def study(argv: Sequence[str] | None = None) -> None:
     dataset = flags.dataset_for(args, asked.recipe.family)
     print(f"{len(variants)} variants on {dataset.name}, {len(asked.planned)} stages a seed, on "
           f"{options.device} -> {asked.folder}", flush=True)
-    studies.run(studies.Study(variants, dataset, asked.folder, args.seeds, options))
-    if distributed.is_main():
-        print("", table(asked), sep="\n")
+    failed = studies.run(studies.Study(variants, dataset, asked.folder, args.seeds, options))
+    first = next(iter(variants))
+    if distributed.is_main() and first not in failed:  # to which the others are held
+        print("", table(asked, failed), sep="\n")
+    if failed:
+        raise KesiError(f"{len(failed)} of {len(variants)} variants failed: "
+                        f"{'; '.join(failed.values())}; the same command tries them again")
 
 
 @dataclass(frozen=True)
@@ -82,13 +86,15 @@ class Asked:
         return f"{Path(self.args.file).stem}: {self.recipe.arch} on {data}"
 
 
-def table(asked: Asked) -> str:
-    """Write the study's table over all seeds that are finished, and return it as text.
+def table(asked: Asked, failed: Collection[str] = ()) -> str:
+    """Write the study's table over all seeds that are finished, and return it as text; without the
+    variants that ``failed``.
 
     One process at a time, so that of two which end at once the second finds both of their seeds.
     """
+    variants = {name: one for name, one in asked.variants.items() if name not in failed}
     with held_by_one(asked.folder):
-        found = studies.finished(asked.folder, asked.variants, asked.args.seeds)
+        found = studies.finished(asked.folder, variants, asked.args.seeds)
         if not any(found.values()):
             return "nothing is finished yet"
         return reports.write(found, asked.title, asked.folder)

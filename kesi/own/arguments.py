@@ -12,7 +12,7 @@ from kesi import models
 from kesi.checkpoints import fields
 from kesi.data import Dataset
 from kesi.method import recipes
-from kesi.method.objectives import Loss, Objective, loss_of
+from kesi.method.objectives import Loss, Objective
 from kesi.method.pruning.allocation import ALLOCATIONS, LATENCY, MEASURES, ROUND_TO
 from kesi.method.pruning.filters import pruned_widths
 from kesi.method.pruning.weights import conv_weights
@@ -75,10 +75,8 @@ def taught(recipe: Recipe, dataset: Dataset, criterion: str | None, loss: str | 
            objective: Objective | None) -> Recipe:
     """The recipe with another criterion, loss or objective, tried on a few numbers.
     Raises UsageError for what will not do."""
-    recipe = recipe.changed(criterion=criterion)
-    if isinstance(loss, str):
-        recipe = replace(recipe, loss=loss_of(loss))
-    elif loss is not None:
+    recipe = recipe.changed(criterion=criterion, loss=loss if isinstance(loss, str) else None)
+    if loss is not None and not isinstance(loss, str):
         recipe = replace(recipe, loss=_told_from_others("loss", loss))
     if objective is not None:
         recipe = replace(recipe, objective=_told_from_others("objective", objective))

@@ -17,6 +17,8 @@ from kesi.runs.study import Outcome
 from kesi.system import files
 from kesi.system.files import csv_text
 
+NEARLY = 0.02  # by which work may differ from equal work
+
 Outcomes = Mapping[str, Mapping[int, Outcome]]
 
 
@@ -66,9 +68,24 @@ def table(found: Outcomes, title: str) -> Table:
              *["Ensemble: of all networks before the last step, on the test images; apart: the "
                "share of them that two of these classify differently, mean over the pairs."]
              * any(one.ensemble for by_seed in found.values() for one in by_seed.values()),
+             *remarks(found),
              f"The last trainings were made {'; '.join(origins(found))}."]
     return Table(title, [columns[place] for place in shown],
                  [[line[place] for place in shown] for line in lines], notes)
+
+
+def remarks(found: Outcomes) -> list[str]:
+    """Where a comparison with the first variant is none, or not at equal work, a line each."""
+    (first, base), *others = found.items()
+    lines = ["One seed tells nothing of chance: --seeds 0 1 2 gives intervals."] * (len(base) == 1)
+    for name, by_seed in others:
+        pairs = [(base[seed], one) for seed, one in by_seed.items()]
+        times = statistics.fmean(one.images / before.images for before, one in pairs)
+        if all(one.stages == before.stages for before, one in pairs):
+            lines.append(f'"{name}" is "{first}": it has the very same stages.')
+        elif abs(times - 1) > NEARLY:
+            lines.append(f'"{name}" processes {times:.2g} times as many images as "{first}".')
+    return lines
 
 
 def _against(one: Paired | None) -> list[str]:

@@ -1,17 +1,20 @@
 """What somebody else may have written, tried on a few images before any training: the criterion,
-the loss and the objective. At its turn it would fail after hours.
+the loss, the objective and the schedules. At its turn it would fail after hours.
 """
 
+import math
 from collections.abc import Callable, Collection
 from dataclasses import replace
 
 import torch
+from torch import nn
 
 from kesi.data import Dataset
 from kesi.data.batches import check_batch
 from kesi.method import algorithm
 from kesi.method.pruning.criteria import Evidence
 from kesi.method.recipes import Recipe
+from kesi.method.schedules import Training, optimizer_for, schedule_for
 from kesi.method.teachers import Equal, by_accuracy
 from kesi.system import distributed
 from kesi.system.errors import UsageError, first_line
@@ -21,7 +24,7 @@ IMAGES = 4
 
 def try_out(recipe: Recipe, dataset: Dataset, teachers: Collection[int] | None = None) -> None:
     """Prune a network that is not trained once, ask loss and objective for their gradients, and
-    look at the size of every batch.
+    look at the schedule and the size of the batches of every training.
 
     ``teachers``: how many there are, in each step that has some (default: all snapshots in one).
     Raises UsageError that says what does not work.
@@ -40,6 +43,21 @@ def try_out(recipe: Recipe, dataset: Dataset, teachers: Collection[int] | None =
     try_losses(recipe, dataset, teachers)
     for training in recipe.trainings.values():
         check_batch(training.batch_size, len(dataset.train), distributed.world())
+        _try_schedule(training, math.ceil(len(dataset.train) / training.batch_size))
+
+
+def _try_schedule(training: Training, steps: int) -> None:
+    """Take the first two learning rates of a schedule; ``steps``: batches an epoch."""
+    try:
+        with torch.random.fork_rng(devices=[]):
+            optimizer = optimizer_for(nn.Linear(1, 1), training)
+            schedule = schedule_for(optimizer, training, steps)
+            if training.epochs * steps > 1:
+                optimizer.step()
+                schedule.step()
+    except Exception as error:  # somebody else's code: anything
+        raise UsageError(f"the schedule {training.schedule!r} does not work: "
+                         f"{first_line(error)}") from error
 
 
 def try_losses(recipe: Recipe, dataset: Dataset, teachers: Collection[int] | None = None) -> None:

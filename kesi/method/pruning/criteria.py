@@ -143,6 +143,9 @@ CRITERIA = {"filter": FILTER_CRITERIA, "weight": WEIGHT_CRITERIA}
 
 def criterion_of(method: str, name: str) -> Criterion:
     """The criterion of a method by name. Raises UsageError where there is none of that name."""
+    if callable(name):
+        raise UsageError(f"a criterion is taken by its name: enter it in {method.upper()}_CRITERIA "
+                         f"of kesi.method.pruning.criteria, and give that, not {name!r:.60}")
     check_choice("criterion", name, CRITERIA[method], f" of {method} pruning")
     return CRITERIA[method][name]
 

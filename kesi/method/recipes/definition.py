@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 
 from kesi import models
 from kesi.data.split import Size
-from kesi.method.objectives import CrossEntropy, Loss, Objective, loss_of
+from kesi.method.objectives import LOSSES, CrossEntropy, Loss, Objective, loss_of
 from kesi.method.pruning.allocation import (
     ALLOCATIONS,
     MEASURES,
@@ -80,7 +80,8 @@ class Recipe:
         ``epochs`` of baseline, retrainings and distillation; ``scale`` multiplies all epochs.
         ``lr``: of the baseline, and the peak of one-cycle retraining. ``amounts``, filter pruning:
         one rate, or one a width, the same in each of ``rounds``; weight pruning: the share of zeros
-        after each round. ``temperature``: of the loss. ``compare``: False for the method's own
+        after each round. ``temperature``: of the loss. ``loss``: a name in LOSSES; where this
+        recipe gives labels a share, so does the other loss. ``compare``: False for the method's own
         retraining only, or the names of those to make. Raises UsageError for what will not do.
         """
         kinds = [BASELINE, *self.retrainings, KESI]
@@ -97,7 +98,9 @@ class Recipe:
             criterion_of(self.method, criterion)
         told = self.loss
         if loss is not None:
-            told = loss_of(loss, temperature=temperature)
+            labels = getattr(self.loss, "alpha", 0.0)  # a matter of the recipe, not of the loss
+            kept = {"alpha": labels} if labels and hasattr(LOSSES.get(loss), "alpha") else {}
+            told = loss_of(loss, temperature=temperature, **kept)
         elif temperature is not None:
             told = replace(told, temperature=temperature)
         return replace(self, baseline=made[BASELINE], distillation=made[KESI], loss=told,

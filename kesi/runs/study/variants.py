@@ -1,5 +1,6 @@
 """What variants of the method are: differences from a recipe, and the trainings that they need."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
@@ -109,7 +110,10 @@ class Variant:
                 recipe = replace(recipe, loss=loss)
             recipe = recipe.changed(**differences).trained(**parts)
         except TypeError as error:
-            raise UsageError(f"a variant cannot differ like this: {error}") from error
+            known = sorted({*(one.name for one in (*fields(self), *fields(Training))), *PARTS,
+                            *inspect.signature(Recipe.changed).parameters} - {"self"})
+            raise UsageError(f"a variant cannot differ like this: {error}; what it and its "
+                             f"trainings know: {', '.join(known)}") from error
         return replace(self, recipe=recipe, **own)
 
     def steps(self) -> list[Step]:

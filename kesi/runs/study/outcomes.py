@@ -1,0 +1,116 @@
+"""What the folder of a study holds: which variants are finished, and what came out of them."""
+
+import warnings
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kesi.checkpoints import fields
+from kesi.method.snapshot import ENSEMBLE, digest_of
+from kesi.runs.record import RESULT, Ensemble, Result, read_result
+from kesi.runs.study.variants import Variant
+from kesi.system.errors import KesiError
+from kesi.system.files import read_json
+
+NOTE = "study.json"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a variant gave with one seed: the result of its last training, or of the one whose
+    network it hands over.
+
+    ``images``: processed in all of its trainings, also those that it shares. ``stages``: the names
+    of their folders. ``ensemble``: of all networks that were made before the last step, if there
+    are several.
+    """
+
+    result: Result
+    images: int
+    stages: list[str]
+    ensemble: Ensemble | None = None
+
+
+def finished(folder: Path, variants: Mapping[str, Variant],
+             seeds: Collection[int] = ()) -> dict[str, dict[int, Outcome]]:
+    """The outcomes by variant and seed of all seeds in a study's folder of which all variants are
+    finished.
+
+    Raises KesiError where a file of one of ``seeds`` is damaged; of others it is said, and they
+    are left out.
+    """
+    found: dict[str, dict[int, Outcome]] = {name: {} for name in variants}
+    said = said_of(variants)
+    roots = {path.name.removeprefix("seed"): path for path in Path(folder).glob("seed*")}
+    for seed in sorted(int(text) for text in roots if text.isdecimal() and text == str(int(text))):
+        root = roots[str(seed)]
+        try:
+            made = made_of(root, said)
+            if len(made) == len(variants):
+                outcomes = {name: outcome(root, stages, variants[name])
+                            for name, stages in made.items()}
+                for name in variants:
+                    found[name][seed] = outcomes[name]
+        except KesiError as error:
+            if seed in seeds:
+                raise
+            warnings.warn(f"seed {seed} is left out: {error}", stacklevel=2)
+    return found
+
+
+def is_finished(folder: Path, variants: Mapping[str, Variant], seed: int) -> bool:
+    """Whether all variants are, of a seed. Raises KesiError where its note is damaged."""
+    return len(made_of(Path(folder) / f"seed{seed}", said_of(variants))) == len(variants)
+
+
+def said_of(variants: Mapping[str, Variant]) -> dict[str, tuple[dict, int]]:
+    """What variants are, and of how many stages, by name; once for all seeds, since it reads the
+    code of losses and criteria."""
+    return {name: (one.describe(), len(one.steps())) for name, one in variants.items()}
+
+
+def made_of(root: Path, said: Mapping[str, tuple[dict, int]]) -> dict[str, list[str]]:
+    """The stages of those variants, as said_of() says them, that a seed has finished."""
+    noted = notes(root / NOTE)
+    stages = {name: noted[key]["stages"] for name, (now, _) in said.items()
+              if (key := digest_of(now)[:12]) in noted}
+    return {name: made for name, made in stages.items() if len(made) == said[name][1]
+            and all((root / one / RESULT).is_file() for one in made)}
+
+
+def notes(path: Path) -> dict[str, dict]:
+    """What is finished of a seed, also of other studies in this folder."""
+    if not path.exists():
+        return {}
+    found = read_json(path)
+    noted = {"is": fields.dictionary, "stages": fields.several(fields.folder_name)}
+    if not isinstance(found, dict) or not all(
+            isinstance(one, dict) and all(check(one.get(name)) for name, check in noted.items())
+            for one in found.values()):
+        raise KesiError(f"{path} is damaged: remove it, and the same command writes it anew")
+    return found
+
+
+def ensemble_folder(digests: Sequence[str]) -> str:
+    """The folder of the ensemble of the networks of these digests."""
+    return f"{ENSEMBLE}-{digest_of(list(digests))[:12]}"
+
+
+def outcome(root: Path, stages: Sequence[str], variant: Variant) -> Outcome:
+    """What a variant gave whose stages these are. Raises KesiError for damaged files."""
+    results = []
+    for name in stages:
+        result = read_result(root / name / RESULT)
+        if not isinstance(result, Result):
+            raise KesiError(f"{root / name / RESULT} is damaged: it is no training's")
+        results.append(result)
+    members = [one.network_digest for one in variant.members(results)]
+    path, ensemble = root / ensemble_folder(members) / RESULT, None
+    if path.is_file() and not isinstance(ensemble := read_result(path), Ensemble):
+        raise KesiError(f"{path} is damaged: it is no ensemble's")
+    last = results[-1]
+    if variant.hand_over == "best":  # the last one where they are alike
+        alike = [one for one in reversed(results)
+                 if (one.params, one.nonzero_params) == (last.params, last.nonzero_params)]
+        last = max(alike, key=lambda one: one.val_accuracy)
+    return Outcome(last, sum(one.images for one in results), list(stages), ensemble)
