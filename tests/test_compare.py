@@ -71,7 +71,8 @@ def test_without_images_and_times(filter_run, tmp_path, capsys):
     assert "released.pth.tar" in text and "the same prediction" not in text
     with pytest.raises(UsageError, match="different data sets"):
         networks.compare(words)
-    networks.compare([*words, "--dataset", "digits"])
+    networks.compare([words[0], str(filter_run), "--dataset", "digits", "--no-latency"])
+    assert "seed0/kesi " in capsys.readouterr().out  # what a run hands over
     assert "the same prediction" in capsys.readouterr().out
 
 

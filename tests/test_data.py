@@ -394,6 +394,14 @@ def test_what_is_wrong_with_a_folder_is_named(folder, spoil, names, says):
     assert not list(folder.glob(".kesi-cache/.*.tmp"))
 
 
+def test_all_images_that_cannot_be_read_are_named(folder):
+    for place in ("train/ant/bad.png", "train/bee/bad.png", "train/bee/worse.png"):
+        (folder / place).write_bytes(b"nothing")
+    with pytest.raises(KesiError, match=r"ant/bad\.png is not a readable image .*; 2 more will "
+                                        r"not do: train/bee/bad\.png, train/bee/worse\.png$"):
+        load("imagefolder", folder)
+
+
 def test_what_is_left_out_of_a_folder_is_said(folder):
     (folder / "train/ant/deeper").mkdir()
     with pytest.warns(UserWarning, match=r"4 of \d+ entries in the class folders of .*train "
@@ -403,8 +411,8 @@ def test_what_is_left_out_of_a_folder_is_said(folder):
 
 
 @pytest.mark.parametrize("place, says", [
-    ("nowhere", "is not a folder"), ("photos/train", "did you mean --data"),
-    ("photos/train/ant", "say where they are")])
+    ("nowhere", "is not a folder"), ("photos/train", "did you mean .*photos[?]"),
+    ("photos/train/ant", "are in train/<class>/ and test/<class>/ of the folder")])
 def test_a_wrong_folder_is_answered_with_the_right_one(tmp_path, place, says):
     datagen.write_imagefolder(tmp_path / "photos")
     with pytest.raises(KesiError, match=says):

@@ -117,7 +117,9 @@ def test_it_names_the_network_that_the_run_hands_over(filter_run, tmp_path):
     said = json.loads((run / "run.json").read_text())
     for stage in ("kesi", "onecycle-2"):
         (run / "run.json").write_text(json.dumps(said | {"handed_over": {"seed0": stage}}))
-        assert f"{run}/seed0/{stage} --out handed-over" in page([run]).read_text()
+        text = page([run]).read_text()
+        assert f"{run}/seed0/{stage} --out handed-over" in text
+        assert ("what is handed over is onecycle-2 (seed0)" in text) == (stage != "kesi")
 
 
 def test_the_report_writes_it_on_request(filter_run, tmp_path):

@@ -14,7 +14,7 @@ from PIL import Image
 import kesi
 from datagen import write_imagefolder
 from doors import fails, script, works
-from kesi import models
+from kesi import checkpoints, models
 from kesi.data import TrainBatches, load
 from kesi.data.arrays import from_arrays
 from kesi.data.split import UNKNOWN
@@ -24,7 +24,12 @@ from kesi.method.objectives import Decoupled, KullbackLeibler, WithLabels
 from kesi.method.recipes import DISTILLATION
 from kesi.method.snapshot import Snapshot
 from kesi.method.training import Options, fit
+from kesi.report.report import report
+from kesi.runs.folder import noted_images
 from kesi.system.errors import UsageError
+from kesi.tools.export import about_of
+from kesi.tools.handover.card import card
+from kesi.tools.inputs import inputs_of
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +73,18 @@ def test_only_the_last_step_sees_them(runs):
     assert "unlabelled" not in one["settings"] and other["settings"]["unlabelled"]
 
 
+def test_how_many_there_are_is_told_where_the_network_is(runs, images, tmp_path):
+    fails(*words(images, runs / "none", "--unlabelled", images / "nowhere", "--dry-run"), code=2,
+          says="there is no such folder")
+    said = "the last step also drew from 12 images without labels"
+    for name in ("with", "without"):
+        checkpoint = checkpoints.load(runs / name / "seed0" / "kesi")
+        text = card(checkpoint, about_of(checkpoint, inputs_of(checkpoint), False), None)
+        assert ("the last step also on 12 images without labels" in text) == (name == "with")
+        report([runs / name], tmp_path, plots=False)
+        assert (said in (tmp_path / "table.md").read_text()) == (name == "with")
+
+
 def test_a_run_continues_with_the_same_ones_only(runs, images, tmp_path):
     run = shutil.copytree(runs / "with", tmp_path / "run")
     fails(*words(images, run), code=2, says="other images without labels")
@@ -105,6 +122,8 @@ VARIANTS = {"without": without, "with": without.changed(images="unlabelled")}
              "--save", tmp_path / "study")
     fails(*study, code=2, says="'with' is taught on images without labels")
     works(*study, "--unlabelled", images / "more")
+    stages = [one.parent for one in (tmp_path / "study").glob("seed0/*/result.json")]
+    assert {noted_images(one) for one in stages} == {images}
     with open(tmp_path / "study" / "study.csv") as table:
         made = {row["variant"]: row["network_digest"] for row in csv.DictReader(table)}
     assert made == {name: result(runs / name, "kesi")["network_digest"] for name in made}

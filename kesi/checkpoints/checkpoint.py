@@ -111,6 +111,10 @@ def find(path: str | Path) -> Path:
         for name in ("checkpoint.pth.tar", "pruned.pth.tar"):
             if (path / name).is_file():
                 return path / name
+        if (path / "model.safetensors").is_file():
+            raise UsageError(f"{path} was exported: its example.py classifies pictures, and "
+                             "kesi.from_pretrained reads it; the stage that it was made from is a "
+                             "checkpoint")
         raise UsageError(f"no checkpoint.pth.tar in the folder {path}: give the file of a "
                          "checkpoint, or the folder of a finished stage")
     if not path.is_file():

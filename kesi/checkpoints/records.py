@@ -75,12 +75,14 @@ class Made(Origin):
 class Info(Made):
     """What a checkpoint says of itself; one of the released code says next to nothing.
 
-    ``data``: the images, as Dataset.describe() gave them. ``recipe``: the training. ``criterion``
+    ``data``: the images, as Dataset.describe() gave them; ``unlabelled_images``: how many more
+    without labels the training drew from. ``recipe``: the training. ``criterion``
     and ``amount``: of a pruned network. ``metrics``: in percent, of the last epoch. ``source`` and
     ``epoch``: of the released code's files.
     """
 
     data: Data = field(default_factory=dict)
+    unlabelled_images: Count | None = None
     recipe: dict = field(default_factory=dict)
     pretrained: str | None = None
     criterion: dict | None = None

@@ -169,6 +169,12 @@ def add_unlabelled(group: argparse.ArgumentParser) -> None:
                        "the training images")
 
 
+def check_unlabelled(args: argparse.Namespace) -> None:
+    """Raises UsageError where --unlabelled is no folder, which a dry run would not notice."""
+    if args.unlabelled is not None and not args.unlabelled.is_dir():
+        raise UsageError(f"--unlabelled {args.unlabelled}: there is no such folder")
+
+
 def add_run(group: argparse.ArgumentParser) -> None:
     """--device, --threads, --eval-every, --save-every, --precision, --compile, --deterministic."""
     group.add_argument("--device", default="auto", metavar="NAME",

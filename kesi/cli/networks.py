@@ -9,6 +9,7 @@ from kesi.checkpoints.checkpoint import Checkpoint
 from kesi.cli import entry
 from kesi.cli.flags import ROOT, add_inputs, chosen_device, images_folder
 from kesi.runs.lineage import check_classes
+from kesi.runs.results import stage_of
 from kesi.system import seeds
 from kesi.system.errors import KesiError, UsageError, visible
 from kesi.system.files import csv_text, make_folder, write_atomic, write_text
@@ -31,7 +32,7 @@ def predict(argv: Sequence[str] | None = None) -> None:
     """
     parser = entry.parser(predict.__doc__, "kesi predict")
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT",
-                        help="a checkpoint, or the folder of its stage")
+                        help="a checkpoint, the folder of its stage, or that of a run")
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE",
                         help="image files, or folders of them")
     parser.add_argument("--top", type=int, default=3, metavar="N",
@@ -42,7 +43,7 @@ def predict(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.top < 1:
         raise UsageError(f"--top must be at least 1, not {args.top}")
-    checkpoint = checkpoints.load(args.checkpoint, args.arch)
+    checkpoint = checkpoints.load(stage_of(args.checkpoint), args.arch)
     # a checkpoint that came out of a run says all of its images itself
     inputs = inputs_of(checkpoint, args.dataset, args.image_size, args.data or ROOT)
     unreadable: list[KesiError] = []
@@ -81,7 +82,7 @@ def compare(argv: Sequence[str] | None = None) -> None:
     """
     parser = entry.parser(compare.__doc__, "kesi compare")
     parser.add_argument("checkpoints", nargs="+", type=Path, metavar="CHECKPOINT",
-                        help="checkpoints, or the folders of their stages")
+                        help="checkpoints, the folders of their stages, or those of runs")
     add_inputs(parser)
     parser.add_argument("--no-download", action="store_true",
                         help="never ask the network for a data set")
@@ -94,8 +95,9 @@ def compare(argv: Sequence[str] | None = None) -> None:
     if args.csv is not None:  # a bare --csv, as of other commands, takes the first checkpoint
         entry.refuse_checkpoint("--csv", args.csv, ".csv")
     device = chosen_device(args)
-    root = (args.data or ROOT) if args.no_accuracy else images_folder(args, args.checkpoints[0])
-    found = compare_networks(args.checkpoints, args.arch, args.dataset, root, args.image_size,
+    paths = [stage_of(path) for path in args.checkpoints]
+    root = (args.data or ROOT) if args.no_accuracy else images_folder(args, paths[0])
+    found = compare_networks(paths, args.arch, args.dataset, root, args.image_size,
                              accuracy=not args.no_accuracy, clock=not args.no_latency,
                              download=not args.no_download, device=device)
     print(found.text())

@@ -124,11 +124,16 @@ def run_pipeline(doc: str, family: str, argv: Sequence[str] | None = None, prog:
                     setattr(args, measure, TARGET)
         args.save = args.save or Path(
             "runs", f"{Path(args.images).resolve().name}-{args.arch}-{args.method}")
+    if args.pretrained is not None and args.epochs is None and args.dataset == FOLDER:
+        warnings.warn("the epochs are those of a network that learns from nothing: weights that "
+                      "are trained already take fewer at a lower rate, such as --epochs 30 10 10 "
+                      "--lr 0.01", stacklevel=2)
     if args.dataset == FOLDER and args.image_size is None:
         _warn_of_small(Path(args.data), INFO[FOLDER].default_size(family))
     if sum(map(bool, (args.model, args.baseline_folder, args.pretrained and args.model))) > 1:
         raise UsageError("--model is a trained baseline, --baseline-folder where to train one, "
                          "--pretrained what to train one from: give --model alone")
+    flags.check_unlabelled(args)
     if len(set(args.seeds)) < len(args.seeds):
         raise UsageError(f"--seeds names one of {' '.join(map(str, args.seeds))} twice")
     args.compare = True if args.compare == [] else args.compare
@@ -172,9 +177,10 @@ def run_pipeline(doc: str, family: str, argv: Sequence[str] | None = None, prog:
         live = None
         if args.tensorboard and distributed.is_main():
             live = tensorboard.Live(out, out / "tensorboard")
+        more = dataset.unlabelled and f", and {len(dataset.unlabelled):,} without labels"
         print(f"{args.arch} on {args.dataset}, {recipe.method} pruning, on {options.device} -> "
               f"{out}\n{len(dataset.train):,} training and {len(dataset.test):,} test images of "
-              f"{dataset.num_classes} classes"
+              f"{dataset.num_classes} classes{more or ''}"
               + (f"\n{recipe.fit()}" if recipe.fitted_to and fitted is None else "")
               + f"\nto watch: tensorboard --logdir {out / 'tensorboard'}" * args.tensorboard,
               flush=True)

@@ -53,7 +53,8 @@ def study(argv: Sequence[str] | None = None) -> None:
     dataset = flags.dataset_for(args, asked.recipe.family)
     print(f"{len(variants)} variants on {dataset.name}, {len(asked.planned)} stages a seed, on "
           f"{options.device} -> {asked.folder}", flush=True)
-    failed = studies.run(studies.Study(variants, dataset, asked.folder, args.seeds, options))
+    failed = studies.run(studies.Study(variants, dataset, asked.folder, args.seeds, options,
+                                       args.data))
     first = next(iter(variants))
     if distributed.is_main() and first not in failed:  # to which the others are held
         print("", table(asked, failed), sep="\n")
@@ -132,8 +133,7 @@ def parse(argv: Sequence[str] | None = None) -> Asked:
     args.dataset, args.num_classes = recipe.dataset, None
     if args.download is None:
         args.download = flags.downloads(recipe.family)
-    if args.unlabelled is not None and not args.unlabelled.is_dir():
-        raise UsageError(f"--unlabelled {args.unlabelled}: there is no such folder")
+    flags.check_unlabelled(args)
     for name, variant in variants.items():
         variant.check(name, args.unlabelled is not None, args.val_fraction > 0)
     folder = args.save or Path("runs", f"study-{Path(args.file).stem}")

@@ -37,6 +37,7 @@ from kesi.system.locks import held_by_one
 
 VERSION = 3  # of the format, and of how files are decoded
 CHECKED = 2**28  # bytes
+SHOWN = 5  # names of further images that cannot be read
 CHUNK_BYTES = 4 * 2**20  # decoded pixels that a task hands over; two tasks a core are under way
 
 
@@ -178,13 +179,25 @@ def _write_json(path: Path, value: dict) -> None:
 
 
 def _decoded(root: Path, files: Sequence[str], storage: Storage) -> Iterator[Decoded]:
-    """The images in order, decoded on all cores (Pillow lets other threads run), not far ahead."""
+    """The images in order, decoded on all cores (Pillow lets other threads run), not far ahead.
+
+    Raises KesiError where some cannot be read, once all of these are known.
+    """
     chunk = max(1, CHUNK_BYTES // int(np.prod(storage.shape)))
     affinity = hasattr(os, "sched_getaffinity")
     cores = len(os.sched_getaffinity(0)) if affinity else os.cpu_count() or 1
 
+    broken: dict[str, KesiError] = {}
+
     def work(start: int) -> list[Decoded]:
-        return [decode(root / file, storage) for file in files[start : start + chunk]]
+        found = []
+        for file in files[start : start + chunk]:
+            try:
+                found.append(decode(root / file, storage))
+            except KesiError as error:
+                broken[file] = error
+        bar.update(min(chunk, len(files) - start))
+        return found
 
     with (
         ThreadPoolExecutor(cores) as pool,
@@ -195,14 +208,16 @@ def _decoded(root: Path, files: Sequence[str], storage: Storage) -> Iterator[Dec
             for start in range(0, len(files), chunk):
                 coming.append(pool.submit(work, start))
                 if len(coming) > 2 * cores:
-                    yield from _counted(coming.popleft().result(), bar)
+                    images = coming.popleft().result()
+                    yield from [] if broken else images
             while coming:
-                yield from _counted(coming.popleft().result(), bar)
+                images = coming.popleft().result()
+                yield from [] if broken else images
         finally:
             for task in coming:
                 task.cancel()
-
-
-def _counted(images: list[Decoded], bar: tqdm) -> list[Decoded]:
-    bar.update(len(images))
-    return images
+    if broken:
+        first, *others = sorted(broken)
+        names = ", ".join(others[:SHOWN]) + ", ..." * (len(others) > SHOWN)
+        raise KesiError(f"{broken[first]}; {len(others)} more will not do: {names}"
+                        if others else str(broken[first]))

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from kesi.method import paper
+from kesi.method.snapshot import KESI
 from kesi.report.statistics import Paired, Spread, paired
 from kesi.report.summary import Row, Summary, paper_macs
 from kesi.system.markdown import plain
@@ -140,6 +141,16 @@ def main_notes(rows: Sequence[Row], summaries: Sequence[Summary], published: boo
              f"on the {images}test images after the last epoch{over}."]
     notes += [f"{one.last.label} lost: it is {one.lost:.2f} points below the snapshot that it "
               f"started from." for one in summaries if one.lost is not None]
+    notes += [f"{one.run.label}: the last step also drew from {more:,} images without labels."
+              for one in summaries if (more := one.run.record.unlabelled_images)]
+    for one in summaries:  # a reader of the last row would quote another network
+        by_stage: dict[str, list[str]] = {}
+        for seed, stage in one.run.record.handed_over.items():
+            by_stage.setdefault(stage, []).append(seed)
+        if by_stage.keys() - {KESI}:
+            chosen = "; ".join(f"{stage} ({', '.join(seeds)})" for stage, seeds in by_stage.items())
+            notes.append(f"{one.run.label}: by the held-out images, what is handed over is "
+                         f"{chosen}.")
     if any(part.ensemble in rows or part.ensemble.results for one in summaries
            for part in one.retrained):
         notes.append("An ensemble's parameters and MACs are those of all its members together.")

@@ -182,9 +182,11 @@ def _choose(folder: Path) -> None:
     write_json(folder / RUN, encode(replace(found.record, handed_over={
         f"seed{seed}": stage for seed, stage in chosen.items()})))
     for seed, stage in chosen.items():
-        accuracy = found.seeds[seed][stage].val_accuracy
-        print(f"handed over by {accuracy:.2f} % of the held-out images: "
-              f"{folder / f'seed{seed}' / stage}", flush=True)
+        results = found.seeds[seed]
+        other = "" if stage == KESI else f"; {KESI} has {results[KESI].val_accuracy:.2f} %"
+        print(f"handed over: {folder / f'seed{seed}' / stage}, with "
+              f"{results[stage].val_accuracy:.2f} % of the held-out images right{other}",
+              flush=True)
 
 
 def _open(settings: Settings) -> None:
@@ -196,7 +198,7 @@ def _open(settings: Settings) -> None:
     remove_leftovers(folder / "report")
     seeds, latency, budget = set(settings.seeds), settings.latency, settings.budget
     chosen: dict[str, str] = {}
-    more = settings.dataset.unlabelled and settings.dataset.unlabelled.digest
+    more = unlabelled.digest if (unlabelled := settings.dataset.unlabelled) else None
     if (folder / RUN).is_file():
         before = read_run(folder / RUN)
         old, new = before.recipe["trainings"], recipe["trainings"]
@@ -219,7 +221,8 @@ def _open(settings: Settings) -> None:
         arch=recipe["arch"], dataset=settings.dataset.name, method=recipe["method"], recipe=recipe,
         seeds=sorted(seeds), recipe_hash=recipe_hash(recipe), data=data, baseline=settings.baseline,
         pretrained=settings.pretrained, fitted_to=settings.recipe.fitted_to, latency=latency,
-        budget=budget, unlabelled=more, handed_over=chosen,
+        budget=budget, unlabelled=more, unlabelled_images=unlabelled and len(unlabelled),
+        handed_over=chosen,
         **provenance(settings.options.device))))
 
 

@@ -99,7 +99,8 @@ class RunRecord(Origin):
 
     ``baseline``: the path of a trained network instead of step 1, ``pretrained``: weights that step
     1 starts from. ``fitted_to``: see Recipe. ``handed_over``: the stage that is, by seed folder.
-    ``unlabelled``: the digest of images without labels in the last step. ``latency``, ``budget``:
+    ``unlabelled``: the digest of images without labels in the last step, ``unlabelled_images``:
+    how many they are. ``latency``, ``budget``:
     what was measured before it began, where these were asked for; what
     followed stands in the recipe.
     """
@@ -119,6 +120,7 @@ class RunRecord(Origin):
     latency: Faster | None = None
     budget: Fitted | None = None
     unlabelled: str | None = None
+    unlabelled_images: Count | None = None
 
     @property
     def rounds(self) -> int:

@@ -71,7 +71,10 @@ def describe_run(folder: Path) -> Run:
     """What run.json says, without any result.
     Raises UsageError where there is none, KesiError if damaged."""
     if not (folder / RUN).is_file():
-        raise UsageError(f"{folder} is not a run folder: it has no run.json")
+        is_ = ("is a study, whose table is study.md: its stages, in seed folders, are for compare, "
+               "predict and export" if (folder / "study.json").is_file() else
+               "is not a run folder: it has no run.json")
+        raise UsageError(f"{folder} {is_}")
     record = read_run(folder / RUN)
     label = paper.criterion_label(record.method, record.recipe["criterion"].get("name"))
     return Run(folder, record, {seed: {} for seed in record.seeds}, label)
@@ -165,7 +168,7 @@ def _joined(runs: Sequence[Run], across_code: bool) -> list[Run]:
 def _settings(run: Run, across_code: bool) -> tuple:
     """What decides the outcome of a run beside its seeds: what run.json says but for its origin,
     and how its stages computed. Of a baseline that was taken over, its recipe, not its place."""
-    made = {one.name for one in fields(Origin)} | {"seeds", "handed_over"}
+    made = {one.name for one in fields(Origin)} | {"seeds", "handed_over", "unlabelled_images"}
     said = {name: value for name, value in asdict(run.record).items() if name not in made}
     if said.pop("baseline") is not None:
         said["baseline"] = across_code or {results[BASELINE].recipe_hash

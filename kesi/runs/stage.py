@@ -19,7 +19,7 @@ from typing import Protocol
 from kesi import checkpoints, models
 from kesi.checkpoints.checkpoint import Checkpoint
 from kesi.checkpoints.records import Earlier, Info, Made, Origin, encode
-from kesi.data import Dataset
+from kesi.data import Dataset, Split
 from kesi.data.datasets import plain
 from kesi.method import sizes
 from kesi.method.objectives import CrossEntropy, Objective
@@ -84,12 +84,16 @@ class Context:
         """The text after what stage of the run it is about."""
         return f"{self.where}: {text}" if self.where else text
 
+    def unlabelled(self, objective: Objective) -> Split | None:
+        """The images without labels that a training with this objective draws from, too."""
+        return self.dataset.unlabelled if getattr(objective, "unlabelled", False) else None
+
     def settings(self, training: Training, objective: Objective, arch: str,
                  parent: Snapshot | None, pretrained: str | None = None) -> dict:
         """What decides the outcome of a stage; it continues only with the same."""
         code = models.ARCHITECTURES[arch].code  # of a network of somebody's own
         precision = execution.resolved(self.options.device, self.options.precision)
-        more = self.dataset.unlabelled if getattr(objective, "unlabelled", False) else None
+        more = self.unlabelled(objective)
         return {"seed": self.seed, "training": described(training), "data": self.dataset.describe(),
                 "objective": describe(objective),
                 "parent": None if parent is None else parent.digest,
@@ -146,10 +150,12 @@ def _info(context: Context, name: str, training: Training, objective: Objective,
     stage, recipe = StageName.parse(name), described(training)
     ensemble = getattr(objective, "ensemble", None)
     number = parent.info.round if stage.kind == KESI and parent else stage.round
+    more = context.unlabelled(objective)
     return Info(stage=name, kind=stage.kind, round=number, seed=context.seed, settings=settings,
                 method=parent and (parent.info.method or method_of(parent)), recipe=recipe,
                 recipe_hash=recipe_hash(recipe), pretrained=pretrained,
-                data=context.dataset.describe(), parent=parent and reference(parent, folder),
+                data=context.dataset.describe(), unlabelled_images=more and len(more),
+                parent=parent and reference(parent, folder),
                 teachers=[reference(one, folder) for one in ensemble.snapshots] if ensemble else [],
                 **provenance(context.options.device))
 

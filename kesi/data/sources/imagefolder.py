@@ -52,12 +52,11 @@ def test_folder(root: Path) -> Path:
 def without_train(root: Path) -> str:
     """What to say of a folder that holds no train/."""
     if not root.is_dir():
-        return (f"{root} is not a folder: give the one that holds train/<class>/ and test/<class>/ "
-                f"with --data")
+        return f"{root} is not a folder: give the one that holds train/<class>/ and test/<class>/"
     if root.name in ("train", "test", "val"):
-        return f"{root / 'train'} is not there: did you mean --data {root.parent}?"
-    return (f"{root / 'train'} is not there: put training images into {root / 'train'}/<class>/, "
-            f"or say where they are with --data")
+        return f"{root / 'train'} is not there: did you mean {root.parent}?"
+    return (f"{root / 'train'} is not there: images are in train/<class>/ and test/<class>/ of the "
+            f"folder that is given (docs/data.md has lines that part one without them)")
 
 
 def class_names(folder: Path) -> tuple[str, ...]:

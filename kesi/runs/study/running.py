@@ -24,7 +24,7 @@ from kesi.method.snapshot import Snapshot, digest_of
 from kesi.method.training import Options
 from kesi.runs import stage, steps
 from kesi.runs.clock import Clock
-from kesi.runs.folder import refuse_changes
+from kesi.runs.folder import note_images, refuse_changes
 from kesi.runs.record import RESULT
 from kesi.runs.stage import Context
 from kesi.runs.study.outcomes import (
@@ -53,13 +53,15 @@ from kesi.system.seeds import MOST, derive
 
 @dataclass(frozen=True)
 class Study:
-    """Variants to be run on a data set with some seeds, into a folder."""
+    """Variants to be run on a data set with some seeds, into a folder. ``root``: where the images
+    are, noted for whoever looks at a stage."""
 
     variants: Mapping[str, Variant]
     dataset: Dataset
     folder: Path
     seeds: Sequence[int] = (0,)
     options: Options = Options()
+    root: str | None = None
 
 
 def run(study: Study) -> dict[str, str]:
@@ -133,6 +135,8 @@ def _begin(study: Study, keys: Mapping[str, Sequence[str]], clock: Clock) -> Non
             before, whole = refuse_others(study.folder, study.dataset, study.options)
             if whole != before:
                 write_json(study.folder / NOTE, whole)
+            if study.root is not None:
+                note_images(study.folder, study.dataset.name, study.root)
 
 
 def refuse_others(folder: Path, dataset: Dataset,

@@ -44,6 +44,9 @@ def card(checkpoint: Checkpoint, about: dict[str, Any], baseline: Checkpoint | N
     sparse = f", {total - zeros:,} of them not zero" if zeros else ""
     origin = (f"{counts['train']:,} training images of {plain(data['name'])}"
               if counts.get("train") else "images that its checkpoint does not name")
+    if checkpoint.info.unlabelled_images:
+        origin += (f", the last step also on {checkpoint.info.unlabelled_images:,} images without "
+                   "labels")
     lines = [
         *_front_matter(checkpoint, about, bool(files)), "",
         f"# {arch} for {len(classes)} classes", "",
@@ -52,7 +55,7 @@ def card(checkpoint: Checkpoint, about: dict[str, Any], baseline: Checkpoint | N
         "## How it was made", "",
         f"{_made(checkpoint)} Trained on {origin}.", "",
         *_provenance(checkpoint, baseline, about), "",
-        "## Results", "", *_results(checkpoint, about), "",
+        "## Results", "", *_results(checkpoint, about, baseline), "",
         *(_measured(files, table) if table else []),
         "## How to use it", "",
         *(_programs(files, shape, channels, len(classes), web) if files else []),
@@ -137,14 +140,19 @@ def _provenance(checkpoint: Checkpoint, baseline: Checkpoint | None,
             for name, value in known.items() if value not in (None, "")]
 
 
-def _results(checkpoint: Checkpoint, about: dict[str, Any]) -> list[str]:
-    """The accuracy of this network with its interval."""
+def _results(checkpoint: Checkpoint, about: dict[str, Any],
+             baseline: Checkpoint | None) -> list[str]:
+    """The accuracy of this network with its interval, and that of the one it was made from."""
     if about["accuracy"] is None:
         return ["Its checkpoint does not say how accurate it is."]
     right, count = about["accuracy"]["percent"], checkpoint.info.data["images"]["test"]
+    same = baseline is not None and baseline.info.data == checkpoint.info.data
+    before = baseline.info.metrics.get("test_accuracy") if same else None
     low, high = wilson(right / 100, count)
     return [f"Accuracy {right:.2f} % on {plain(about['accuracy']['images'])}; 95 % interval for "
-            f"so many images {100 * low:.2f} to {100 * high:.2f} % (Wilson)."]
+            f"so many images {100 * low:.2f} to {100 * high:.2f} % (Wilson).",
+            *["", f"The network that it was made from has {before:.2f} % on these."]
+            * (before is not None)]
 
 
 def with_seeds(text: str, values: Sequence[float]) -> str:
