@@ -72,8 +72,9 @@ def test_without_images_and_times(filter_run, tmp_path, capsys):
     with pytest.raises(UsageError, match="different data sets"):
         networks.compare(words)
     networks.compare([words[0], str(filter_run), "--dataset", "digits", "--no-latency"])
-    assert "seed0/kesi " in capsys.readouterr().out  # what a run hands over
-    assert "the same prediction" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "seed0/kesi " in text  # what a run hands over
+    assert "the same prediction" in text
 
 
 def test_latencies_alternate_and_are_medians(monkeypatch):

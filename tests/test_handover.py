@@ -213,7 +213,7 @@ def test_the_card_reads_as_the_hub_reads_it(handed, filter_run):
     assert "300 training images of digits" in card.text and "seeds:" not in card.text
     before = json.loads((filter_run / "seed0/baseline/result.json").read_text())["test_accuracy"]
     assert f"The network that it was made from has {before:.2f} % on these." in card.text
-    fails("kesi", "predict", handed, "photo.png", code=2, says=f"{handed} was exported: its example")
+    fails("kesi", "predict", handed, "photo.png", code=2, says="was exported: its example.py")
 
 
 def test_no_text_of_a_checkpoint_becomes_markup_of_the_card(filter_run):
