@@ -484,9 +484,10 @@ def test_where_kesi_lost_the_table_says_so(tmp_path):
 def test_an_image_folder_is_called_by_its_name(tmp_path):
     folder = write_run(tmp_path / "run", arch="resnet20", dataset="imagefolder")
     info = json.loads((folder / "run.json").read_text())
-    command = "kesi run --dataset imagefolder --data 'pictures/of birds/' --arch resnet20"
-    write(folder / "run.json", info | {"command": command})
-    assert report.report([folder], plots=False).title == "resnet20 on of birds"
+    for command in ("kesi run --dataset imagefolder --data 'pictures/of birds/' --arch resnet20",
+                    "kesi compress 'pictures/of birds' --arch resnet20"):
+        write(folder / "run.json", info | {"command": command})
+        assert report.report([folder], plots=False).title == "resnet20 on of birds"
     assert report.report([folder], plots=False, data_name="fowl").title == "resnet20 on fowl"
 
 

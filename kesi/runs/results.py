@@ -194,8 +194,11 @@ def _folder_name(record: RunRecord) -> str:
     except ValueError:  # quotes that do not close
         return ""
     info = INFO.get(record.dataset)
-    known = info is None or info.num_classes is not None or "--data" not in words[:-1]
-    return "" if known else Path(words[words.index("--data") + 1]).resolve().name
+    flag = next((one for one in ("--data", "compress") if one in words[:-1]), None)
+    if info is None or info.num_classes is not None or flag is None:
+        return ""
+    said = words[words.index(flag) + 1]
+    return "" if said.startswith("-") else Path(said).resolve().name
 
 
 def common_folder(folders: Sequence[Path]) -> Path:
