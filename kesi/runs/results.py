@@ -71,10 +71,10 @@ def describe_run(folder: Path) -> Run:
     """What run.json says, without any result.
     Raises UsageError where there is none, KesiError if damaged."""
     if not (folder / RUN).is_file():
-        is_ = ("is a study, whose table is study.md: its stages, in seed folders, are for compare, "
-               "predict and export" if (folder / "study.json").is_file() else
-               "is not a run folder: it has no run.json")
-        raise UsageError(f"{folder} {is_}")
+        what = ("is a study, whose table is study.md: its stages, in seed folders, are for "
+                "compare, predict and export" if (folder / "study.json").is_file() else
+                "is not a run folder: it has no run.json")
+        raise UsageError(f"{folder} {what}")
     record = read_run(folder / RUN)
     label = paper.criterion_label(record.method, record.recipe["criterion"].get("name"))
     return Run(folder, record, {seed: {} for seed in record.seeds}, label)

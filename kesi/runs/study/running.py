@@ -176,7 +176,7 @@ def _attempt(root: Path, key: str, context: Context, recipe: Recipe, step: Step,
     except KesiError as error:
         if distributed.world() > 1:
             raise
-        warnings.warn(f"{context.placed(f'{step.name} failed: {error}')}", stacklevel=2)
+        warnings.warn(context.placed(f"{step.name} failed: {error}"), stacklevel=2)
         return error
 
 
@@ -222,5 +222,3 @@ def _together(root: Path, context: Context, variant: str, members: Sequence[Chec
         if not known:
             context.say(f"seed {context.seed}, {variant}, ensemble of {len(members)} networks: "
                         f"test accuracy {found.test_accuracy:.2f} %")
-
-
