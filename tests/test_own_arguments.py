@@ -16,7 +16,7 @@ from doors import fails, script, works
 from kesi.data import load
 from kesi.data.arrays import from_arrays
 from kesi.method import algorithm, recipes
-from kesi.method.objectives import Dist, WithLabels
+from kesi.method.objectives import LOSSES, Dist, WithLabels
 from kesi.method.pruning.criteria import FILTER_CRITERIA, Evidence
 from kesi.method.snapshot import Snapshot
 from kesi.method.teachers import Shares
@@ -367,6 +367,8 @@ def test_a_recipe_by_name_is_the_papers_but_for_what_it_differs_in(tmp_path, mon
     for name, share in (("paper", 0.0), ("kesi2", 0.1)):  # labels are a matter of the recipe
         one = recipes.named(name, recipes.recipe("resnet20", "digits", "filter"))
         assert one.changed(loss="dist").loss == Dist(alpha=share)
+    monkeypatch.setitem(LOSSES, "focal", lambda alpha=0.25: {"alpha": alpha})
+    assert one.changed(loss="focal").loss == {"alpha": 0.25}  # which is another thing
     assert (made["loss"]["alpha"], made["loss"]["temperature"]) == (0.8, 2.0)
     assert made["trainings"]["kesi"]["optimizer"] == "sgd"
     assert (recipes.name_of(made), recipes.name_of(kept)) == ("kesi2-many", "paper")

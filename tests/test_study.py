@@ -108,9 +108,10 @@ def test_shared_stages_are_run_once(study):
 
 @pytest.mark.slow
 def test_a_studys_folder_is_told_from_a_runs(study):
-    fails("kesi", "report", study[0], code=2, says="is a study, whose table is study.md")
+    fails("kesi", "report", study[0], code=2, says="belongs to a study, whose table is study.md")
 
 
+@pytest.mark.slow
 def test_the_ensemble_of_the_snapshots_stands_beside_them(study):
     """Once for a chain; found again by hand."""
     folder, file, said = study
@@ -259,7 +260,8 @@ VARIANTS = {"paper": paper, "wild": wild, "wild, too": wild.changed(teachers=Non
     assert done.err.count("onecycle-1 failed: the training diverges") == 1  # which they share
     assert {name for name, _ in table_of(folder)} == {"paper", "the same", "short"}
     said = (folder / "study.md").read_text()
-    assert '"the same" is "paper": it has the very same stages.' in said
+    assert '"the same" is "paper": it has the very same networks.' in said
+    assert 'Not here, as no seed has finished it: "wild, too".' in said
     assert '"short" processes 0.67 times as many images as "paper".' in said
     assert "One seed tells nothing of chance: --seeds 0 1 2 gives intervals." in said
 

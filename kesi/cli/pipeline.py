@@ -82,7 +82,8 @@ def run_pipeline(doc: str, family: str, argv: Sequence[str] | None = None, prog:
                         f"(without a NAME: in all: {', '.join(list(recipes.RETRAININGS)[1:])})")
     method.add_argument("--temperature", type=float, metavar="T", help="default: the paper's 5")
     method.add_argument("--loss", metavar="NAME", help="what the student is told: "
-                        f"{', '.join(LOSSES)} (default: kl, the paper's)")
+                        f"{', '.join(LOSSES)} (default: kl, the paper's); the recipe's share of "
+                        "labels stays")
     flags.add_pretrained(training)
     training.add_argument("--model", metavar="FILE", help="start from this trained baseline; "
                           "{seed} in the path stands for the seed")
@@ -124,10 +125,6 @@ def run_pipeline(doc: str, family: str, argv: Sequence[str] | None = None, prog:
                     setattr(args, measure, TARGET)
         args.save = args.save or Path(
             "runs", f"{Path(args.images).resolve().name}-{args.arch}-{args.method}")
-    if args.pretrained is not None and args.epochs is None and args.dataset == FOLDER:
-        warnings.warn("the epochs are those of a network that learns from nothing: weights that "
-                      "are trained already take fewer at a lower rate, such as --epochs 30 10 10 "
-                      "--lr 0.01", stacklevel=2)
     if args.dataset == FOLDER and args.image_size is None:
         _warn_of_small(Path(args.data), INFO[FOLDER].default_size(family))
     if sum(map(bool, (args.model, args.baseline_folder, args.pretrained and args.model))) > 1:
@@ -154,6 +151,11 @@ def run_pipeline(doc: str, family: str, argv: Sequence[str] | None = None, prog:
     named = [recipe for recipe, _, _ in jobs]
     for recipe in named:
         pipeline.check_recipe(recipe)
+    if args.pretrained is not None and named[0].fitted_to and not (args.epochs_scale
+                                                                   or args.budget):
+        warnings.warn(f"{named[0].baseline.epochs:,} epochs of the baseline are for a network that "
+                      "learns from nothing: weights that are trained already take fewer at a "
+                      "lower rate, such as --epochs 30 10 10 --lr 0.01", stacklevel=2)
     if args.dry_run:
         dataset, images = targets.stand_in(args, family, *flags.classes_and_size(args, family,
                                                                                  args.data))

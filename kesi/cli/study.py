@@ -3,7 +3,7 @@
 import os
 import re
 from argparse import Namespace
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,9 +55,8 @@ def study(argv: Sequence[str] | None = None) -> None:
           f"{options.device} -> {asked.folder}", flush=True)
     failed = studies.run(studies.Study(variants, dataset, asked.folder, args.seeds, options,
                                        args.data))
-    first = next(iter(variants))
-    if distributed.is_main() and first not in failed:  # to which the others are held
-        print("", table(asked, failed), sep="\n")
+    if distributed.is_main():
+        print("", table(asked), sep="\n")
     if failed:
         raise KesiError(f"{len(failed)} of {len(variants)} variants failed: "
                         f"{'; '.join(failed.values())}; the same command tries them again")
@@ -87,18 +86,18 @@ class Asked:
         return f"{Path(self.args.file).stem}: {self.recipe.arch} on {data}"
 
 
-def table(asked: Asked, failed: Collection[str] = ()) -> str:
-    """Write the study's table over all seeds that are finished, and return it as text; without the
-    variants that ``failed``.
+def table(asked: Asked) -> str:
+    """Write the study's table over all seeds that are finished, and return it as text.
 
     One process at a time, so that of two which end at once the second finds both of their seeds.
     """
-    variants = {name: one for name, one in asked.variants.items() if name not in failed}
+    first = next(iter(asked.variants))
     with held_by_one(asked.folder):
-        found = studies.finished(asked.folder, variants, asked.args.seeds)
-        if not any(found.values()):
-            return "nothing is finished yet"
-        return reports.write(found, asked.title, asked.folder)
+        found = studies.finished(asked.folder, asked.variants, asked.args.seeds)
+        if not found.get(first):
+            return f"there is no table yet: no seed has finished what is compared with {first!r}"
+        return reports.write(found, asked.title, asked.folder,
+                             [name for name in asked.variants if name not in found])
 
 
 def parse(argv: Sequence[str] | None = None) -> Asked:

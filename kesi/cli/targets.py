@@ -13,7 +13,7 @@ from kesi.data.augment import RandomResizedCrop
 from kesi.data.registry import FOLDER
 from kesi.data.sources import imagefolder
 from kesi.data.split import Size, height_width, held_out
-from kesi.method.pruning.allocation import ALLOCATIONS, LATENCY, MEASURES, ROUND_TO
+from kesi.method.pruning.allocation import ALLOCATIONS, LATENCY, MEASURES
 from kesi.method.recipes import Recipe
 from kesi.method.training import Options
 from kesi.runs.clock import spoken
@@ -21,11 +21,9 @@ from kesi.runs.record import Faster, Fitted
 from kesi.system.errors import UsageError
 from kesi.system.provenance import device_name
 from kesi.tools.targets import budget, faster
+from kesi.tools.targets.ways import ROUND_TO, SIZES, check_used
 
 BATCH = 256  # images of noise, that a step takes for real ones
-
-SIZES = {*MEASURES, LATENCY}  # targets of filter pruning
-
 
 def add_targets(group: argparse.ArgumentParser) -> None:
     """--macs, --params, --latency, --sparsity, and how they are reached."""
@@ -61,12 +59,7 @@ def towards(args: argparse.Namespace, recipe: Recipe, inputs: Callable[[], tuple
     ``inputs``: tells classes and image size. Raises UsageError for more than one target.
     """
     named = given(args)
-    for flag, value, usual, of in (("--allocation", args.allocation, ALLOCATIONS[0], SIZES),
-                                   ("--round-to", args.round_to, ROUND_TO, SIZES),
-                                   ("--latency-batch", args.latency_batch, 1, {LATENCY})):
-        if value != usual and not of & named.keys():
-            raise UsageError(f"{flag} says how a target is reached: give one as well, "
-                             f"--{' or --'.join(sorted(of))}")
+    check_used(named, args.allocation, args.round_to, args.latency_batch)
     if recipe.method != args.method:  # one of both, each of which goes towards its own
         named = {name: value for name, value in named.items()
                  if (name in SIZES) == (recipe.method == "filter")} or named

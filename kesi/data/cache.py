@@ -187,7 +187,7 @@ def _decoded(root: Path, files: Sequence[str], storage: Storage) -> Iterator[Dec
     affinity = hasattr(os, "sched_getaffinity")
     cores = len(os.sched_getaffinity(0)) if affinity else os.cpu_count() or 1
 
-    broken: dict[str, KesiError] = {}
+    broken: dict[str, str] = {}
 
     def work(start: int) -> list[Decoded]:
         found = []
@@ -195,9 +195,13 @@ def _decoded(root: Path, files: Sequence[str], storage: Storage) -> Iterator[Dec
             try:
                 found.append(decode(root / file, storage))
             except KesiError as error:
-                broken[file] = error
-        bar.update(min(chunk, len(files) - start))
+                broken[file] = str(error)
         return found
+
+    def next_of(coming: deque) -> list[Decoded]:
+        images = coming.popleft().result()
+        bar.update(len(images))
+        return [] if broken else images
 
     with (
         ThreadPoolExecutor(cores) as pool,
@@ -208,11 +212,9 @@ def _decoded(root: Path, files: Sequence[str], storage: Storage) -> Iterator[Dec
             for start in range(0, len(files), chunk):
                 coming.append(pool.submit(work, start))
                 if len(coming) > 2 * cores:
-                    images = coming.popleft().result()
-                    yield from [] if broken else images
+                    yield from next_of(coming)
             while coming:
-                images = coming.popleft().result()
-                yield from [] if broken else images
+                yield from next_of(coming)
         finally:
             for task in coming:
                 task.cancel()
@@ -220,4 +222,4 @@ def _decoded(root: Path, files: Sequence[str], storage: Storage) -> Iterator[Dec
         first, *others = sorted(broken)
         names = ", ".join(others[:SHOWN]) + ", ..." * (len(others) > SHOWN)
         raise KesiError(f"{broken[first]}; {len(others)} more will not do: {names}"
-                        if others else str(broken[first]))
+                        if others else broken[first])

@@ -16,7 +16,7 @@ from kesi.method.objectives import CrossEntropy, Objective, check_labels
 from kesi.method.pruning.masks import Masks
 from kesi.method.schedules import DIVERGED, Average, Training, optimizer_for, schedule_for
 from kesi.system import distributed, seeds
-from kesi.system.errors import KesiError
+from kesi.system.errors import TrainingFailed
 from kesi.system.execution import Ahead, Step, full_precision, make_forward, make_step, set_up
 from kesi.system.norms import reestimate
 from kesi.system.seeds import derive
@@ -92,7 +92,8 @@ def fit(model: nn.Module,
     ``training.ema`` the last epoch ends in the averaged weights, whose batch norms see that epoch's
     images once more; all figures before it, and its training loss, are of those being trained. With
     several processes (see kesi.system.distributed) each takes its share of every batch, and all
-    return the same. Raises KesiError where a loss is not finite, before on_epoch sees that epoch.
+    return the same. Raises TrainingFailed where a loss is not finite, before on_epoch sees
+    that epoch.
     """
     unlabelled = getattr(objective, "unlabelled", False) and dataset.unlabelled is not None
     check_labels(objective, unlabelled, training.mixup)
@@ -177,9 +178,9 @@ def _train_epoch(model: nn.Module, batches: Iterator, weight: Callable[[int], fl
     values = sums / shares
     if not bool((fine := values.abs() < DIVERGED).all()):  # NaN is not, either
         first = int((~fine).nonzero()[0])
-        raise KesiError(f"the training diverges: the loss is {float(values[first]):.3g} in epoch "
-                        f"{epoch}, step {first + 1} of {len(values)}, at learning rate "
-                        f"{rates[first]:.3g}: try a lower --lr, or check the images")
+        raise TrainingFailed(f"the training diverges: the loss is {float(values[first]):.3g} in "
+                             f"epoch {epoch}, step {first + 1} of {len(values)}, at learning rate "
+                             f"{rates[first]:.3g}: try a lower --lr, or check the images")
     images_seen = int(shares.sum())
     return {"train_loss": float(sums.sum()) / images_seen,
             "train_accuracy": 100 * int(hits) / max(1, int(labelled)), "lr": rates[-1]}
@@ -199,8 +200,8 @@ def _evaluate_epoch(model: nn.Module, dataset: Dataset, device: str, due: bool,
         row["test_loss"], row["test_accuracy"] = evaluate(model, dataset, dataset.test, device,
                                                           forward)
         if not abs(row["test_loss"]) < DIVERGED:
-            raise KesiError(f"the training diverges: the test loss is {row['test_loss']:.3g}: try "
-                            "a lower --lr, or check the images")
+            raise TrainingFailed(f"the training diverges: the test loss is "
+                                 f"{row['test_loss']:.3g}: try a lower --lr, or check the images")
         if dataset.val is not None:
             row["val_accuracy"] = evaluate(model, dataset, dataset.val, device, forward)[1]
     return row

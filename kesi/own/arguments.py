@@ -13,7 +13,7 @@ from kesi.checkpoints import fields
 from kesi.data import Dataset
 from kesi.method import recipes
 from kesi.method.objectives import Loss, Objective
-from kesi.method.pruning.allocation import ALLOCATIONS, LATENCY, MEASURES, ROUND_TO
+from kesi.method.pruning.allocation import ALLOCATIONS, LATENCY
 from kesi.method.pruning.filters import pruned_widths
 from kesi.method.pruning.weights import conv_weights
 from kesi.method.recipes import Recipe
@@ -22,6 +22,7 @@ from kesi.own.registry import RATE, SPARSITIES
 from kesi.runs.trial import try_losses
 from kesi.system.errors import UsageError, check_choice
 from kesi.tools.targets import faster
+from kesi.tools.targets.ways import check_used
 
 
 def check_arguments(model, method, rounds, epochs, batch_size, lr, seeds) -> None:
@@ -118,9 +119,6 @@ def without(graph: Graph, method: str, amounts: tuple, ignore: Sequence[str]) ->
                  for rates in amounts)
 
 
-SIZES = (*MEASURES, LATENCY)  # targets of filter pruning
-
-
 def target(method: str, named: dict[str, float | str | None], sparsities: Sequence[float] | None
            ) -> tuple[str, float] | None:
     """(measure, value) of the target among macs, params, latency and sparsity; None without one."""
@@ -152,13 +150,7 @@ def check_allocation(measure: str | None, allocation: str, round_to: int, latenc
                          "out")
     if not _whole_numbers([round_to]):
         raise UsageError(f"round_to is a whole number, not {round_to!r:.60}")
-    for name, usual, of in ((f"allocation={allocation!r}", allocation == ALLOCATIONS[0], SIZES),
-                            (f"round_to={round_to}", round_to == ROUND_TO, SIZES),
-                            (f"latency_batch={latency_batch!r:.60}", latency_batch == 1,
-                             (LATENCY,))):
-        if not usual and measure not in of:
-            raise UsageError(f"{name} says how a target is reached: give one as well, "
-                             f"{' or '.join(of)}")
+    check_used([measure], allocation, round_to, latency_batch)
 
 
 def amounts(graph: Graph, method: str, rounds: int | None, rates: float | dict[str, float] | None,

@@ -28,7 +28,7 @@ from kesi.data.arrays import Pairs, from_arrays
 from kesi.method import recipes
 from kesi.method.objectives import Loss, Objective
 from kesi.method.pruning import Masks
-from kesi.method.pruning.allocation import ALLOCATIONS, LATENCY, ROUND_TO
+from kesi.method.pruning.allocation import ALLOCATIONS, LATENCY
 from kesi.method.recipes import Recipe, fits
 from kesi.method.snapshot import BASELINE, KESI, Snapshot
 from kesi.method.training import Epoch, Options
@@ -45,6 +45,7 @@ from kesi.system.locks import held
 from kesi.system.provenance import provenance
 from kesi.tools.targets import budget as budgets
 from kesi.tools.targets import faster
+from kesi.tools.targets.ways import ROUND_TO
 
 START = "start.pth.tar"
 

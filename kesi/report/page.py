@@ -95,8 +95,9 @@ def tiles(one: Summary) -> list[tuple[str, str]]:
     last, before = one.last, one.baseline
     found = []
     if last.results.keys() & before.results.keys():
-        change = statistics.fmean(last.results[seed].test_accuracy - one.test_accuracy
-                                  for seed, one in before.results.items() if seed in last.results)
+        change = statistics.fmean(last.results[seed].test_accuracy - start.test_accuracy
+                                  for seed, start in before.results.items()
+                                  if seed in last.results)
         lost = f"; {one.lost:.2f} below the snapshot that it started from" if one.lost else ""
         found.append((f"{last.accuracy.mean:.2f} %",
                       f"test accuracy ({change:+.2f} to the baseline{lost})"))

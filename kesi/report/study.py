@@ -5,7 +5,7 @@ so that what seeds have in common falls out.
 """
 
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -81,10 +81,10 @@ def remarks(found: Outcomes) -> list[str]:
     for name, by_seed in others:
         pairs = [(base[seed], one) for seed, one in by_seed.items()]
         times = statistics.fmean(one.images / before.images for before, one in pairs)
-        if all(one.stages == before.stages for before, one in pairs):
-            lines.append(f'"{name}" is "{first}": it has the very same stages.')
+        if all(one.result.network_digest == before.result.network_digest for before, one in pairs):
+            lines.append(f'"{name}" is "{first}": it has the very same networks.')
         elif abs(times - 1) > NEARLY:
-            lines.append(f'"{name}" processes {times:.2g} times as many images as "{first}".')
+            lines.append(f'"{name}" processes {times:.2f} times as many images as "{first}".')
     return lines
 
 
@@ -119,10 +119,11 @@ def rows(found: Outcomes) -> list[dict]:
             for name, by_seed in found.items() for seed, one in by_seed.items()]
 
 
-def write(found: Outcomes, title: str, out: Path) -> str:
+def write(found: Outcomes, title: str, out: Path, missing: Sequence[str] = ()) -> str:
     """Write study.md, study.csv (every outcome as numbers) and study.png; returns the table as
-    text, and what could not be drawn."""
+    text, and what could not be drawn. ``missing``: variants that no seed has finished."""
     made = table(found, title)
+    made.notes += [f'Not here, as no seed has finished it: "{name}".' for name in missing]
     files.write_text(out / "study.csv", csv_text(rows(found)))
     picture, said = "\n\n![study](study.png)", f"picture: {out / 'study.png'}"
     try:

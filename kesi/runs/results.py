@@ -71,7 +71,7 @@ def describe_run(folder: Path) -> Run:
     """What run.json says, without any result.
     Raises UsageError where there is none, KesiError if damaged."""
     if not (folder / RUN).is_file():
-        what = ("is a study, whose table is study.md: its stages, in seed folders, are for "
+        what = ("belongs to a study, whose table is study.md: its stages, in seed folders, are for "
                 "compare, predict and export" if (folder / "study.json").is_file() else
                 "is not a run folder: it has no run.json")
         raise UsageError(f"{folder} {what}")

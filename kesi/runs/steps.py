@@ -29,7 +29,7 @@ from kesi.runs.record import CHECKPOINT, PRUNED, RESULT, Ensemble, read_result
 from kesi.runs.stage import Context, finished_info, result_of, train
 from kesi.system import distributed
 from kesi.system.describe import describe
-from kesi.system.errors import KesiError, UsageError
+from kesi.system.errors import KesiError, TrainingFailed, UsageError
 from kesi.system.files import write_json
 from kesi.system.locks import held
 from kesi.system.provenance import provenance, recipe_hash
@@ -92,10 +92,10 @@ def _adopt(context: Context, parent: Checkpoint, folder: Path) -> None:
 
 
 def _refuse_nonsense(loss: float, what: str) -> None:
-    """Raises KesiError where networks answer with numbers that are none."""
+    """Raises TrainingFailed where networks answer with numbers that are none."""
     if not abs(loss) < DIVERGED:
-        raise KesiError(f"the test loss of {what} is {loss}: this network gives no finite answers, "
-                        "train it anew at a lower learning rate")
+        raise TrainingFailed(f"the test loss of {what} is {loss}: this network gives no finite "
+                             "answers, train it anew at a lower learning rate")
 
 
 def prune(parent: Checkpoint, recipe: Recipe, amount: Amount, folder: Path,
@@ -156,12 +156,12 @@ def retrain(context: Context, training: Training, pruned: Checkpoint, folder: Pa
             name: str | None = None, objective: Objective = CrossEntropy()) -> Checkpoint:
     """Step 3: retrain a pruned network; returns the snapshot, which is named after its retraining.
 
-    Raises KesiError where so much was pruned that it answers every image alike, whatever it is
+    Raises TrainingFailed where so much was pruned that it answers every image alike, whatever it is
     taught.
     """
     if (empty := sizes.empty_layers(pruned.masks)) and sizes.deaf(pruned.network):
-        raise KesiError(f"{pruned.path} cannot learn: it answers every image alike, since no "
-                        f"weight is left in {', '.join(empty)}; prune less")
+        raise TrainingFailed(f"{pruned.path} cannot learn: it answers every image alike, since no "
+                             f"weight is left in {', '.join(empty)}; prune less")
     name = name or StageName(kind_of(training), pruned.round or 1).text
     return train(context, folder, name, training, pruned, objective)
 

@@ -12,6 +12,10 @@ class KesiError(Exception):
     """
 
 
+class TrainingFailed(KesiError):
+    """A network cannot be trained: its loss is no number any more, or nothing gets through it."""
+
+
 class UsageError(KesiError):
     """An argument is wrong: an unknown name, a value out of range, settings that do not fit.
     Exit code 2."""

@@ -25,8 +25,6 @@ LATENCY = "latency"  # a measure, too, of which the caller says what widths cost
 
 ALLOCATIONS = ("paper", "uniform")  # that need no network
 
-ROUND_TO = 8  # what commands make widths multiples of, which runtimes like
-
 RANKED = "ranked"  # which needs one
 
 NO_EVIDENCE = Evidence()

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 
 from kesi import models
 from kesi.data.split import Size
-from kesi.method.objectives import LOSSES, CrossEntropy, Loss, Objective, loss_of
+from kesi.method.objectives import LOSSES, CrossEntropy, Loss, Objective, Taught, loss_of
 from kesi.method.pruning.allocation import (
     ALLOCATIONS,
     MEASURES,
@@ -98,8 +98,10 @@ class Recipe:
             criterion_of(self.method, criterion)
         told = self.loss
         if loss is not None:
-            labels = getattr(self.loss, "alpha", 0.0)  # a matter of the recipe, not of the loss
-            kept = {"alpha": labels} if labels and hasattr(LOSSES.get(loss), "alpha") else {}
+            kept, other = {}, LOSSES.get(loss)
+            if isinstance(other, type) and issubclass(other, Taught) and (
+                    share := getattr(self.loss, "alpha", 0.0)):
+                kept = {"alpha": share}  # of the labels: the recipe's, whatever else is imitated
             told = loss_of(loss, temperature=temperature, **kept)
         elif temperature is not None:
             told = replace(told, temperature=temperature)

@@ -33,29 +33,27 @@ class Outcome:
 
 def finished(folder: Path, variants: Mapping[str, Variant],
              seeds: Collection[int] = ()) -> dict[str, dict[int, Outcome]]:
-    """The outcomes by variant and seed of all seeds in a study's folder of which all variants are
-    finished.
+    """The outcomes by variant and seed in a study's folder: of the variants that some seed has
+    finished, and of the seeds that have finished all of these.
 
     Raises KesiError where a file of one of ``seeds`` is damaged; of others it is said, and they
     are left out.
     """
-    found: dict[str, dict[int, Outcome]] = {name: {} for name in variants}
+    by_seed: dict[int, dict[str, Outcome]] = {}
     said = said_of(variants)
     roots = {path.name.removeprefix("seed"): path for path in Path(folder).glob("seed*")}
     for seed in sorted(int(text) for text in roots if text.isdecimal() and text == str(int(text))):
         root = roots[str(seed)]
         try:
-            made = made_of(root, said)
-            if len(made) == len(variants):
-                outcomes = {name: outcome(root, stages, variants[name])
-                            for name, stages in made.items()}
-                for name in variants:
-                    found[name][seed] = outcomes[name]
+            by_seed[seed] = {name: outcome(root, stages, variants[name])
+                             for name, stages in made_of(root, said).items()}
         except KesiError as error:
             if seed in seeds:
                 raise
             warnings.warn(f"seed {seed} is left out: {error}", stacklevel=2)
-    return found
+    names = [name for name in variants if any(name in one for one in by_seed.values())]
+    whole = {seed: one for seed, one in by_seed.items() if len(one) == len(names)}
+    return {name: {seed: one[name] for seed, one in whole.items()} for name in names}
 
 
 def is_finished(folder: Path, variants: Mapping[str, Variant], seed: int) -> bool:

@@ -45,7 +45,7 @@ from kesi.runs.study.variants import (
 )
 from kesi.runs.trial import try_out
 from kesi.system import distributed, execution
-from kesi.system.errors import KesiError, UsageError
+from kesi.system.errors import KesiError, TrainingFailed, UsageError
 from kesi.system.files import read_json, write_json
 from kesi.system.locks import held, held_by_one, in_use
 from kesi.system.seeds import MOST, derive
@@ -65,8 +65,8 @@ class Study:
 
 
 def run(study: Study) -> dict[str, str]:
-    """Run every stage that is not finished yet; returns what went wrong, by the variant: one that
-    fails, such as by diverging, stops no other.
+    """Run every stage that is not finished yet; returns what went wrong, by the variant: one whose
+    training fails, such as by diverging, stops no other.
 
     Raises UsageError where the folder is a study of other images, or computed with otherwise;
     KesiError where another process has one of the seeds, and where a file of theirs is damaged.
@@ -84,25 +84,23 @@ def run(study: Study) -> dict[str, str]:
         _begin(study, keys, clock)
     for seed in study.seeds:
         with held(study.folder / f"seed{seed}") as root:
-            done: dict[str, Checkpoint | KesiError] = {}
+            done: dict[str, Checkpoint | str] = {}
             for name, variant in study.variants.items():
                 made: list[Checkpoint] = []
                 context = Context(study.dataset, seed, study.options, clock=clock)
-                try:
-                    for key, step in zip(keys[name], variant.steps(), strict=True):
-                        if key not in done:
-                            where = f"seed {seed}, {len(done) + 1}/{len(plans)}, {name}"
-                            done[key] = _attempt(root, key, replace(context, where=where),
-                                                 variant.recipe, step, made)
-                        if isinstance(done[key], KesiError):
-                            raise done[key]
-                        made.append(done[key])
-                except KesiError as error:
-                    failed.setdefault(name, f"{name}, seed {seed}: {error}")
-                    continue
-                _together(root, context, name, variant.members(made))
-                if distributed.is_main():
-                    _note(study, root, name, [one.path.parent.name for one in made])
+                for key, step in zip(keys[name], variant.steps(), strict=True):
+                    if key not in done:
+                        where = f"seed {seed}, {len(done) + 1}/{len(plans)}, {name}"
+                        done[key] = _attempt(root, key, replace(context, where=where),
+                                             variant.recipe, step, made)
+                    if isinstance(done[key], str):
+                        failed.setdefault(name, f"{name}, seed {seed}: {done[key]}")
+                        break
+                    made.append(done[key])
+                else:
+                    _together(root, context, name, variant.members(made))
+                    if distributed.is_main():
+                        _note(study, root, name, [one.path.parent.name for one in made])
     distributed.barrier()
     return failed
 
@@ -168,16 +166,13 @@ def _note(study: Study, root: Path, name: str, stages: list[str]) -> None:
 
 
 def _attempt(root: Path, key: str, context: Context, recipe: Recipe, step: Step,
-             made: Sequence[Checkpoint]) -> Checkpoint | KesiError:
-    """What _stage() makes, or why it makes nothing, said at once. Of several processes one may
-    fail alone, which ends them all."""
+             made: Sequence[Checkpoint]) -> Checkpoint | str:
+    """What _stage() makes, or why it cannot be trained, said at once."""
     try:
         return _stage(root, key, context, recipe, step, made)
-    except KesiError as error:
-        if distributed.world() > 1:
-            raise
+    except TrainingFailed as error:  # in all processes, if there are several: a loss is of them all
         warnings.warn(context.placed(f"{step.name} failed: {error}"), stacklevel=2)
-        return error
+        return str(error)  # not itself, which would keep all that its training holds
 
 
 def _stage(root: Path, key: str, context: Context, recipe: Recipe, step: Step,

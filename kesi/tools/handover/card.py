@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from kesi.checkpoints import fields
 from kesi.checkpoints.checkpoint import Checkpoint
 from kesi.data.split import height_width
 from kesi.method.sizes import parameters
@@ -31,7 +32,7 @@ def card(checkpoint: Checkpoint, about: dict[str, Any], baseline: Checkpoint | N
 
     ``web``: there is a page for the browser.
     """
-    arch, classes = checkpoint.network.arch, [plain(name) for name in about["classes"]]
+    arch, classes = checkpoint.network.arch, [_shown(name) for name in about["classes"]]
     named = ", ".join(name or str(label) for label, name in enumerate(classes[:SHOWN]))
     more = f" and {len(classes) - SHOWN:,} more, see config.json" if len(classes) > SHOWN else ""
     data = checkpoint.info.data
@@ -42,7 +43,7 @@ def card(checkpoint: Checkpoint, about: dict[str, Any], baseline: Checkpoint | N
     total = parameters(checkpoint.network)
     zeros = checkpoint.masks.pruned() if checkpoint.masks else 0
     sparse = f", {total - zeros:,} of them not zero" if zeros else ""
-    origin = (f"{counts['train']:,} training images of {plain(data['name'])}"
+    origin = (f"{counts['train']:,} training images of {_shown(data['name'])}"
               if counts.get("train") else "images that its checkpoint does not name")
     if checkpoint.info.unlabelled_images:
         origin += (f", the last step also on {checkpoint.info.unlabelled_images:,} images without "
@@ -146,13 +147,19 @@ def _results(checkpoint: Checkpoint, about: dict[str, Any],
     if about["accuracy"] is None:
         return ["Its checkpoint does not say how accurate it is."]
     right, count = about["accuracy"]["percent"], checkpoint.info.data["images"]["test"]
-    same = baseline is not None and baseline.info.data == checkpoint.info.data
-    before = baseline.info.metrics.get("test_accuracy") if same else None
     low, high = wilson(right / 100, count)
-    return [f"Accuracy {right:.2f} % on {plain(about['accuracy']['images'])}; 95 % interval for "
-            f"so many images {100 * low:.2f} to {100 * high:.2f} % (Wilson).",
-            *["", f"The network that it was made from has {before:.2f} % on these."]
-            * (before is not None)]
+    lines = [f"Accuracy {right:.2f} % on {_shown(about['accuracy']['images'])}; 95 % interval for "
+             f"so many images {100 * low:.2f} to {100 * high:.2f} % (Wilson)."]
+    ours, theirs = (one and one.info.data.get("digests") for one in (checkpoint, baseline))
+    before = baseline and baseline.info.metrics.get("test_accuracy")
+    if ours and ours == theirs and fields.number(before):
+        lines += ["", f"The network that it was made from has {before:.2f} % on these."]
+    return lines
+
+
+def _shown(name: object) -> str:
+    """Somebody's name for something, which is no link, picture or emphasis."""
+    return re.sub(r"([\[\]*`])", r"\\\1", plain(name))
 
 
 def with_seeds(text: str, values: Sequence[float]) -> str:
