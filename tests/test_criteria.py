@@ -1,5 +1,7 @@
 """Criteria against torch's own pruning and formulas written out, on networks of ours."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -109,6 +111,20 @@ def test_taylor_leaves_the_network_as_it_was_and_needs_images():
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     with pytest.raises(UsageError, match="images"):
         FILTER_CRITERIA["taylor"](model, layers_of(model), Evidence())
+
+
+def test_taylor_looks_at_all_classes_also_where_they_are_in_order(monkeypatch):
+    monkeypatch.setattr("kesi.method.pruning.criteria.IMAGES", 5)
+    model, seen = network("resnet20"), evidence()
+    ordered = replace(seen.dataset.train, labels=torch.arange(10) * 4 // 10)
+    few = ordered.subset(torch.tensor([0, 2, 4, 6, 8]))
+
+    def scores(split):
+        data = replace(seen.dataset, train=split)
+        return FILTER_CRITERIA["taylor"](model, layers_of(model)[:1], Evidence(data)).popitem()[1]
+
+    assert set(few.labels.tolist()) == {0, 1, 2, 3}
+    assert torch.equal(scores(ordered), scores(few))
 
 
 @pytest.mark.parametrize("entries", [FILTER_CRITERIA, WEIGHT_CRITERIA])

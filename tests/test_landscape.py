@@ -14,7 +14,6 @@ from kesi.data import load
 from kesi.method.training import evaluate
 from kesi.system.errors import UsageError
 from kesi.tools import landscape
-from kesi.tools.inputs import first_images
 
 pytest_plugins = ["tinyrun"]
 
@@ -26,7 +25,7 @@ def digits():
 
 @pytest.fixture(scope="module")
 def few(digits):
-    return first_images(digits.test, 60)
+    return digits.test.spread(60)
 
 
 def network(run, stage):

@@ -16,7 +16,7 @@ from kesi.system.files import csv_text, make_folder, write_atomic, write_text
 from kesi.system.provenance import device_name
 from kesi.tools.compare import compare as compare_networks
 from kesi.tools.compare import names as names_of
-from kesi.tools.inputs import dataset_of, first_images, inputs_of
+from kesi.tools.inputs import dataset_of, inputs_of
 from kesi.tools.landscape import line, plane, same_shape
 from kesi.tools.predict import Prediction, predict_images
 
@@ -117,7 +117,7 @@ def _lines(loaded: Sequence[Checkpoint], args, device: str) -> None:
     for one in loaded:
         check_classes(one, dataset)
     make_folder(args.out)  # now, and not after all that is computed
-    split, names, rows = first_images(dataset.test, args.images), names_of(loaded), []
+    split, names, rows = dataset.test.spread(args.images), names_of(loaded), []
     for place, (one, other) in enumerate(zip(loaded, loaded[1:], strict=False)):
         for point in line(one.network, other.network, dataset, split, args.points,
                           recompute_bn=args.recompute_bn, device=device):
@@ -140,7 +140,7 @@ def _plane(checkpoint: Checkpoint, args, device: str) -> None:
     inputs = inputs_of(checkpoint, args.dataset, args.image_size, args.data)
     dataset = dataset_of(checkpoint, inputs, args.data, not args.no_download)
     make_folder(args.out)
-    split = first_images(dataset.test, args.images)
+    split = dataset.test.spread(args.images)
     found = plane(checkpoint.network, dataset, split, args.radius, args.grid, seed=args.seed,
                   recompute_bn=args.recompute_bn, device=device)
     write_text(args.out / "plane.csv", csv_text([asdict(point) for point in found]))

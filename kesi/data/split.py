@@ -79,6 +79,13 @@ class Split:
         rows = self.indices()[positions]
         return Split(self.images, self.labels[positions], rows, sizes, self.pixels)
 
+    def spread(self, count: int | None) -> "Split":
+        """``count`` images at equal distances, of all classes also where these are in order; all of
+        them for None, or where there are not so many."""
+        if count is None or count >= len(self):
+            return self
+        return self.subset((torch.arange(count) * len(self)) // count)
+
 
 def together(first: Split, second: Split) -> Split:
     """Both splits, of images of one shape, in one, with their images in memory."""

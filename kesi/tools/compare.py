@@ -27,7 +27,7 @@ from kesi.system.files import csv_text
 from kesi.tools import latency
 from kesi.tools.export import Exported, about_of, network_for, scaled
 from kesi.tools.formats import Runner, encode, runner
-from kesi.tools.inputs import Inputs, dataset_of, first_images, inputs_of
+from kesi.tools.inputs import Inputs, dataset_of, inputs_of
 
 ACCURACY = 5000  # test images, at most, for the accuracies of exported files
 
@@ -236,7 +236,7 @@ def compared(checkpoint: Checkpoint, baseline: Checkpoint | None, files: Sequenc
         runs = [runner(path, kind) for path in paths]
         if len(files) > 1:
             dataset = scaled(dataset_of(checkpoint, inputs, root), inputs, raw)
-            split = first_images(dataset.test, ACCURACY)
+            split = dataset.test.spread(ACCURACY)
             rows.append((f"accuracy, {len(split):,} images (%)",
                          [accuracy(run, dataset, split) for run in runs]))
         if clock:

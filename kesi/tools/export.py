@@ -34,7 +34,7 @@ from kesi.system.errors import KesiError, UsageError, first_line
 from kesi.system.files import write_atomic
 from kesi.system.provenance import versions
 from kesi.tools.formats import Normalised, Runner, encode, quantised, runner
-from kesi.tools.inputs import Inputs, dataset_of, first_images
+from kesi.tools.inputs import Inputs, dataset_of
 
 IMAGES = 100  # to hold the file against the checkpoint
 
@@ -127,7 +127,7 @@ def calibration_images(checkpoint: Checkpoint, inputs: Inputs, root: str | Path,
     except KesiError as error:
         raise KesiError("--int8 needs training images for calibration (--data): "
                         f"{error}") from error
-    split = first_images(dataset.train, CALIBRATION)
+    split = dataset.train.spread(CALIBRATION)
     return torch.cat([images for images, _ in eval_batches(dataset, split)]).contiguous()
 
 
@@ -196,7 +196,7 @@ def example_images(checkpoint: Checkpoint, inputs: Inputs, root: str | Path,
     try:
         dataset = scaled(dataset_of(checkpoint, inputs, root), inputs, raw)
     except KesiError as error:
-        shipped = first_images(load(SHIPPED, image_size=inputs.image_size).test, IMAGES)
+        shipped = load(SHIPPED, image_size=inputs.image_size).test.spread(IMAGES)
         digits = shipped.take(0, len(shipped))
         if inputs.channels != digits.shape[3]:  # they are grey, whatever they are stored as
             digits = digits[..., :1].repeat(1, 1, 1, inputs.channels)
@@ -206,7 +206,7 @@ def example_images(checkpoint: Checkpoint, inputs: Inputs, root: str | Path,
                else "its own were handed over in Python")
         size = spoken_size(inputs.image_size)
         return images.contiguous(), f"images of {SHIPPED} at {size} px, {why}"
-    split = first_images(dataset.test, IMAGES)
+    split = dataset.test.spread(IMAGES)
     images = torch.cat([images for images, _ in eval_batches(dataset, split)])
     return images.contiguous(), f"test images of {dataset.name}"
 

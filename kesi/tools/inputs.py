@@ -14,7 +14,7 @@ from kesi import models
 from kesi.checkpoints import fields
 from kesi.checkpoints.checkpoint import Checkpoint
 from kesi.checkpoints.fields import LARGEST
-from kesi.data import INFO, Dataset, Split, load
+from kesi.data import INFO, Dataset, load
 from kesi.data.augment import Augmentation, PadCrop, RandomResizedCrop
 from kesi.data.datasets import family_of
 from kesi.data.split import Size, height_width, spoken_size
@@ -178,12 +178,3 @@ def dataset_of(checkpoint: Checkpoint, inputs: Inputs, root: str | Path,
     check_classes(checkpoint, dataset)
     mean, std = inputs.statistics()
     return replace(dataset, mean=mean, std=std)
-
-
-def first_images(split: Split, count: int | None) -> Split:
-    """``count`` images spread evenly over a split (all of it for None or where there are not so
-    many).
-    """
-    if count is None or count >= len(split):
-        return split
-    return split.subset((torch.arange(count) * len(split)) // count)

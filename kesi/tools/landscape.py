@@ -23,7 +23,6 @@ from kesi.data import Dataset, Split, TrainBatches
 from kesi.method.training import evaluate
 from kesi.system.errors import UsageError
 from kesi.system.execution import full_precision
-from kesi.tools.inputs import first_images
 
 BN_IMAGES = 2048  # training images that running statistics are estimated from
 
@@ -133,7 +132,7 @@ def recompute_statistics(model: nn.Module, dataset: Dataset, device: str = "cpu"
     """
     norms = [module for module in model.modules()
              if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    images = first_images(dataset.train, BN_IMAGES)
+    images = dataset.train.spread(BN_IMAGES)
     chosen = replace(dataset, train=images)
     before = [(norm.momentum, norm.training) for norm in norms]
     model.to(device=device, memory_format=torch.channels_last).eval()  # dropout stays off

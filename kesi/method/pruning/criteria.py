@@ -6,6 +6,7 @@ gives one score a filter, (out_channels,); a weight criterion one a weight, in t
 To add one, write the function and its entry in FILTER_CRITERIA or WEIGHT_CRITERIA.
 """
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -14,13 +15,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kesi import models
-from kesi.data import Dataset, eval_batches
+from kesi.data import Dataset, Split, eval_batches
 from kesi.system.errors import KesiError, UsageError, check_choice
 from kesi.system.seeds import generator
 
 Criterion = Callable[[nn.Module, Sequence[str], "Evidence"], dict[str, Tensor]]
 
 IMAGES = 1024  # that a criterion looks at
+
+BATCH = 64  # of them at once: a backward pass keeps 21 MB of a photograph in ResNet-18
 
 
 @dataclass(frozen=True)
@@ -108,9 +111,10 @@ def taylor(network: nn.Module, layers: Sequence[str], evidence: Evidence) -> dic
     """How much the loss would change without a filter, to first order, squared: (sum of g * w)^2.
 
     Molchanov et al. 2019, "Importance Estimation for Neural Network Pruning", equation 8, for the
-    mean gradient g of the cross-entropy over the first training images.
+    mean gradient g of the cross-entropy over training images of all classes.
     """
-    gradients = _gradients(network, layers, evidence)
+    dataset = evidence.images()
+    gradients = _gradients(network, layers, dataset, dataset.train.spread(IMAGES), evidence.device)
     return {layer: _sums(gradients[layer] * weight(network, layer)).square()
             for layer in layers}
 
@@ -165,19 +169,16 @@ def _draw(evidence: Evidence, layer: str) -> torch.Generator:
     return generator(evidence.seed, "criterion", evidence.round, layer)
 
 
-def _gradients(network: nn.Module, layers: Sequence[str], evidence: Evidence) -> dict[str, Tensor]:
-    """The mean gradient of the cross-entropy by layer, in eval mode; the network stays as it is."""
-    dataset = evidence.images()
-    training = network.training
-    device = next(network.parameters()).device
+def _gradients(network: nn.Module, layers: Sequence[str], dataset: Dataset, split: Split,
+               device: str) -> dict[str, Tensor]:
+    """The mean gradient of the cross-entropy by layer, of a network in eval mode, which stays as
+    and where it is."""
     sums = {layer: torch.zeros_like(weight(network, layer)) for layer in layers}
-    weights = [network.get_submodule(layer).weight for layer in layers]
-    split = dataset.train.subset(torch.arange(min(IMAGES, len(dataset.train))))
-    network.eval()
+    network = copy.deepcopy(network).to(device).eval()
+    weights = [network.get_submodule(layer).weight.requires_grad_() for layer in layers]
     with torch.enable_grad():
-        for images, labels in eval_batches(dataset, split, str(device)):
+        for images, labels in eval_batches(dataset, split, device, BATCH):
             loss = F.cross_entropy(network(images), labels, reduction="sum") / len(split)
             for layer, gradient in zip(layers, torch.autograd.grad(loss, weights), strict=True):
-                sums[layer] += gradient
-    network.train(training)
+                sums[layer] += gradient.to(sums[layer].device)
     return sums
