@@ -1,11 +1,14 @@
 """The method in memory: kesi.method.algorithm with fit() alone gives what the pipeline gives,
 bit for bit."""
 
+from dataclasses import replace
+
 import pytest
 
 from kesi import checkpoints
 from kesi.data import load
 from kesi.method import algorithm, recipes
+from kesi.method.distillation import Distillation, SnapshotEnsemble
 from kesi.method.snapshot import StageName, chain, ensemble_name
 from kesi.method.training import Options
 
@@ -22,6 +25,21 @@ def test_in_memory_is_bit_for_bit_the_pipeline(method, request):
         saved = checkpoints.load(run / "seed0" / snapshot.name)
         assert saved.digest == snapshot.digest, snapshot.name
         assert (saved.masks is None) == (method == "filter" or snapshot.name == "baseline")
+
+
+def test_the_first_retraining_is_the_methods_whatever_it_is_called():
+    dataset = load("digits")
+    recipe = recipes.recipe("resnet20", "digits", "filter").changed(epochs=(1, 1, 1), rounds=1)
+    recipe = replace(recipe, retrainings={"steps": recipe.retrainings["usual"]}).changed(lr=0.02)
+    assert recipe.retrainings["steps"].lr == recipe.baseline.lr == 0.02
+    made = algorithm.kesi(recipe, dataset, algorithm.in_memory(dataset))
+    assert [one.name for one in made] == ["baseline", "steps-1", "kesi"]
+
+
+def test_teachers_are_where_the_training_is():
+    ensemble = SnapshotEnsemble([algorithm.draw("resnet20", 10, 0)])
+    Distillation(ensemble).prepare(load("digits"), "meta")  # a device that any machine has
+    assert {one.device.type for one in ensemble.members[0].parameters()} == {"meta"}
 
 
 def test_pruning_and_training_leave_the_snapshot_as_it_was():

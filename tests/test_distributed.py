@@ -102,7 +102,7 @@ def test_two_processes_train_a_shared_baseline_after_whoever_is_at_it(tmp_path):
     shared, said = tmp_path / "baselines", tmp_path / "said"
     command = (*TORCHRUN, "2", *PIPELINE, "--save", str(tmp_path / "run"), "--baseline-folder",
                str(shared))
-    with open(said, "w") as errors, held_by_one(shared):
+    with open(said, "w") as errors, held_by_one(shared / ".seed0-waiting"):
         running = subprocess.Popen(command, env=environment(), text=True, stderr=errors,
                                    stdout=subprocess.PIPE)
         while "waiting for it" not in said.read_text() and running.poll() is None:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+from torchvision.ops import StochasticDepth
 
 import kesi
 import models
@@ -182,6 +183,7 @@ def captured(weight):
     ({"ignore": 5}, "ignore takes names of layers, not 5"),
     ({"recipe": recipes.recipe("resnet20", "digits", "filter"), "compare": True},
      "a whole recipe says itself .*: leave rounds and compare out"),
+    ({"seeds": (10**19,)}, "seeds are whole numbers from 0 to"),
     ({"trained": True, "accuracy": 0.93}, "accuracy is in percent"),
     ({"folder": "a\nb"}, "control character")])
 def test_what_will_not_do_is_said_before_any_training(arguments, says, tmp_path):
@@ -343,6 +345,28 @@ def test_a_whole_recipe_is_taken_as_it_is(tmp_path):
                                  recipe=whole, folder=tmp_path / name, options=CPU)
         assert (tmp_path / name / "start.pth.tar").is_file() == (name == "network")
         assert read_run(made.folder / "run.json").recipe == whole.describe()
+    with pytest.raises(UsageError, match="CrossEntropy reads labels, and mixed images have none"):
+        kesi.compress(network(), (images.images, images.labels), shown(), name="own",
+                      recipe=whole.trained(retraining={"mixup": True}), folder=tmp_path / "mixed",
+                      options=CPU)
+    assert not (tmp_path / "mixed" / "seed0").exists()
+
+
+@pytest.mark.parametrize("make", [lambda share: StochasticDepth(share, "row"),
+                                  lambda share: nn.MultiheadAttention(16, int(16 * share)),
+                                  lambda share: nn.TransformerEncoderLayer(
+                                      16, 2, activation="relu" if share < 1 else "gelu")])
+def test_numbers_of_others_modules_tell_networks_apart(make):
+    codes = []
+    for share in (0.5, 1.0):
+        def build(share=share):
+            made = network()
+            made[3].extra = make(share)
+            return made
+
+        kesi.register("own", build, 10, 16)
+        codes.append(models.ARCHITECTURES["own"].code)
+    assert codes[0] != codes[1]
 
 
 def test_a_variant_of_a_study_is_of_the_code_of_its_network():

@@ -119,6 +119,10 @@ def deep(network: nn.Module) -> None:
     network.second = nn.Conv3d(8, 8, 3)
 
 
+def five(network: nn.Module) -> None:
+    network.second.register_buffer("grid", torch.zeros(1, 1, 1, 1, 1))
+
+
 def forgetful(network: nn.Module) -> None:
     network.second = nn.BatchNorm2d(8, track_running_stats=False)
 
@@ -136,6 +140,7 @@ def pruned(network: nn.Module) -> None:
     (lambda: made(deep), "'second' is a 3-D convolution"),
     (lambda: Small().double(), "first.weight is float64: .*network.float"),
     (lambda: Small().half(), "first.weight is float16"),
+    (lambda: made(five), "'second' has five dimensions"),
     (lambda: made(forgetful), "'second' has no running statistics"),
     (lambda: made(tie), "second.weight and third.weight are the same weights"),
     (lambda: made(spectral), "'first' computes its weight from others"),

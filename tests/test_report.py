@@ -462,13 +462,17 @@ def test_every_departure_from_the_paper_is_named(tmp_path):
     folder = write_run(tmp_path / "run", arch="resnet20", image_size=64,
                        images={"train": 45_000, "val": 5_000, "test": 10_000})
     info = json.loads((folder / "run.json").read_text())
+    for kind, name, value in (("onecycle", "ema", 0.9), ("kesi", "mixup", True)):
+        info["recipe"]["trainings"][kind][name] = value
+    info["recipe"]["objective"] = {"name": "Smoothed"}
     write(folder / "run.json", info | {"pretrained": "imagenet"})
     path = folder / "seed1/kesi/result.json"
     write(path, json.loads(path.read_text()) | {"settings": {"precision": "bf16"}})
     notes = " ".join(tables.departures(summary.summarise(results.load_run(folder))))
     for phrase in ("resnet20 with filter pruning is not in its table", "64 px instead of 32",
                    "5,000 training images held out", "precision bf16",
-                   "started from pretrained weights"):
+                   "started from pretrained weights", "one-cycle retraining ema 0.9 instead of 0",
+                   "distillation mixup True", "objective Smoothed instead of the cross-entropy"):
         assert phrase in notes, notes
 
 

@@ -86,6 +86,8 @@ def test_a_finished_pipeline_is_not_run_again_and_says_so(runs):
                 "--no-report")
     assert out.count("is finished already") == 4
     assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*.pth.tar")}
+    fails("cifar/train.py", *TINY[2:], "--arch", "resnet32", "--seed", 3, "--save",
+          folder / "seed3" / "baseline", code=2, says="is a resnet20, not a resnet32")
 
 
 @pytest.mark.parametrize("method", ["filter", "weight"])

@@ -19,7 +19,7 @@ from kesi.method.objectives import CrossEntropy, Objective
 from kesi.method.pruning import prune_filters, prune_weights
 from kesi.method.pruning.allocation import Ranked
 from kesi.method.pruning.criteria import Evidence, criterion_of
-from kesi.method.recipes import OWN, Amount, Recipe
+from kesi.method.recipes import Amount, Recipe
 from kesi.method.schedules import Training
 from kesi.method.snapshot import BASELINE, KESI, Pruned, Snapshot, chain
 from kesi.method.training import Options, Progress, fit
@@ -51,9 +51,12 @@ def draw(arch: str, num_classes: int, seed: int, cfg: Sequence | None = None) ->
 
 
 def iterate(recipe: Recipe, baseline: Snapshot, train: Train, evidence: Evidence = Evidence(),
-            retraining: str = OWN) -> list[Snapshot]:
-    """Steps 2 to 4: the baseline, and the snapshot that follows from each round of pruning."""
-    snapshots = [baseline]
+            retraining: str | None = None) -> list[Snapshot]:
+    """Steps 2 to 4: the baseline, and the snapshot that follows from each round of pruning.
+
+    ``retraining``: a name in the recipe's (default: the first, whose snapshots teach).
+    """
+    snapshots, retraining = [baseline], retraining or next(iter(recipe.retrainings))
     names = chain(retraining, len(recipe.rounds))[1:]
     for number, (name, amount) in enumerate(zip(names, recipe.rounds, strict=True), start=1):
         pruned = prune(snapshots[-1], recipe, amount, number, evidence)

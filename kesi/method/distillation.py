@@ -139,11 +139,14 @@ class Distillation:
         """Whose labels the loss reads (kesi.method.objectives.check_labels)."""
         return getattr(self.loss, "labels", "all")
 
-    def weigh(self, dataset: Dataset, device: str = "cpu") -> None:
-        """Measure the teachers on the held-out images, if the loss weights them by that.
+    def prepare(self, dataset: Dataset, device: str = "cpu") -> None:
+        """Before a training on ``device``: have the teachers there, and measure them on the
+        held-out images, if the loss weights them by that.
 
         Raises UsageError where none are held out.
         """
+        for member in self.ensemble.members:
+            member.to(device)
         if by_accuracy(self.loss, dataset.val is not None):
             said = self.ensemble.predict(dataset, dataset.val, device)
             weights = Shares(tuple(agreement(said, dataset.val.labels).accuracy))

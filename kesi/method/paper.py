@@ -152,7 +152,8 @@ def departures(used: dict, data: dict, precisions: Collection[str] = (),
         wanted = standard["trainings"].get(kind)
         if wanted is not None:
             phrases += [f"{_named(kind)} {key.replace('_', ' ')} "
-                        f"{training.get(key)} instead of {value}" for key, value in wanted.items()
+                        f"{training.get(key)} instead of {value}"
+                        for key, value in ({"ema": 0.0, "mixup": False} | wanted).items()
                         if key not in recipes.CODE and training.get(key, value) != value]
     for key in ("criterion", "loss"):
         old, new = standard[key], used.get(key) or {}
@@ -160,6 +161,8 @@ def departures(used: dict, data: dict, precisions: Collection[str] = (),
             if name not in recipes.CODE and old[name] != new.get(name):
                 what = "temperature" if name == "temperature" else key
                 phrases.append(f"{what} {new.get(name)} instead of {old[name]}")
+    if objective := used.get("objective"):  # which is said where it is another than the paper's
+        phrases.append(f"objective {objective.get('name')} instead of the cross-entropy")
     if used["rounds"] != standard["rounds"]:
         phrases.append("other rounds of pruning")
     size = INFO[dataset].image_size if dataset in INFO else None

@@ -57,7 +57,7 @@ class Shares:
 @dataclass(frozen=True)
 class ByAccuracy:
     """Every teacher counts by its accuracy on the held-out images, which a training measures before
-    it begins (Distillation.weigh): Shares of these."""
+    it begins (Distillation.prepare): Shares of these."""
 
     def __call__(self, teachers: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         raise UsageError("the held-out accuracies of the teachers are not known yet")

@@ -103,8 +103,8 @@ def fit(model: nn.Module,
     batches = TrainBatches(dataset, training.batch_size, seed, options.device, distributed.rank(),
                            distributed.world(), unlabelled=unlabelled)
     precision = set_up(options.device, options.precision, options.deterministic)
-    if hasattr(objective, "weigh"):  # teachers that are yet to be measured
-        objective.weigh(dataset, options.device)
+    if hasattr(objective, "prepare"):  # teachers, which may be elsewhere, and yet to be measured
+        objective.prepare(dataset, options.device)
     step = make_step(model, objective, options.device, precision, options.compile,
                      training.epochs * batches.steps)
     ahead = Ahead(model, objective, options.device, precision, options.compile)

@@ -21,6 +21,7 @@ from kesi.own.graphs import Graph
 from kesi.own.registry import RATE, SPARSITIES
 from kesi.runs.trial import try_losses
 from kesi.system.errors import UsageError, check_choice
+from kesi.system.seeds import MOST
 from kesi.tools.targets import faster
 from kesi.tools.targets.ways import check_used
 
@@ -32,9 +33,9 @@ def check_arguments(model, method, rounds, epochs, batch_size, lr, seeds) -> Non
         raise UsageError(
             f"the model is a {type(model).__name__}: give a network, or a function that builds one")
     check_choice("method", method, recipes.METHODS)
-    if not _whole_numbers(seeds) or not len(seeds) or min(seeds) < 0:
+    if not _whole_numbers(seeds) or not len(seeds) or min(seeds) < 0 or max(seeds) > MOST:
         raise UsageError(
-            f"seeds are whole numbers of at least 0, such as (0, 1, 2), not {seeds!r:.60}")
+            f"seeds are whole numbers from 0 to {MOST}, such as (0, 1, 2), not {seeds!r:.60}")
     if epochs is not None and not (_whole_numbers(epochs) and len(epochs) == 3
                                    and min(epochs) >= 1):
         raise UsageError("epochs are three numbers of at least 1, of baseline, retraining and "

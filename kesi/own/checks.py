@@ -1,6 +1,7 @@
 """What of a network of one's own is refused before any training, in one line that says why."""
 
 from collections.abc import Iterator
+from types import BuiltinFunctionType, FunctionType
 
 import numpy as np
 import torch
@@ -29,6 +30,10 @@ def check_weights(network: nn.Module) -> None:
         if isinstance(module, (nn.Conv3d, nn.ConvTranspose3d)):
             raise UsageError(f"{what} is a 3-D convolution, and only networks for images are "
                              f"compressed")
+        if any(one.dim() == 5 for one in (*module.parameters(recurse=False),
+                                          *module.buffers(recurse=False))):
+            raise UsageError(f"{what} has five dimensions, and images are in channels_last layout, "
+                             "which has four: reshape it, such as by flatten")
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
             raise UsageError(f"{what} has no running statistics (track_running_stats=False): what "
                              f"it answers to an image would depend on the others of its batch")
@@ -85,11 +90,12 @@ def computation(network: nn.Module) -> dict[str, object]:
     their kinds and numbers, and the code of those that are somebody's own."""
     found: dict[str, object] = {}
     for prefix, module in network.named_modules():
-        own = own_digest(type(module))
-        found[prefix] = [type(module).__qualname__, own]
-        numbers = vars(module) if own else getattr(module, "__constants__", ())
-        found |= {f"{prefix}.{name}": repr(value) for name in numbers if name != "training"
-                  and constant(value := getattr(module, name, None))}
+        found[prefix] = [type(module).__qualname__, own_digest(type(module))]
+        for name, value in vars(module).items():
+            if constant(value) and name != "training":
+                found[f"{prefix}.{name}"] = repr(value)
+            elif isinstance(value, (FunctionType, BuiltinFunctionType)):  # an activation of torch's
+                found[f"{prefix}.{name}"] = value.__qualname__
     # to four digits: another machine may compute them otherwise
     return found | {f"{name}, {place}": f"{float(value.to(torch.complex128).abs().sum()):.4g}"
                     for place, (name, value) in enumerate(_hidden(network))}

@@ -141,6 +141,8 @@ def compress(model: nn.Module | Factory, train: Pairs | Dataset, test: Pairs | N
     files.
     """
     arguments.check_arguments(model, method, rounds, epochs, batch_size, lr, seeds)
+    epochs = epochs and tuple(map(operator.index, epochs))
+    batch_size = batch_size and operator.index(batch_size)
     target = arguments.target(method, {"macs": macs, "params": params, "latency": latency,
                                        "sparsity": sparsity}, sparsities)
     arguments.check_allocation(target and target[0], allocation, round_to, latency_batch,

@@ -83,7 +83,7 @@ class Graph:
         found = scores_of(criterion, model, [axis.module for axis in makers], evidence)
         scores = [torch.zeros(width) for width in model.cfg]
         for maker in makers:
-            axis, filters = maker.of(model.cfg), found[maker.module].cpu()  # (filters,)
+            axis, filters = maker.of(model.cfg), found[maker.module].float().cpu()  # (filters,)
             for place in axis.width[axis.width >= 0].unique().tolist():
                 mine = axis.width == place
                 scores[place].index_add_(0, axis.channel[mine], filters[mine])

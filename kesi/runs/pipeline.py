@@ -75,8 +75,10 @@ def run(settings: Settings) -> Path:
         for seed in settings.seeds:
             checkpoints.find(settings.baseline.replace("{seed}", str(seed)))
     check_recipe(settings.recipe)
-    more = settings.dataset.unlabelled
-    check_labels(settings.recipe.loss, more is not None, False)
+    recipe = settings.recipe
+    check_labels(recipe.loss, settings.dataset.unlabelled is not None, recipe.distillation.mixup)
+    for training in (recipe.baseline, *recipe.retrainings.values()):
+        check_labels(recipe.objective, False, training.mixup)
     try_out(settings.recipe, settings.dataset)
     if settings.fresh and (aside := move_aside(settings.folder)):
         print(f"the run before was moved to {aside}")

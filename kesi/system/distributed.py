@@ -169,9 +169,15 @@ class _SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         variance = dist_nn.all_reduce(centred.square().sum(axes)) / count
         with torch.no_grad():
             self.num_batches_tracked.add_(1)
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
-        scale = self.weight * torch.rsqrt(variance + self.eps)
+            share = self.momentum
+            if share is None:  # the plain mean of all batches
+                share = 1 / float(self.num_batches_tracked)
+            self.running_mean.lerp_(mean, share)
+            self.running_var.lerp_(variance * count / (count - 1), share)
+        scale = torch.rsqrt(variance + self.eps)
+        if not self.affine:
+            return (centred * scale.view(shape)).to(input.dtype)
+        scale = self.weight * scale
         return (centred * scale.view(shape) + self.bias.view(shape)).to(input.dtype)
 
 
@@ -184,7 +190,8 @@ def synchronised_norms(model: nn.Module, wanted: bool) -> Iterator[None]:
     kinds = [type(module) for module in norms]
     if wanted and world() > 1:
         for module in norms:
-            module.__class__ = nn.SyncBatchNorm if module.weight.is_cuda else _SyncBatchNorm
+            module.__class__ = (nn.SyncBatchNorm if module.running_mean.is_cuda
+                                else _SyncBatchNorm)
             module.process_group = None  # torch's looks for it: all processes
     try:
         yield

@@ -21,7 +21,6 @@ from kesi.method.pruning.allocation import (
 )
 from kesi.method.pruning.criteria import criterion_of
 from kesi.method.pruning.filters import pruned_widths, widths_of
-from kesi.method.recipes.retrainings import OWN
 from kesi.method.schedules import SCHEDULES, Training
 from kesi.method.snapshot import BASELINE, KESI
 from kesi.system.describe import code_digest, describe
@@ -90,7 +89,7 @@ class Recipe:
             if len(epochs) != 3 or min(epochs) < 1:
                 raise UsageError(f"--epochs takes three numbers of at least 1, not {list(epochs)}")
             counts = {**dict.fromkeys(kinds, epochs[1]), BASELINE: epochs[0], KESI: epochs[2]}
-        rates = {BASELINE: lr, OWN: lr}
+        rates = {BASELINE: lr, next(iter(self.retrainings)): lr}
         made = {kind: training.changed(epochs=counts[kind], scale=scale, batch_size=batch_size,
                                        lr=rates.get(kind))
                 for kind, training in self.trainings.items()}
@@ -104,7 +103,10 @@ class Recipe:
                 kept = {"alpha": share}  # of the labels: the recipe's, whatever else is imitated
             told = loss_of(loss, temperature=temperature, **kept)
         elif temperature is not None:
-            told = replace(told, temperature=temperature)
+            try:
+                told = replace(told, temperature=temperature)
+            except TypeError as error:
+                raise UsageError(f"the loss {describe(told)['name']} has no temperature") from error
         return replace(self, baseline=made[BASELINE], distillation=made[KESI], loss=told,
                        retrainings={name: made[name] for name in self._compared(compare)},
                        criterion=criterion or self.criterion, rounds=self._amounts(rounds, amounts))

@@ -57,6 +57,9 @@ def name_of(described: Mapping[str, Any]) -> str | None:
     known = {name: _numbers(made(paper).describe()) for name, made in RECIPES.items()}
     usual, said = known[PAPER], _numbers(described)
     decided = {key for one in known.values() for key in one if one[key] != usual.get(key)}
+    decided |= {key for key in said if key[1] in ("ema", "mixup")}  # said where they are used
+    if "objective" in described:
+        return None
     return next((name for name, one in known.items()
                  if all(said.get(key, usual.get(key)) == one.get(key) for key in decided)), None)
 
