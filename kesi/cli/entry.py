@@ -67,7 +67,7 @@ def load_additions(words: Sequence[str]) -> None:
 
     What they add is there before a command looks at its other words, which may be names of theirs.
     """
-    for flag, name in zip(words, [*words[1:], ""], strict=True):
+    for flag, name in zip(words, [*words[1:], ""], strict=False):
         if flag.startswith(f"{WITH}="):
             name = flag.partition("=")[2]
         elif flag != WITH:

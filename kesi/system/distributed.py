@@ -190,8 +190,8 @@ def synchronised_norms(model: nn.Module, wanted: bool) -> Iterator[None]:
     kinds = [type(module) for module in norms]
     if wanted and world() > 1:
         for module in norms:
-            module.__class__ = (nn.SyncBatchNorm if module.running_mean.is_cuda
-                                else _SyncBatchNorm)
+            where = module.weight if module.affine else module.running_mean
+            module.__class__ = nn.SyncBatchNorm if where.is_cuda else _SyncBatchNorm
             module.process_group = None  # torch's looks for it: all processes
     try:
         yield
