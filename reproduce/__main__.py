@@ -54,7 +54,7 @@ def main() -> None:
         args.gpus = 0.0 if {job.recipe.dataset for job in jobs} == {"digits"} else 1.0
     statuses = [kind.look(job) for job in jobs]
     if study is None:
-        grid.refuse_other_images(statuses, Path(args.data))
+        grid.refuse_other_images(statuses, None if args.dry_run else Path(args.data))
     missing = [status.job for status in statuses if status.state == MISSING]
     if args.slurm and not args.dry_run:
         if not missing:

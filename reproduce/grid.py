@@ -211,9 +211,10 @@ def _refuse_others(job: Job, run: Run) -> None:
                          "use another --save")
 
 
-def refuse_other_images(statuses: Sequence[Status], images: Path) -> None:
+def refuse_other_images(statuses: Sequence[Status], images: Path | None) -> None:
     """Raises UsageError where runs of one data set, whose seeds stand in one table, are not all of
-    the same images, or not of those in ``images``, of which the missing ones would be."""
+    the same images, or not of those in ``images``, of which the missing ones would be; None: of a
+    dry run, which opens no image."""
     known: dict[str, tuple[str, dict]] = {}
     for status in [one for one in statuses if one.run]:
         name, said = str(status.job.folder), status.run.record.data
@@ -221,7 +222,7 @@ def refuse_other_images(statuses: Sequence[Status], images: Path) -> None:
         if said != data:
             raise UsageError(f"{name} is of other images than {before}: use another --save")
     missing = {status.job.recipe.dataset for status in statuses if status.state == MISSING}
-    for dataset in sorted(missing & known.keys()):
+    for dataset in sorted(missing & known.keys()) if images is not None else ():
         before, data = known[dataset]
         try:
             found = load(dataset, images, download=False, family=INFO[dataset].family)

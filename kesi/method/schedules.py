@@ -237,13 +237,14 @@ class Average:
         torch._foreach_copy_(self.weights, [one.to(self.weights[0].device) for one in weights])
 
 
-def learning_rates(training: Training, steps: int) -> list[float]:
-    """The learning rate of every step of a training with ``steps`` batches an epoch."""
+def learning_rates(training: Training, steps: int, first: int | None = None) -> list[float]:
+    """The learning rate of every step of a training with ``steps`` batches an epoch, or of the
+    ``first`` few."""
     weight = nn.Linear(1, 1)
     optimizer = optimizer_for(weight, training)
     schedule = schedule_for(optimizer, training, steps)
     rates = []
-    for step in range(training.epochs * steps):
+    for step in range(training.epochs * steps)[:first]:
         if step:
             optimizer.step()
             schedule.step()

@@ -119,15 +119,17 @@ def train(context: Context, folder: Path, name: str, training: Training,
     parent = start if isinstance(start, Checkpoint) else None
     settings = context.settings(training, objective, parent.network.arch if parent else arch,
                                 parent, pretrained)
+    drawn = None
     if callable(start) and (pretrained is not None or models.ARCHITECTURES[arch].code):
         # weights that are somebody's: a file of this name, or a factory, may give others by now
-        settings["start"] = start().digest
+        drawn = start()
+        settings["start"] = drawn.digest
     with held(folder):
         if finished(folder, settings) is not None:
             resume.remove(folder)  # a kill may have come between the result and this
             context.say(f"{name} is finished already: {path}")
             return checkpoints.load(path, arch or None)
-        snapshot = start() if callable(start) else start.copy(name)
+        snapshot = drawn or (start() if callable(start) else start.copy(name))
         check_images(snapshot.network, context.dataset)
         info = _info(context, name, training, objective, parent, folder, settings, pretrained)
         with distributed.main_first():

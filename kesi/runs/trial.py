@@ -7,14 +7,13 @@ from collections.abc import Callable, Collection
 from dataclasses import replace
 
 import torch
-from torch import nn
 
 from kesi.data import Dataset
 from kesi.data.batches import check_batch
 from kesi.method import algorithm
 from kesi.method.pruning.criteria import Evidence
 from kesi.method.recipes import Recipe
-from kesi.method.schedules import Training, optimizer_for, schedule_for
+from kesi.method.schedules import Training, learning_rates
 from kesi.method.teachers import Equal, by_accuracy
 from kesi.system import distributed
 from kesi.system.errors import UsageError, first_line
@@ -50,11 +49,7 @@ def _try_schedule(training: Training, steps: int) -> None:
     """Take the first two learning rates of a schedule; ``steps``: batches an epoch."""
     try:
         with torch.random.fork_rng(devices=[]):
-            optimizer = optimizer_for(nn.Linear(1, 1), training)
-            schedule = schedule_for(optimizer, training, steps)
-            if training.epochs * steps > 1:
-                optimizer.step()
-                schedule.step()
+            learning_rates(training, steps, first=2)
     except Exception as error:  # somebody else's code: anything
         raise UsageError(f"the schedule {training.schedule!r} does not work: "
                          f"{first_line(error)}") from error

@@ -193,10 +193,11 @@ def _flock(descriptor: int, folder: Path, shared: bool,
             fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
             return True
         except BlockingIOError as error:
-            if wait is None and (tries := tries - 1):
-                time.sleep(0.05)  # it may be somebody who only looks: in_use()
-                continue
             if wait is None:
+                tries -= 1
+                if tries:
+                    time.sleep(0.05)  # it may be somebody who only looks: in_use()
+                    continue
                 raise KesiError(f"{folder} is in use by {holder(folder)}: wait for it, or use "
                                 f"another --save") from error
             if not told:
