@@ -1,9 +1,10 @@
-"""kesi2, or kesi2-many, with one thing otherwise, at equal work. The lengths are those of few.py,
-with which this study can share a folder.
+"""A recipe against every control: it with one thing otherwise, at equal work. The lengths are those
+of few.py, with which this study can share a folder.
 
     kesi study studies/controls.py --data FOLDER --image-size 16 --seeds 0 1 2 3 4
 
---set IMAGES=50000 for a folder of so many training images: kesi2-many, in the lengths of many.py.
+It is kesi2; --set RECIPE=paper for the paper's. --set IMAGES=50000 for a folder of so many training
+images: kesi2-many, in the lengths of many.py.
 """
 
 import os
@@ -16,18 +17,29 @@ from kesi.runs.study import Variant
 many = int(os.environ.get("IMAGES", 5_000)) >= 20_000
 first, each, last = (12, 3, 4) if many else (60, 15, 15)
 total = first + 5 * each + last
-name, better = ("kesi2-many", kesi2_many) if many else ("kesi2", kesi2)
 paper = Variant(recipe("resnet20", "imagefolder", "filter").changed(
     amounts=0.25, epochs=(first, each, last), compare=False))
-whole = replace(paper, recipe=better(paper.recipe))
+name, better = ("kesi2-many", kesi2_many) if many else ("kesi2", kesi2)
+by_paper = os.environ.get("RECIPE", name) == "paper"
+whole = paper if by_paper else replace(paper, recipe=better(paper.recipe))
 baseline = whole.recipe.baseline
 # in one round to the widths that five end in: 16 to 3, 32 to 6 and 64 to 15 filters
 ONE_SHOT = [13 / 16] * 3 + [26 / 32] * 3 + [49 / 64] * 3
 shorter = first * 3 // 4  # of two baselines
+# two teachers beside a chain of five rounds
+two, rounds = first * 2 // 3, (total - first * 2 // 3 * 2 - last) // 5
+# a chain, and its ensemble, which teaches for longer than the chain took
+half, fifth = first // 2, max(1, each * 2 // 5)
 
 VARIANTS = {
-    name: whole,
-    "the paper's order in batches of 64": paper.changed(batch_size=64),
+    "the paper's order" if by_paper else name: whole,
+    "more plain retraining": whole.changed(
+        teachers="labels", distillation=whole.recipe.retrainings["onecycle"].changed(epochs=last)),
+    "the baseline as only teacher": whole.changed(teachers="baseline"),
+    "the last snapshot as only teacher": whole.changed(teachers="last"),
+    "two networks as teachers": whole.changed(
+        teachers=2, epochs=(two, rounds, total - 2 * two - 5 * rounds)),
+    **({} if by_paper else {"the paper's order in batches of 64": paper.changed(batch_size=64)}),
     "random filters": whole.changed(criterion="random"),
     "one shot": whole.changed(rounds=1, amounts=ONE_SHOT, retraining={"epochs": 5 * each}),
     "learning-rate rewinding": whole.changed(
@@ -39,4 +51,6 @@ VARIANTS = {
     "from scratch by two networks": whole.changed(
         start="fresh", teachers=2, baseline={"epochs": shorter},
         distillation={"epochs": total - 2 * shorter}),
+    "from scratch by the ensemble": whole.changed(
+        start="fresh", epochs=(half, fifth, total - half - 5 * fifth)),
 }
