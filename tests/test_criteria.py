@@ -18,6 +18,7 @@ from kesi.method.pruning.criteria import (
     criterion_of,
 )
 from kesi.system.errors import UsageError
+from kesi.system.seeds import generator
 
 ARCHS = ("resnet20", "vgg11")
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
@@ -79,27 +80,36 @@ def test_fpgm_sums_the_distances_to_all_filters_of_a_layer():
         assert found[layer].tolist() == pytest.approx(expected, rel=1e-4)
 
 
-def test_taylor_is_the_squared_change_of_the_loss_when_a_filter_is_scaled():
-    # d loss / d s at s = 1, where s multiplies a filter, is the sum of g * w: by finite differences
-    model, seen = network("resnet20").double(), evidence()
+@pytest.mark.parametrize("normed", [True, False])
+def test_taylor_is_the_squared_change_of_the_loss_when_an_output_is_scaled(normed, monkeypatch):
+    """By finite differences of a factor on the output of a filter, batch by batch: that of its
+    batch norm, which goes with it, or its own where its norm has no weights."""
+    monkeypatch.setattr("kesi.method.pruning.criteria.BATCH", 5)
+    seen, model = evidence(), network("resnet20")
+    pair = model.prunable()[1]
+    norm = model.get_submodule(pair.bn)
+    if not normed:
+        norm.weight = norm.bias = None
+    found = FILTER_CRITERIA["taylor"](model, [pair.conv], seen)[pair.conv]
+    model.double().eval()
     split = seen.dataset.train
-    images = split.images.permute(0, 3, 1, 2).double() / 255
+    split = split.subset(torch.randperm(10, generator=generator(0, "criterion", 1, "images")))
+    images = split.take(0, 10).permute(0, 3, 1, 2).double() / 255
     images = ((images - torch.tensor(MEAN).double()[:, None, None])
               / torch.tensor(STD).double()[:, None, None])
-    layer = layers_of(model)[1]
-    found = FILTER_CRITERIA["taylor"](network("resnet20"), [layer], seen)[layer]
-    model.eval()
-    weight = model.get_submodule(layer).weight.data
-    before = weight.clone()
+    factors = torch.ones(16, 1, 1, dtype=torch.double)
+    model.get_submodule(pair.bn if normed else pair.conv).register_forward_hook(
+        lambda module, inputs, output: output * factors)
 
-    def loss(place, factor):
-        weight[place] = before[place] * factor
+    def loss(place, factor, batch):
+        factors[place] = factor
         with torch.no_grad():
-            value = float(F.cross_entropy(model(images), split.labels))
-        weight[place] = before[place]
+            value = float(F.cross_entropy(model(images[batch]), split.labels[batch]))
+        factors[place] = 1
         return value
 
-    expected = [((loss(place, 1 + 1e-5) - loss(place, 1 - 1e-5)) / 2e-5) ** 2 for place in range(8)]
+    expected = [sum(((loss(place, 1 + 1e-5, batch) - loss(place, 1 - 1e-5, batch)) / 2e-5) ** 2
+                    for batch in (slice(5), slice(5, 10))) / 2 for place in range(8)]
     assert found[:8].tolist() == pytest.approx(expected, rel=1e-2, abs=1e-9)
 
 

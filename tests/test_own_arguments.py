@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from kesi.method import algorithm, recipes
 from kesi.method.objectives import LOSSES, Dist, WithLabels
 from kesi.method.pruning.criteria import FILTER_CRITERIA, Evidence
 from kesi.method.snapshot import Snapshot
-from kesi.method.teachers import Shares
+from kesi.method.teachers import ByConfidence, Shares
 from kesi.method.training import Epoch, Options
 from kesi.own.compress import Compressed
 from kesi.report.verify import verify
@@ -391,6 +392,10 @@ def test_a_recipe_by_name_is_the_papers_but_for_what_it_differs_in(tmp_path, mon
     for name, share in (("paper", 0.0), ("kesi2", 0.1)):  # labels are a matter of the recipe
         one = recipes.named(name, recipes.recipe("resnet20", "digits", "filter"))
         assert one.changed(loss="dist").loss == Dist(alpha=share)
+    many = recipes.named("kesi2-many", recipes.recipe("resnet20", "digits", "filter"))
+    assert many.changed(loss="labels") == many  # which it has
+    sure = replace(many, loss=replace(many.loss, weights=ByConfidence()))
+    assert sure.changed(loss="dist").loss == Dist(alpha=0.8, weights=ByConfidence())
     monkeypatch.setitem(LOSSES, "focal", lambda alpha=0.25: {"alpha": alpha})
     assert one.changed(loss="focal").loss == {"alpha": 0.25}  # which is another thing
     assert (made["loss"]["alpha"], made["loss"]["temperature"]) == (0.8, 2.0)

@@ -191,7 +191,7 @@ VARIANTS = {"plain": short,
 
 @pytest.mark.slow
 def test_the_table_is_of_all_seeds_that_are_there(study, tmp_path):
-    """A seed that lost a stage, or whose files are damaged, does not count."""
+    """What lost a stage is not among them, and no seed whose files are damaged."""
     folder, file, _ = study
     copy = shutil.copytree(folder, tmp_path / "copy")
     before = table_of(copy)
@@ -206,7 +206,13 @@ def test_the_table_is_of_all_seeds_that_are_there(study, tmp_path):
     assert table_of(copy) == before
     shutil.rmtree(copy / "seed0" / before["random", 0]["stages"].split()[-1])
     works(*words(file, copy, "--seeds", 1))
-    assert {seed for _, seed in table_of(copy)} == {1}
+    del before["random", 0]
+    assert table_of(copy) == before
+    said = (copy / "study.md").read_text()
+    assert '"random" is finished with seeds 1, "paper" with 0 1: the difference is of' in said
+    (line,) = (line for line in said.splitlines() if line.startswith("| random | "))
+    against, alone = (float(before[name, 1]["test_accuracy"]) for name in ("paper", "random"))
+    assert f"| {alone - against:+.2f} | – |" in line and line.endswith("| 1 |")
     (copy / "seed0" / "study.json").write_text("[]")
     done = script(*words(file, copy, "--seeds", 1))
     assert done.code == 0 and "seed 0 is left out" in done.err
@@ -223,12 +229,16 @@ def test_what_is_written_wrongly_is_said_before_any_training(tmp_path):
     """A criterion and an objective that fail at their turn, which would be after the baseline."""
     file, wrong = tmp_path / "own.py", FILE + """
 from dataclasses import replace
+from kesi.method.objectives import Taught
 from kesi.method.pruning.criteria import FILTER_CRITERIA
 from kesi.method.schedules import SCHEDULES
 def short(network, layers, evidence):
     return {layer: network.get_submodule(layer).weight[1:].sum((1, 2, 3)) for layer in layers}
 def many(logits, images, labels):
     return logits.square().mean(1)
+class Reading(Taught):
+    def compare(self, logits, teachers, labels, weights):
+        return logits.gather(1, labels[:, None]).mean()
 FILTER_CRITERIA["short"] = short
 SCHEDULES["typo"] = lambda optimizer, training, steps: training.epoch
 """
@@ -237,6 +247,9 @@ SCHEDULES["typo"] = lambda optimizer, training, steps: training.epoch
                            "shape (15,): its filters take (16,)"),
                           ("paper.changed(retraining={'schedule': 'typo'})",
                            "theirs: the schedule 'typo' does not work: 'Training' object has no"),
+                          # labels, which it says that it does not read, and mixed images have none
+                          ("paper.changed(loss=Reading(), distillation={'mixup': True})",
+                           "theirs: the loss does not work on a batch of four"),
                           ("paper.changed(recipe=replace(paper.recipe, objective=many))",
                            "theirs: the objective does not work on a batch of four")):
         file.write_text(wrong + f"VARIANTS = {{'paper': paper, 'theirs': {variant}}}")

@@ -27,10 +27,20 @@ def accuracies(by_seed: Mapping[int, Outcome]) -> list[float]:
     return [one.result.test_accuracy for _, one in sorted(by_seed.items())]
 
 
+def pairs(found: Outcomes) -> dict[str, dict[int, tuple[Outcome, Outcome]]]:
+    """The first variant's outcomes and each other's, by variant and seed, of seeds that have both;
+    of variants that share one."""
+    (_, base), *others = found.items()
+    return {name: both for name, by_seed in others
+            if (both := {seed: (base[seed], one) for seed, one in sorted(by_seed.items())
+                         if seed in base})}
+
+
 def differences(found: Outcomes) -> dict[str, Paired]:
     """Every variant but the first against the first, in points of accuracy."""
-    first, *others = found
-    return {name: paired(accuracies(found[first]), accuracies(found[name])) for name in others}
+    return {name: paired(*([one.result.test_accuracy for one in side]
+                           for side in zip(*both.values(), strict=True)))
+            for name, both in pairs(found).items()}
 
 
 def table(found: Outcomes, title: str) -> Table:
@@ -75,16 +85,28 @@ def table(found: Outcomes, title: str) -> Table:
 
 
 def remarks(found: Outcomes) -> list[str]:
-    """Where a comparison with the first variant is none, or not at equal work, a line each."""
-    (first, base), *others = found.items()
+    """Where a comparison with the first variant is none, not at equal work or MACs, or not of the
+    same seeds, a line each."""
+    first, base = next(iter(found.items()))
     lines = ["One seed tells nothing of chance: --seeds 0 1 2 gives intervals."] * (len(base) == 1)
-    for name, by_seed in others:
-        pairs = [(base[seed], one) for seed, one in by_seed.items()]
-        times = statistics.fmean(one.images / before.images for before, one in pairs)
-        if all(one.result.network_digest == before.result.network_digest for before, one in pairs):
+    for name, by_seed in found.items():
+        if set(by_seed) != set(base):
+            has, wanted = (" ".join(map(str, sorted(one))) for one in (by_seed, base))
+            lines.append(f'"{name}" is finished with seeds {has}, "{first}" with {wanted}: the '
+                         "difference is of those that both have, and the accuracies are of "
+                         "different seeds.")
+    for name, both in pairs(found).items():
+        images, macs = (statistics.fmean(value(one) / value(before)
+                                         for before, one in both.values())
+                        for value in (lambda one: one.images, lambda one: one.result.macs))
+        if all(one.result.network_digest == before.result.network_digest
+               for before, one in both.values()):
             lines.append(f'"{name}" is "{first}": it has the very same networks.')
-        elif abs(times - 1) > NEARLY:
-            lines.append(f'"{name}" processes {times:.2f} times as many images as "{first}".')
+            continue
+        if abs(images - 1) > NEARLY:
+            lines.append(f'"{name}" processes {images:.2f} times as many images as "{first}".')
+        if abs(macs - 1) > NEARLY:
+            lines.append(f'"{name}" has {macs:.2f} times the MACs of "{first}".')
     return lines
 
 
@@ -141,12 +163,15 @@ def draw(found: Outcomes, title: str, path: Path) -> None:
     from kesi.report.figures import BASELINE_COLOUR, KESI_COLOUR, STYLE, save, small
 
     first, *others = found
-    against, base = differences(found), accuracies(found[first])
+    against, both = differences(found), pairs(found)
     with matplotlib.rc_context(STYLE):
         figure, axis = small(7.0, 1.6 + 0.36 * len(others))
         axis.axvline(0, color=BASELINE_COLOUR, linewidth=1)
         for place, name in enumerate(others):
-            points = [b - a for a, b in zip(base, accuracies(found[name]), strict=True)]
+            if name not in both:
+                continue
+            points = [one.result.test_accuracy - before.result.test_accuracy
+                      for before, one in both[name].values()]
             axis.plot(points, [place] * len(points), "o", color=BASELINE_COLOUR, markersize=3,
                       alpha=0.6)
             axis.errorbar([against[name].mean], [place], xerr=against[name].half, fmt="D",

@@ -10,6 +10,7 @@ import torch
 
 from kesi.data import Dataset
 from kesi.data.batches import check_batch
+from kesi.data.split import UNKNOWN
 from kesi.method import algorithm
 from kesi.method.pruning.criteria import Evidence
 from kesi.method.recipes import Recipe
@@ -21,11 +22,13 @@ from kesi.system.errors import UsageError, first_line
 IMAGES = 4
 
 
-def try_out(recipe: Recipe, dataset: Dataset, teachers: Collection[int] | None = None) -> None:
+def try_out(recipe: Recipe, dataset: Dataset, teachers: Collection[int] | None = None,
+            unlabelled: bool | None = None) -> None:
     """Prune a network that is not trained once, ask loss and objective for their gradients, and
     look at the schedule and the size of the batches of every training.
 
     ``teachers``: how many there are, in each step that has some (default: all snapshots in one).
+    ``unlabelled``: whether images without labels are taught (default: if there are some).
     Raises UsageError that says what does not work.
     """
     some = torch.arange(min(IMAGES, len(dataset.train)))
@@ -39,7 +42,7 @@ def try_out(recipe: Recipe, dataset: Dataset, teachers: Collection[int] | None =
     except Exception as error:  # somebody else's code: anything
         raise UsageError(f"the criterion {recipe.criterion} does not work on {recipe.arch}: "
                          f"{first_line(error)}") from error
-    try_losses(recipe, dataset, teachers)
+    try_losses(recipe, dataset, teachers, unlabelled)
     for training in recipe.trainings.values():
         check_batch(training.batch_size, len(dataset.train), distributed.world())
         _try_schedule(training, math.ceil(len(dataset.train) / training.batch_size))
@@ -55,8 +58,10 @@ def _try_schedule(training: Training, steps: int) -> None:
                          f"{first_line(error)}") from error
 
 
-def try_losses(recipe: Recipe, dataset: Dataset, teachers: Collection[int] | None = None) -> None:
-    """Ask loss and objective for gradients. Raises UsageError that says what does not work."""
+def try_losses(recipe: Recipe, dataset: Dataset, teachers: Collection[int] | None = None,
+               unlabelled: bool | None = None) -> None:
+    """Ask loss and objective for gradients; the loss, where images have no labels, without those
+    that it says it does not read. Raises UsageError that says what does not work."""
     counts = {len(recipe.rounds) + 1} if teachers is None else teachers
     generator = torch.Generator().manual_seed(0)
     logits, *others = torch.randn(1 + max(counts, default=0), IMAGES, dataset.num_classes,
@@ -66,8 +71,13 @@ def try_losses(recipe: Recipe, dataset: Dataset, teachers: Collection[int] | Non
     loss = recipe.loss
     if by_accuracy(loss, dataset.val is not None):  # of teachers that are not there yet
         loss = replace(loss, weights=Equal())
+    if unlabelled is None:
+        unlabelled = dataset.unlabelled is not None
+    known = labels.clone()
+    if unlabelled or any(one.mixup for one in recipe.trainings.values()):
+        known[IMAGES // 2 if getattr(loss, "labels", "all") == "some" else 0:] = UNKNOWN
     for count in counts:
-        _tried("loss", loss, logits, torch.stack(others[:count]), labels)
+        _tried("loss", loss, logits, torch.stack(others[:count]), known)
     _tried("objective", recipe.objective, logits, images, labels)
 
 

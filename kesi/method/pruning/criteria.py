@@ -7,7 +7,7 @@ To add one, write the function and its entry in FILTER_CRITERIA or WEIGHT_CRITER
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -84,11 +84,7 @@ def batch_norm(network: nn.Module, layers: Sequence[str], evidence: Evidence) ->
 
     Raises UsageError where no batch norm reads a convolution.
     """
-    if isinstance(network, models.Network):
-        norms = dict(network.conv_bn_pairs()) | {one.conv: one.bn for one in network.prunable()}
-    else:  # one's own
-        entry = models.ARCHITECTURES.get(getattr(network, "arch", None))
-        norms = dict(getattr(entry and entry.graph, "norms", ()))
+    norms = _norms(network)
     for layer in layers:
         if layer not in norms:
             raise UsageError(
@@ -108,15 +104,18 @@ def fpgm(network: nn.Module, layers: Sequence[str], evidence: Evidence) -> dict[
 
 
 def taylor(network: nn.Module, layers: Sequence[str], evidence: Evidence) -> dict[str, Tensor]:
-    """How much the loss would change without a filter, to first order, squared: (sum of g * w)^2.
+    """How much the loss changes without a filter's output, to first order, squared.
 
-    Molchanov et al. 2019, "Importance Estimation for Neural Network Pruning", equation 8, for the
-    mean gradient g of the cross-entropy over training images of all classes.
+    Molchanov et al. 2019, "Importance Estimation for Neural Network Pruning", equation 8: the
+    square of (sum of g * w), with g the gradient of the cross-entropy over a batch, averaged over
+    batches of training images of all classes. As there, w are scale and shift of the batch norm
+    that reads a convolution, which go with its filters, and its own weights and bias where there
+    is none.
     """
     dataset = evidence.images()
-    gradients = _gradients(network, layers, dataset, dataset.train.spread(IMAGES), evidence.device)
-    return {layer: _sums(gradients[layer] * weight(network, layer)).square()
-            for layer in layers}
+    split = dataset.train.spread(IMAGES)  # by class, if the images are
+    order = torch.randperm(len(split), generator=_draw(evidence, "images"))
+    return _taylor(network, layers, dataset, split.subset(order), evidence.device)
 
 
 def random(network: nn.Module, layers: Sequence[str], evidence: Evidence) -> dict[str, Tensor]:
@@ -169,16 +168,38 @@ def _draw(evidence: Evidence, layer: str) -> torch.Generator:
     return generator(evidence.seed, "criterion", evidence.round, layer)
 
 
-def _gradients(network: nn.Module, layers: Sequence[str], dataset: Dataset, split: Split,
-               device: str) -> dict[str, Tensor]:
-    """The mean gradient of the cross-entropy by layer, of a network in eval mode, which stays as
-    and where it is."""
-    sums = {layer: torch.zeros_like(weight(network, layer)) for layer in layers}
+def _taylor(network: nn.Module, layers: Sequence[str], dataset: Dataset, split: Split,
+            device: str) -> dict[str, Tensor]:
+    """The mean over batches of (sum of g * w)^2 by layer, (filters,), of a network in eval mode,
+    which stays as and where it is."""
+    norms, means = _norms(network), {}
     network = copy.deepcopy(network).to(device).eval()
-    weights = [network.get_submodule(layer).weight.requires_grad_() for layer in layers]
+    scaled = {layer: [one for one in (module.weight, module.bias) if one is not None]
+              for layer in layers for module in [_scaling(network, layer, norms)]}
+    for values in scaled.values():
+        for one in values:
+            one.requires_grad_()
     with torch.enable_grad():
         for images, labels in eval_batches(dataset, split, device, BATCH):
-            loss = F.cross_entropy(network(images), labels, reduction="sum") / len(split)
-            for layer, gradient in zip(layers, torch.autograd.grad(loss, weights), strict=True):
-                sums[layer] += gradient.to(sums[layer].device)
-    return sums
+            loss = F.cross_entropy(network(images), labels)
+            for layer, values in scaled.items():
+                gradients = torch.autograd.grad(loss, values, retain_graph=True)
+                change = sum((g * w.detach()).reshape(len(w), -1).sum(1)
+                             for g, w in zip(gradients, values, strict=True))
+                share = len(labels) / len(split)
+                means[layer] = means.get(layer, 0) + share * change.square().cpu()
+    return means
+
+
+def _scaling(network: nn.Module, layer: str, norms: Mapping[str, str]) -> nn.Module:
+    """What scales a convolution's output: its batch norm, or itself where none has weights."""
+    norm = network.get_submodule(norms[layer]) if layer in norms else None
+    return network.get_submodule(layer) if getattr(norm, "weight", None) is None else norm
+
+
+def _norms(network: nn.Module) -> dict[str, str]:
+    """The batch norms that read a convolution, by its name."""
+    if isinstance(network, models.Network):
+        return dict(network.conv_bn_pairs()) | {one.conv: one.bn for one in network.prunable()}
+    entry = models.ARCHITECTURES.get(getattr(network, "arch", None))  # one's own
+    return dict(getattr(entry and entry.graph, "norms", ()))

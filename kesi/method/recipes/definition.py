@@ -23,6 +23,7 @@ from kesi.method.pruning.criteria import criterion_of
 from kesi.method.pruning.filters import pruned_widths, widths_of
 from kesi.method.schedules import SCHEDULES, Training
 from kesi.method.snapshot import BASELINE, KESI
+from kesi.method.teachers import Equal
 from kesi.system.describe import code_digest, describe
 from kesi.system.errors import UsageError, check_choice
 
@@ -79,9 +80,10 @@ class Recipe:
         ``epochs`` of baseline, retrainings and distillation; ``scale`` multiplies all epochs.
         ``lr``: of the baseline, and the peak of one-cycle retraining. ``amounts``, filter pruning:
         one rate, or one a width, the same in each of ``rounds``; weight pruning: the share of zeros
-        after each round. ``temperature``: of the loss. ``loss``: a name in LOSSES; where this
-        recipe gives labels a share, so does the other loss. ``compare``: False for the method's own
-        retraining only, or the names of those to make. Raises UsageError for what will not do.
+        after each round. ``temperature``: of the loss. ``loss``: a name in LOSSES; another loss
+        than this recipe's keeps its share of labels and its weights of the teachers, and looks at
+        them at a temperature of its own. ``compare``: False for the method's own retraining only,
+        or the names of those to make. Raises UsageError for what will not do.
         """
         kinds = [BASELINE, *self.retrainings, KESI]
         counts = dict.fromkeys(kinds)
@@ -95,12 +97,13 @@ class Recipe:
                 for kind, training in self.trainings.items()}
         if criterion is not None:
             criterion_of(self.method, criterion)
-        told = self.loss
-        if loss is not None:
-            kept, other = {}, LOSSES.get(loss)
-            if isinstance(other, type) and issubclass(other, Taught) and (
-                    share := getattr(self.loss, "alpha", 0.0)):
-                kept = {"alpha": share}  # of the labels: the recipe's, whatever else is imitated
+        told, other = self.loss, LOSSES.get(loss)
+        if loss is not None and other is not type(told):
+            kept = {}
+            if isinstance(other, type) and issubclass(other, Taught) and isinstance(told, Taught):
+                # the recipe's where they are not as usual, whatever else is imitated
+                kept = {name: value for name, usual in (("alpha", 0.0), ("weights", Equal()))
+                        if (value := getattr(told, name)) != usual}
             told = loss_of(loss, temperature=temperature, **kept)
         elif temperature is not None:
             try:

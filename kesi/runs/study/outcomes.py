@@ -33,8 +33,7 @@ class Outcome:
 
 def finished(folder: Path, variants: Mapping[str, Variant],
              seeds: Collection[int] = ()) -> dict[str, dict[int, Outcome]]:
-    """The outcomes by variant and seed in a study's folder: of the variants that some seed has
-    finished, and of the seeds that have finished all of these.
+    """The outcomes by variant and seed in a study's folder, of all that is finished.
 
     Raises KesiError where a file of one of ``seeds`` is damaged; of others it is said, and they
     are left out.
@@ -52,8 +51,8 @@ def finished(folder: Path, variants: Mapping[str, Variant],
                 raise
             warnings.warn(f"seed {seed} is left out: {error}", stacklevel=2)
     names = [name for name in variants if any(name in one for one in by_seed.values())]
-    whole = {seed: one for seed, one in by_seed.items() if len(one) == len(names)}
-    return {name: {seed: one[name] for seed, one in whole.items()} for name in names}
+    return {name: {seed: one[name] for seed, one in by_seed.items() if name in one}
+            for name in names}
 
 
 def is_finished(folder: Path, variants: Mapping[str, Variant], seed: int) -> bool:

@@ -109,8 +109,9 @@ def tried(variants: Mapping[str, Variant], dataset: Dataset) -> None:
     """Try every variant on a few images. Raises UsageError where one will not do."""
     for name, variant in variants.items():
         try:
-            counts = {len(step.teachers) for step in variant.steps()} - {0}
-            try_out(variant.recipe, dataset, sorted(counts))
+            made = variant.steps()
+            try_out(variant.recipe, dataset, sorted({len(one.teachers) for one in made} - {0}),
+                    any(one.unlabelled for one in made))
         except UsageError as error:
             raise UsageError(f"{name}: {error}") from error
 
