@@ -14,7 +14,7 @@ from kesi import checkpoints
 from kesi.checkpoints.records import Info, Reference
 from kesi.method.pruning import prune_filters, prune_weights
 from kesi.method.snapshot import Snapshot
-from kesi.system.errors import KesiError, UsageError
+from kesi.system.errors import KesiError, TrainingFailed, UsageError
 
 FIXTURES = Path(os.environ.get("KESI_FIXTURES", Path(__file__).parents[2] / "shared" / "fixtures"))
 needs_fixtures = pytest.mark.skipif(not FIXTURES.is_dir(), reason="no checkpoints of the released "
@@ -122,7 +122,7 @@ def test_weights_that_are_not_finite_never_replace_good_ones(tmp_path):
     broken = small()
     with torch.no_grad():
         broken.fc.weight[0, 0] = float("nan")
-    with pytest.raises(KesiError, match="fc.weight holds values that are not finite"):
+    with pytest.raises(TrainingFailed, match="fc.weight holds values that are not finite"):
         checkpoints.save(path, Snapshot("", broken), Info())
     assert path.read_bytes() == before and os.listdir(tmp_path) == ["x.pth.tar"]
 

@@ -5,11 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.nn.utils import prune
+from torch.nn.utils import prune as torchs
 
 import models
 from kesi.data import Dataset, Split
 from kesi.data.augment import PadCrop
+from kesi.method.algorithm import prune
 from kesi.method.pruning import kept_filters, prune_filters, prune_weights
 from kesi.method.pruning.criteria import (
     FILTER_CRITERIA,
@@ -17,6 +18,8 @@ from kesi.method.pruning.criteria import (
     Evidence,
     criterion_of,
 )
+from kesi.method.recipes import recipe
+from kesi.method.snapshot import Snapshot, digest_of
 from kesi.system.errors import UsageError
 from kesi.system.seeds import generator
 
@@ -56,7 +59,7 @@ def test_norms_keep_what_torchs_structured_pruning_keeps(arch, name, power):
         conv = torch.nn.Conv2d(1, 1, 1)
         conv.weight = torch.nn.Parameter(model.get_submodule(layer).weight.detach().clone())
         gone = len(conv.weight) - len(kept[layer])
-        prune.ln_structured(conv, "weight", gone, n=power, dim=0)
+        torchs.ln_structured(conv, "weight", gone, n=power, dim=0)
         assert (kept[layer].tolist()
                 == conv.weight_mask.flatten(1)[:, 0].nonzero().flatten().tolist())
 
@@ -137,6 +140,20 @@ def test_taylor_looks_at_all_classes_also_where_they_are_in_order(monkeypatch):
     assert torch.equal(scores(ordered), scores(few))
 
 
+def test_a_criterion_that_draws_from_torch_gives_the_same_again(monkeypatch):
+    monkeypatch.setitem(FILTER_CRITERIA, "drawn", lambda network, layers, evidence: {
+        layer: torch.rand(len(network.get_submodule(layer).weight)) for layer in layers})
+    made = recipe("resnet20", "digits", "filter").changed(criterion="drawn")
+    start, found = Snapshot("baseline", network("resnet20")), []
+    for seed, number in ((0, 1), (0, 1), (1, 1), (0, 2)):
+        before = torch.random.get_rng_state()
+        pruned = prune(start, made, 0.5, number, evidence(seed))
+        found.append(digest_of(pruned.network.state_dict()))
+        assert torch.equal(torch.random.get_rng_state(), before)
+        torch.rand(1)
+    assert found[0] == found[1] and len(set(found)) == 3
+
+
 @pytest.mark.parametrize("entries", [FILTER_CRITERIA, WEIGHT_CRITERIA])
 def test_random_follows_from_seed_round_and_layer_alone(entries):
     model = network("resnet20")
@@ -153,7 +170,8 @@ def test_magnitude_zeroes_what_torchs_global_pruning_zeroes():
     model, other = network("vgg11"), network("vgg11")
     prune_weights(model, 0.4, criterion=WEIGHT_CRITERIA["magnitude"])
     convs = [one for one in other.modules() if isinstance(one, torch.nn.Conv2d)]
-    prune.global_unstructured([(one, "weight") for one in convs], prune.L1Unstructured, amount=0.4)
+    torchs.global_unstructured([(one, "weight") for one in convs], torchs.L1Unstructured,
+                               amount=0.4)
     found = [one for one in model.modules() if isinstance(one, torch.nn.Conv2d)]
     assert all(torch.equal(a.weight, b.weight) for a, b in zip(found, convs, strict=True))
 

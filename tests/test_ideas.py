@@ -2,6 +2,7 @@
 and into the report."""
 
 import csv
+import importlib.util
 import json
 import linecache
 import shutil
@@ -11,7 +12,7 @@ from functools import partial
 
 import pytest
 
-from doors import works
+from doors import fails, works
 from kesi.cli.entry import load_module
 from kesi.system.describe import code_digest
 from tinyrun import ENVIRONMENT, ROOT
@@ -221,6 +222,67 @@ def test_what_code_takes_from_around_it_is_part_of_it(tmp_path):
                               ("# what", "# That", [False] * 4)):
         again = digests(OWN.replace(old, new))[0]
         assert [one != other for one, other in zip(again, before, strict=True)] == changed
+
+
+AROUND = """
+import functools
+from types import SimpleNamespace
+
+def base(x):
+    return x
+
+def kept(function):
+    @functools.wraps(function)
+    def twice(x):
+        return 2 * function(x)
+    return twice
+
+def usual(x, power=len("ab")):
+    return x ** power
+
+class First:
+    def shown(self, x):
+        return x + 3
+
+class Second(First):
+    pass
+
+SIZES = SimpleNamespace(width=5)
+HALF = functools.partial(usual, power=7)
+TABLE = {"base": base, "half": HALF}
+ONE = Second()
+
+@kept
+def entry(x):
+    return usual(ONE.shown(TABLE["base"](HALF(x) + SIZES.width)))
+"""
+
+
+@pytest.mark.parametrize(("old", "new"), [
+    ("2 * function", "3 * function"), ('len("ab")', 'len("abc")'), ("x + 3", "x + 4"),
+    ("width=5", "width=6"), ("power=7", "power=8"), ('"base": base', '"base": usual'),
+    ("return x\n", "return -x\n")])
+def test_what_code_takes_from_its_file_by_a_detour_is_part_of_it(
+        tmp_path, monkeypatch, old, new):
+    """A wrapper, a helper's default, a class that another derives from, objects, functions that a
+    dictionary holds; also in a file whose package has the name of ours."""
+    package, found = tmp_path / "models", []
+    package.mkdir()
+    for text in (AROUND, AROUND.replace(old, new), AROUND):
+        (package / "__init__.py").write_text(text)
+        linecache.clearcache()
+        spec = importlib.util.spec_from_file_location("models.theirs", package / "__init__.py")
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, "models.theirs", module)
+        spec.loader.exec_module(module)
+        found.append(code_digest(module.entry))
+    assert found[0] == found[2] != found[1]
+
+
+def test_a_file_that_takes_the_name_of_our_networks_is_refused(tmp_path):
+    (tmp_path / "models.py").write_text("")
+    fails("kesi", "--with", tmp_path / "models.py", "plan", "--arch", "resnet20", code=2,
+          says="models is the name of another module: rename the file")
 
 
 ALIKE = """

@@ -425,13 +425,16 @@ def test_a_fresh_start_moves_the_old_stage_aside_without_its_lock(train, tmp_pat
     assert not list(tmp_path.rglob(LOCK))
 
 
-def test_a_fresh_start_behind_a_link_stays_behind_it(tmp_path):
+def test_a_fresh_start_behind_a_link_stays_behind_it(tmp_path, monkeypatch):
     (tmp_path / "disk").mkdir()
     (tmp_path / "disk" / "result").touch()
     (tmp_path / "link").symlink_to("disk")
     assert move_aside(tmp_path / "link") == tmp_path / "disk.old-1"
     assert (tmp_path / "disk.old-1" / "result").is_file()
     assert not list((tmp_path / "link").iterdir())
+    monkeypatch.chdir(tmp_path / "link")  # which would go along
+    with pytest.raises(UsageError, match="cannot be moved aside from within"):
+        move_aside(tmp_path / "disk")
 
 
 def test_what_a_killed_process_left_half_written_is_removed(train, tmp_path):

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ import models
 from datagen import write_imagefolder
 from doors import ROOT, fails, script, works
 from kesi import checkpoints
+from kesi.checkpoints.records import Reference
 from kesi.cli import entry
 from kesi.method.pruning import prune_filters
 from saving import keep
@@ -121,6 +123,11 @@ def test_pruning_again_leaves_the_file_of_which_the_snapshot_knows(runs, tmp_pat
     fails("cifar/filter_pruning/prune.py", "--model", runs[0] / "filter" / "seed3" / "onecycle-1",
           *words, code=2, says="was pruned with another network (")
     assert file.read_bytes() == before
+    taylor = ("cifar/filter_pruning/prune.py", "--model", parent, "--criterion", "taylor",
+              "--dataset", "digits", "--save", tmp_path / "by")  # which looks at images
+    works(*taylor)
+    assert "there already" in works(*taylor)
+    fails(*taylor, "--image-size", 20, code=2, says="was pruned with another set of images (")
 
 
 def test_other_classes_of_the_same_number_are_noticed(tmp_path):
@@ -231,13 +238,27 @@ def test_the_list_at_the_head_of_the_script_is_used(runs, tmp_path):
 
 
 def test_a_moved_run_still_finds_its_snapshots_and_a_missing_one_is_named(runs, tmp_path):
-    import shutil
     moved = tmp_path / "moved"
     shutil.copytree(runs[0] / "filter" / "seed3", moved)
     (moved / "onecycle-1").rename(moved / "renamed")
     out = works("cifar/filter_pruning/ensemble_finetune.py", "--refine", moved / "onecycle-2",
                 "--evaluate")
     assert "3 teachers" in out and str(moved / "renamed") in out
+    shutil.rmtree(moved / "kesi")
+    (moved / "renamed").rename(moved / "onecycle-1")  # whose images are others now
+    last = ("cifar/filter_pruning/ensemble_finetune.py", "--refine", moved / "onecycle-2", *SHORT)
+    before = json.loads((moved / "ensemble" / "result.json").read_text())
+    outcome = script(*last, "--image-size", 20)
+    assert outcome.code == 0 and "was trained on other images" in outcome.err
+    after = json.loads((moved / "ensemble" / "result.json").read_text())
+    assert after["members"] == before["members"] and after["test_loss"] != before["test_loss"]
+    one = checkpoints.load(moved / "onecycle-2")
+    named = Reference("checkpoint.pth.tar", one.name, one.digest)
+    checkpoints.save(one.path, one, replace(one.info, parent=named))
+    fails(*last, code=2, says="checkpoint.pth.tar descends from itself")
+    shutil.copytree(runs[0] / "filter" / "seed3" / "onecycle-2", one.path.parent,
+                    dirs_exist_ok=True)
+    (moved / "onecycle-1").rename(moved / "renamed")
     shutil.rmtree(moved / "renamed")
     fails("cifar/filter_pruning/ensemble_finetune.py", "--refine", moved / "onecycle-2",
           "--evaluate", code=2, says="name the teachers with --teachers")
@@ -271,6 +292,11 @@ def test_a_trained_baseline_can_be_given(runs, tmp_path):
     fails("cifar/pipeline.py",
           *TINY, "--rounds", 1, "--model", runs[0] / "filter" / "seed3" / "onecycle-1", "--save",
           tmp_path / "p", code=2, says="is a pruned network, not a baseline")
+    assert not (tmp_path / "p").exists()
+    fails(*command, "--fresh", "--save", runs[0] / "filter", code=2,
+          says="lies in the run that --fresh moves aside")
+    works("cifar/train.py", *TINY, "--fresh", "--save", tmp_path / "w" / "seed3" / "baseline")
+    assert (tmp_path / "w" / "seed3" / "baseline.old-1" / "checkpoint.pth.tar").is_file()
 
 
 def test_released_checkpoint_continues_here(tmp_path):
@@ -401,10 +427,13 @@ PRUNE, FINETUNE = "cifar/filter_pruning/prune.py", "cifar/filter_pruning/finetun
      "batch size must be at least 1, not 0"),
     ((PIPELINE, "--dataset", "digits", "--lr", "0"), "learning rate must be above 0, not 0.0"),
     ((TRAIN, *TINY, "--lr", "-1"), "learning rate must be above 0"),
+    ((TRAIN, *TINY, "--gamma", "-0.1"), "gamma, by which the learning rate falls, must be above"),
     ((TRAIN, *TINY, "--batch-size", "0"), "batch size must be at least 1"),
     ((TRAIN, *TINY, "--device", "cuda:77"), "--device cuda:77"),
     ((TRAIN, "--arch", "vgg16", "--dataset", "digits", "--image-size", "8"),
      "needs images of 16 px or more"), ((TRAIN, *TINY, "--val-fraction", "1.5"), "1.5"),
+    ((PIPELINE, "--arch", "vgg16", "--dataset", "digits", "--image-size", "8"),
+     "needs images of 16 px or more"),
     ((PIPELINE, *TINY, "--rounds", "0"), "--rounds must be at least 1"),
     ((PIPELINE, *TINY, "--percent", "1.0"), "at least 0 and below 1, not 1.0"),
     ((PIPELINE, *TINY, "--method", "weight", "--percent", "0.5", "0.4"), "never fall"),
@@ -419,7 +448,7 @@ PRUNE, FINETUNE = "cifar/filter_pruning/prune.py", "cifar/filter_pruning/finetun
 def test_wrong_usage_is_one_line_and_exit_code_2(command, says, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     fails(*command, code=2, says=says)
-    assert not list(tmp_path.rglob("*.pth.tar"))
+    assert not list(tmp_path.rglob("*.*"))
 
 
 def test_what_does_not_fit_is_said_in_one_line(runs, tmp_path):

@@ -22,7 +22,13 @@ from kesi.method.pruning.masks import Masks
 from kesi.method.pruning.weights import masks_from_zeros
 from kesi.method.snapshot import Snapshot, digest_of
 from kesi.models import Network
-from kesi.system.errors import KesiError, UsageError, check_choice, first_line
+from kesi.system.errors import (
+    KesiError,
+    TrainingFailed,
+    UsageError,
+    check_choice,
+    first_line,
+)
 from kesi.system.files import write_atomic
 
 FORMAT = "kesi-checkpoint"
@@ -70,14 +76,14 @@ def contents(snapshot: Snapshot, info: Info, training: dict | None = None) -> di
     The weights are not copied where they are on the CPU already.
 
     ``training`` is the state of an unfinished stage (optimiser, schedule, epoch, history). Raises
-    KesiError when a weight is not finite: good weights are never replaced by broken ones.
+    TrainingFailed when a weight is not finite: good weights are never replaced by broken ones.
     """
     model, masks = snapshot.network, snapshot.masks
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     for name, value in state.items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise KesiError(f"{name} holds values that are not finite: they are not saved; try a "
-                            "lower learning rate")
+            raise TrainingFailed(f"{name} holds values that are not finite: they are not saved; try"
+                                 " a lower learning rate")
     known = models.ARCHITECTURES.get(model.arch)
     return {"format": FORMAT, "version": VERSION, "arch": model.arch,
             "num_classes": model.num_classes, "cfg": list(model.cfg), "state_dict": state,

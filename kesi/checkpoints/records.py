@@ -77,7 +77,8 @@ class Info(Made):
 
     ``data``: the images, as Dataset.describe() gave them; ``unlabelled_images``: how many more
     without labels the training drew from. ``recipe``: the training. ``criterion``
-    and ``amount``: of a pruned network. ``metrics``: in percent, of the last epoch. ``source`` and
+    and ``amount``: of a pruned network, and ``looked_at``, the digest of the images that the
+    criterion looked at, if it did. ``metrics``: in percent, of the last epoch. ``source`` and
     ``epoch``: of the released code's files.
     """
 
@@ -87,6 +88,7 @@ class Info(Made):
     pretrained: str | None = None
     criterion: dict | None = None
     amount: Any = None
+    looked_at: str | None = None
     metrics: dict[str, float | None] = field(default_factory=dict)
     source: str | None = None
     epoch: int | None = None

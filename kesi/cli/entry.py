@@ -21,6 +21,7 @@ from types import CodeType, ModuleType
 import torch
 
 from kesi.system import distributed
+from kesi.system.describe import NOBODYS_OWN
 from kesi.system.errors import KesiError, UsageError, controls, first_line, visible
 
 WITH = "--with"
@@ -103,6 +104,8 @@ def load_module(name: str, said: str) -> ModuleType:
     path = Path(name)
     if path.suffix == ".py" and not path.is_file():
         raise UsageError(f"{said}: there is no such file")
+    if path.suffix == ".py" and path.stem in {"models", *NOBODYS_OWN}:
+        raise UsageError(f"{said}: {path.stem} is the name of another module: rename the file")
     try:
         if path.suffix != ".py":
             return importlib.import_module(name)
@@ -156,7 +159,9 @@ def run(main: Callable[[], None], resumes: bool = False) -> None:
         _end(f"{error.filename or 'the system'}: {error.strerror or first_line(error)}", 1)
     except torch.OutOfMemoryError:
         _end("out of GPU memory: use smaller batches or images, or --device cpu", 1)
-    except MemoryError:
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):
+            raise
         _end("out of memory: use smaller batches or images", 1)
     except KeyboardInterrupt:
         # Python takes a handler of ours away before it is gone: a signal then would kill it

@@ -133,6 +133,7 @@ def finetune(doc: str, family: str) -> None:
     folder = args.save or parent.path.parent
     context = Context(dataset, args.seed, options, args.fresh, resume=_given_state(args))
     lineage.fitting(parent.path, dataset, args.arch)
+    lineage.warn_of_other_images(parent, dataset)
     steps.retrain(context, training, parent, folder)
     note_images(folder, args.dataset, args.data)
 
@@ -168,6 +169,7 @@ def ensemble_finetune(doc: str, family: str, checkpoint_paths: Sequence[str] = (
     # every one, before anything is computed
     teachers = [lineage.fitting(path, dataset, args.arch) for path in paths]
     lineage.fitting(parent.path, dataset, args.arch)
+    lineage.warn_of_other_images(parent, dataset)
     context = Context(dataset, args.seed, options, args.fresh,
                       resume=None if args.evaluate else _given_state(args))
     folder = args.save or parent.path.parent.parent / KESI

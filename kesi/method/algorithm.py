@@ -81,19 +81,28 @@ def prune(snapshot: Snapshot, recipe: Recipe, amount: Amount, number: int,
     or filters to be pruned under masks.
     """
     criterion = criterion_of(recipe.method, recipe.criterion)
-    evidence = replace(evidence, round=number)
-    if recipe.method == "filter":
-        if snapshot.masks is not None:
-            raise ValueError("its weights were pruned, and filter pruning does not keep masks")
-        if isinstance(amount, Ranked):
-            amount = amount.rates(snapshot.network, criterion, evidence)
-        network, masks = prune_filters(snapshot.network, amount, criterion, evidence), None
-    else:
-        copied = snapshot.copy(snapshot.name)
-        network = copied.network
-        masks = prune_weights(network, amount, copied.masks, criterion, evidence)
+    looked_at: list[str] = []
+
+    def images() -> Dataset:
+        found = evidence.images()
+        looked_at[:] = [found.train.digest]
+        return found
+
+    asked = replace(evidence, round=number, dataset=images)
+    with torch.random.fork_rng(devices=[]):  # one may draw without a generator of its own
+        torch.manual_seed(derive(evidence.seed, "criterion", number))
+        if recipe.method == "filter":
+            if snapshot.masks is not None:
+                raise ValueError("its weights were pruned, and filter pruning does not keep masks")
+            if isinstance(amount, Ranked):
+                amount = amount.rates(snapshot.network, criterion, asked)
+            network, masks = prune_filters(snapshot.network, amount, criterion, asked), None
+        else:
+            copied = snapshot.copy(snapshot.name)
+            network = copied.network
+            masks = prune_weights(network, amount, copied.masks, criterion, asked)
     return Pruned(f"pruned-{number}", network, masks, snapshot, recipe.method,
-                  recipe.describe()["criterion"], amount, number)
+                  recipe.describe()["criterion"], amount, number, next(iter(looked_at), None))
 
 
 def in_memory(dataset: Dataset, seed: int = 0, options: Options = Options(),

@@ -62,6 +62,9 @@ class Training:
                              f"below {DIVERGED:g}")
         if not self.lr > 0:
             raise UsageError(f"the learning rate must be above 0, not {self.lr}")
+        if not self.gamma > 0:
+            raise UsageError(f"gamma, by which the learning rate falls, must be above 0, not "
+                             f"{self.gamma}")
         if any(one < 0 for one in self.milestones):
             raise UsageError(f"the learning rate falls after epochs of at least 0, not "
                              f"{min(self.milestones)}")

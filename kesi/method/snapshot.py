@@ -88,7 +88,8 @@ class Snapshot:
 class Pruned(Snapshot):
     """What a round of pruning left of its ``parent``, and how that was decided.
 
-    ``criterion``: as kesi.system.describe gives it; ``amount``: the rates, or the share of zeros.
+    ``criterion``: as kesi.system.describe gives it; ``amount``: the rates, or the share of zeros;
+    ``looked_at``: the digest of the training images, if the criterion looked at them.
     """
 
     parent: Snapshot | None = None
@@ -96,6 +97,7 @@ class Pruned(Snapshot):
     criterion: dict | None = None
     amount: Any = None
     round: int = 0
+    looked_at: str | None = None
 
 
 def digest_of(value: Any) -> str:

@@ -170,11 +170,15 @@ def move_aside(folder: Path) -> Path | None:
     """Rename what is in the way of a fresh start to `<folder>.old-1`, `-2`, ...;
     returns the new name.
 
-    Raises KesiError where another process uses it, or a stage in it.
+    Raises KesiError where another process uses it, or a stage in it, and UsageError where this one
+    stands in it: what it writes would go along.
     """
     if not folder.exists() or not distributed.is_main():
         return None
-    linked, folder, number = folder.is_symlink(), folder.resolve(), 1  # "." has no name
+    linked, folder, number = folder.is_symlink(), folder.resolve(), 1
+    if Path.cwd().resolve().is_relative_to(folder):
+        raise UsageError(f"{folder} cannot be moved aside from within: start the command in "
+                         "another folder")
     while (aside := folder.with_name(f"{folder.name}.old-{number}")).exists():
         number += 1
     with held(folder):

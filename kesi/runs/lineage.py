@@ -1,12 +1,14 @@
 """Where a network comes from: parents, teachers, and whether it fits the images at hand."""
 
 import os
+import warnings
 from pathlib import Path
 
 from kesi import checkpoints, models
 from kesi.checkpoints.checkpoint import Checkpoint
 from kesi.checkpoints.records import Reference
 from kesi.data import Dataset
+from kesi.data.datasets import plain
 from kesi.method.pruning.filters import pruned_widths
 from kesi.method.recipes import Recipe
 from kesi.method.sizes import channels_of, check_image_size
@@ -53,6 +55,16 @@ def check_classes(checkpoint: Checkpoint, dataset: Dataset) -> None:
                          f"where {one[1]!r} is")
 
 
+def warn_of_other_images(checkpoint: Checkpoint, dataset: Dataset) -> None:
+    """Warn where the training images that a checkpoint tells of are not those of ``dataset``."""
+    said = checkpoint.info.data
+    told = ((said.get("digests", {}).get("train"), dataset.train.digest),
+            (said.get("image_size"), plain(dataset.image_size)))
+    if any(before not in (None, now) for before, now in told):
+        warnings.warn(f"{checkpoint.path} was trained on other images than these: among them may "
+                      "be some that are held out or tested here", stacklevel=2)
+
+
 def method_of(checkpoint: Checkpoint) -> str | None:
     """How a network was pruned, as its masks or widths show; None if it never was."""
     if checkpoint.masks is not None:
@@ -86,8 +98,12 @@ def snapshots_of(last: Checkpoint) -> list[Checkpoint]:
     Ancestors are looked for where the files say that they came from, and, by their digests, in the
     folders beside. Raises UsageError where the chain is broken.
     """
-    found, here = [], last
+    found, here, seen = [], last, set()
     while True:
+        if here.path.resolve() in seen:
+            raise UsageError(f"{here.path} descends from itself, by what the files say: name the "
+                             "teachers with --teachers")
+        seen.add(here.path.resolve())
         if here.info.kind != "pruned":
             found.append(here)
         parent = here.info.parent

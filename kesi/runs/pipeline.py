@@ -73,7 +73,11 @@ def run(settings: Settings) -> Path:
     """
     if settings.baseline is not None and not settings.shared:  # before anything is moved or written
         for seed in settings.seeds:
-            checkpoints.find(settings.baseline.replace("{seed}", str(seed)))
+            found = checkpoints.find(_source(settings, seed))
+            steps.given_baseline(found, settings.dataset, settings.recipe.arch)
+            if settings.fresh and found.resolve().is_relative_to(settings.folder.resolve()):
+                raise UsageError(f"{found} lies in the run that --fresh moves aside: use another "
+                                 "--save")
     check_recipe(settings.recipe)
     recipe = settings.recipe
     check_labels(recipe.loss, settings.dataset.unlabelled is not None, recipe.distillation.mixup)

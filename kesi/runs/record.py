@@ -192,7 +192,8 @@ class Ensemble(Origin):
     """result.json of an ensemble: what its members say together. All in percent but the loss.
 
     ``accuracy``: of each member; ``growing_accuracy``: of the first one, two, ... together;
-    ``disagreement``: K x K, of the images that two members classify differently.
+    ``disagreement``: K x K, of the images that two members classify differently. ``images``: a
+    digest of what the data set says of itself.
     """
 
     stage: str
@@ -206,6 +207,7 @@ class Ensemble(Origin):
     test_accuracy: float
     test_loss: float
     params: Count
+    images: str | None = None
 
 
 def read_run(path: Path) -> RunRecord:

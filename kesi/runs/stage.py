@@ -113,7 +113,8 @@ def train(context: Context, folder: Path, name: str, training: Training,
     settings, KesiError where another process has it.
     """
     folder, path = Path(folder), Path(folder) / CHECKPOINT
-    if context.fresh and (folder / METRICS).exists() and (aside := start_over(folder)):
+    if context.fresh and any((folder / one).exists() for one in (METRICS, RESULT, CHECKPOINT)) and (
+            aside := start_over(folder)):
         context.say(f"the run before was moved to {aside}")
     distributed.barrier()  # all processes find the same in the folder
     parent = start if isinstance(start, Checkpoint) else None

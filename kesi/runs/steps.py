@@ -14,6 +14,7 @@ from kesi import checkpoints
 from kesi.checkpoints.checkpoint import Checkpoint
 from kesi.checkpoints.pretrained import load_pretrained
 from kesi.checkpoints.records import Info, encode
+from kesi.data import Dataset
 from kesi.method import algorithm, sizes
 from kesi.method.distillation import SnapshotEnsemble, agreement
 from kesi.method.objectives import CrossEntropy, Objective
@@ -21,10 +22,18 @@ from kesi.method.pruning.criteria import Evidence
 from kesi.method.recipes import Amount, Recipe, kind_of
 from kesi.method.schedules import DIVERGED, Training
 from kesi.method.sizes import parameters
-from kesi.method.snapshot import BASELINE, ENSEMBLE, KESI, Pruned, Snapshot, StageName
+from kesi.method.snapshot import (
+    BASELINE,
+    ENSEMBLE,
+    KESI,
+    Pruned,
+    Snapshot,
+    StageName,
+    digest_of,
+)
 from kesi.method.training import Epoch, evaluate
 from kesi.runs.folder import finished
-from kesi.runs.lineage import fitting, method_of, reference
+from kesi.runs.lineage import fitting, method_of, reference, warn_of_other_images
 from kesi.runs.record import CHECKPOINT, PRUNED, RESULT, Ensemble, read_result
 from kesi.runs.stage import Context, finished_info, result_of, train
 from kesi.system import distributed
@@ -55,9 +64,7 @@ def adopt_baseline(context: Context, source: Path, arch: str, folder: Path) -> C
     The copy carries the same weights, and says where they come from and by what training. Raises
     UsageError where it was pruned, or does not fit the architecture or the images.
     """
-    parent = fitting(source, context.dataset, arch)
-    if method_of(parent) is not None or parent.round:
-        raise UsageError(f"{parent.path} is a pruned network, not a baseline")
+    parent = given_baseline(source, context.dataset, arch)
     distributed.barrier()  # all processes find the same in the folder
     with held(folder):
         done = None if context.fresh else finished(folder, {})
@@ -70,11 +77,17 @@ def adopt_baseline(context: Context, source: Path, arch: str, folder: Path) -> C
     return checkpoints.load(folder / CHECKPOINT)
 
 
+def given_baseline(source: Path, dataset: Dataset, arch: str) -> Checkpoint:
+    """The checkpoint at ``source``. Raises UsageError where it was pruned, or does not fit the
+    architecture or the images."""
+    parent = fitting(source, dataset, arch)
+    if method_of(parent) is not None or parent.round:
+        raise UsageError(f"{parent.path} is a pruned network, not a baseline")
+    return parent
+
+
 def _adopt(context: Context, parent: Checkpoint, folder: Path) -> None:
-    before = parent.info.data.get("digests", {}).get("train")
-    if before not in (None, context.dataset.train.digest):
-        warnings.warn(f"{parent.path} was trained on other images than these: among them may be "
-                      "some that are held out or tested here", stacklevel=2)
+    warn_of_other_images(parent, context.dataset)
     loss, accuracy = evaluate(parent.network, context.dataset, context.dataset.test,
                               context.options.device)
     _refuse_nonsense(loss, str(parent.path))
@@ -118,7 +131,7 @@ def keep(pruned: Pruned, folder: Path) -> Checkpoint:
     """
     path, parent = Path(folder) / PRUNED, pruned.parent
     said = {name: describe(getattr(pruned, name))
-            for name in ("method", "criterion", "round", "amount")}
+            for name in ("method", "criterion", "round", "amount", "looked_at")}
     if path.is_file():
         try:
             found = checkpoints.load(path)
@@ -145,8 +158,8 @@ def keep(pruned: Pruned, folder: Path) -> Checkpoint:
 def _refuse_other_pruning(path: Path, before: Info, now: dict) -> None:
     """Raises UsageError where a pruned network, of which ``before`` is the info,
     was not pruned like this."""
-    for what, new in now.items():
-        old = getattr(before, what)
+    for name, new in now.items():
+        old, what = getattr(before, name), name.replace("looked_at", "set of images")
         if old != new:
             raise UsageError(f"{path} was pruned with another {what} ({str(old)[:40]}, now "
                              f"{str(new)[:40]}): use another --save, or remove it")
@@ -192,7 +205,7 @@ def measure_ensemble(context: Context, members: Sequence[Checkpoint], folder: Pa
     done = folder / RESULT
     distributed.barrier()  # all processes find the same in the folder
     with held(folder):
-        result = None if context.fresh else _measured(done, members)
+        result = None if context.fresh else _measured(done, members, context.dataset)
         if result is None:
             result = _measure(context, members, name)
             write_json(done, encode(result))
@@ -205,8 +218,8 @@ def names_of(members: Sequence[Checkpoint]) -> list[str]:
     return [member.name or member.path.name for member in members]
 
 
-def _measured(done: Path, members: Sequence[Checkpoint]) -> Ensemble | None:
-    """What is known of an ensemble of just these members;
+def _measured(done: Path, members: Sequence[Checkpoint], dataset: Dataset) -> Ensemble | None:
+    """What is known of an ensemble of just these members on these images;
     of members of these names that were made anew, nothing."""
     if not done.is_file():
         return None
@@ -220,7 +233,9 @@ def _measured(done: Path, members: Sequence[Checkpoint]) -> Ensemble | None:
     if result.members != names_of(members):
         raise UsageError(f"{done} is of another ensemble ({', '.join(result.members)}; now "
                          f"{', '.join(names_of(members))}): use another --save")
-    return result if result.members_digests == [member.digest for member in members] else None
+    same = (result.members_digests == [member.digest for member in members]
+            and result.images == digest_of(dataset.describe()))
+    return result if same else None
 
 
 def _measure(context: Context, members: Sequence[Checkpoint], name: str) -> Ensemble:
@@ -235,4 +250,5 @@ def _measure(context: Context, members: Sequence[Checkpoint], name: str) -> Ense
                     test_accuracy=found.growing_accuracy[-1],
                     test_loss=found.loss, disagreement=found.disagreement,
                     params=sum(parameters(member.network) for member in members),
+                    images=digest_of(context.dataset.describe()),
                     **provenance(context.options.device))

@@ -16,6 +16,7 @@ from kesi.method.pruning.criteria import Evidence
 from kesi.method.recipes import Recipe
 from kesi.method.schedules import Training, learning_rates
 from kesi.method.teachers import Equal, by_accuracy
+from kesi.runs.lineage import check_images
 from kesi.system import distributed
 from kesi.system.errors import UsageError, first_line
 
@@ -34,6 +35,11 @@ def try_out(recipe: Recipe, dataset: Dataset, teachers: Collection[int] | None =
     some = torch.arange(min(IMAGES, len(dataset.train)))
     few = replace(dataset, train=dataset.train.subset(some), unlabelled=None)
     start = algorithm.draw(recipe.arch, dataset.num_classes, 0)
+    check_images(start.network, dataset)
+    for name, split in (("test", dataset.test), ("held-out", dataset.val)):
+        if split is not None and len(split) < distributed.world():
+            raise UsageError(f"there are fewer {name} images ({len(split)}) than processes "
+                             f"({distributed.world()})")
     try:
         with torch.random.fork_rng(devices=[]):
             algorithm.prune(start, recipe, recipe.rounds[0], 1, Evidence(few))

@@ -8,9 +8,11 @@ import functools
 import hashlib
 import inspect
 import math
+import sys
 import textwrap
 import weakref
-from types import CodeType, FunctionType
+from pathlib import Path
+from types import CodeType, FunctionType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -72,8 +74,8 @@ def code_digest(thing: Any) -> str:
     object that can be called, with what they hold. Of something without source text of its own
     (made in an interpreter, or one of several lambdas in a line) the byte code counts. Of code that
     is somebody's own, so does what it takes from around it: values of an enclosing function,
-    defaults, and values, functions and classes of its own file. Values are what data consists of:
-    numbers, texts, arrays, tensors, and lists and dictionaries of these.
+    defaults, and values, functions, classes and objects of its own file. Values are what data
+    consists of: numbers, texts, arrays, tensors, and lists and dictionaries of these.
     """
     try:
         if thing not in _known:
@@ -98,9 +100,6 @@ def _code_digest(thing: Any) -> str:
         parts = [_code(one) for one in thing.__mro__
                  if one.__module__ not in ("builtins", "typing", "abc")]
     parts += held + _around(thing, {id(thing)})
-    if isinstance(thing, FunctionType) and _own(thing):
-        defaults = [*(thing.__defaults__ or ()), *(thing.__kwdefaults__ or {}).values()]
-        parts += [_called(one) for one in defaults]
     return parts[0] if len(parts) == 1 else _digest(parts)
 
 
@@ -117,17 +116,29 @@ def _held(thing: Any) -> list[str]:
 def own_digest(kind: type) -> str | None:
     """code_digest() of those classes that are somebody's own, of a class and all that it derives
     from; None without one."""
-    own = [one for one in kind.__mro__ if _own(one)]
-    return _digest([*map(_code, own), *_around(kind, {id(kind)})]) if own else None
+    own = _own_kinds(kind)
+    return _digest([*own, *_around(kind, {id(kind)})]) if own else None
+
+
+def _own_kinds(kind: type) -> list[str]:
+    return [_code(one) for one in kind.__mro__ if _own(one)]
 
 
 # whose code is told by the commit, and by the versions of packages
-NOBODYS_OWN = {"kesi", "models", "torch", "torchvision", "timm", "numpy", "builtins", "typing",
+NOBODYS_OWN = {"kesi", "torch", "torchvision", "timm", "numpy", "builtins", "typing",
                "abc"}
 
 
+# ours in a checkout, where it stands beside kesi/; anywhere else it is somebody's
+MODELS = Path(__file__).resolve().parents[2] / "models"
+
+
 def _own(thing: Any) -> bool:
-    return str(thing.__module__).partition(".")[0] not in NOBODYS_OWN
+    module = str(thing.__module__)
+    if module.partition(".")[0] == "models":
+        file = getattr(sys.modules.get(module), "__file__", None)
+        return file is None or not Path(file).resolve().is_relative_to(MODELS)
+    return module.partition(".")[0] not in NOBODYS_OWN
 
 
 def _around(thing: Any, seen: set[int]) -> list[str]:
@@ -140,17 +151,40 @@ def _around(thing: Any, seen: set[int]) -> list[str]:
         if (not isinstance(function, FunctionType) or not _own(function)
                 or function.__code__.co_filename == "<string>"):  # what dataclasses write
             continue
+        if hasattr(function, "__wrapped__"):  # of which the text of the source is
+            found.append(_code(function.__code__))
+        found += map(_called, [*(function.__defaults__ or ()),
+                               *(function.__kwdefaults__ or {}).values()])
         for name, value in sorted(_taken(function).items()):
+            kind = value if isinstance(value, type) else type(value)
+            here = function.__module__ in (kind.__module__, getattr(value, "__module__", None))
             if (said := in_words(value)) is not None:
                 found.append(f"{name} {said}")
-            elif isinstance(value, (type, FunctionType)) and value.__module__ == (
-                    function.__module__):
-                if id(value) not in seen:
-                    seen.add(id(value))
+            elif isinstance(value, (dict, list, tuple, set, functools.partial)):
+                found.append(f"{name} {_inside(value)}")
+            elif here or isinstance(value, (torch.nn.Module, SimpleNamespace)):
+                if id(value) in seen:
+                    continue
+                seen.add(id(value))
+                if isinstance(value, FunctionType):
                     found += [name, _code(value), *_around(value, seen)]
+                else:  # a class, or an object with what it holds
+                    held = [] if kind is value else [kind.__qualname__, *_held(value)]
+                    found += [name, *_own_kinds(kind), *held, *_around(kind, seen)]
             elif name in function.__code__.co_freevars:
                 found.append(f"{name} {_called(value)}")
     return found
+
+
+def _inside(value: Any, within: frozenset[int] = frozenset()) -> str:
+    """What a partial function, or a collection that also holds what is no data, hands over."""
+    if isinstance(value, functools.partial):
+        value = {"func": value.func, "args": value.args, **value.keywords}
+    if id(value) in within or not isinstance(value, (dict, list, tuple, set)):
+        return _called(value)
+    parts = value.items() if isinstance(value, dict) else (("", one) for one in value)
+    said = [f"{name} {_inside(one, within | {id(value)})}" for name, one in parts]
+    return f"({', '.join(sorted(said) if isinstance(value, set) else said)})"
 
 
 def _called(value: Any) -> str:
