@@ -86,6 +86,27 @@ def test_scaled_leaves_alone_what_the_paper_leaves_alone():
         assert (width == most) == (rate == 0)
 
 
+def test_ranked_is_one_sorted_list_of_all_filters():
+    """Written out: of every width the scores of its layers, each over its norm, sorted and averaged
+    layer by layer; the lowest of all go one by one until the MACs are within the target."""
+    torch.manual_seed(0)
+    network = models.create("resnet20", 10)
+    every = []
+    for width in range(9):
+        scores = []
+        for layer in (one for one in network.prunable() if one.width == width):
+            sums = network.get_submodule(layer.conv).weight.abs().double().sum((1, 2, 3)).tolist()
+            norm = sum(one ** 2 for one in sums) ** 0.5
+            scores.append(sorted(one / norm for one in sums))
+        every += [(sum(ranks) / len(ranks), width) for ranks in zip(*scores, strict=True)]
+    cfg = list(network.cfg)
+    for _, width in sorted(every):
+        if macs(models.create("resnet20", 10, cfg), 32) <= 0.8 * macs(network, 32):
+            break
+        cfg[width] -= 1
+    assert list(allocate("resnet20", 10, 32, Target("macs", 0.8), ranked(network)).cfg) == cfg
+
+
 def test_ranked_takes_filters_of_no_weight_first():
     torch.manual_seed(0)
     network = models.create("resnet20", 10)

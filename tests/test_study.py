@@ -24,7 +24,7 @@ from kesi.method.objectives import KullbackLeibler
 from kesi.method.sizes import macs as macs_of
 from kesi.method.teachers import Shares
 from kesi.method.training import Options, predict
-from kesi.report.statistics import paired, t_quantile
+from kesi.report.statistics import Paired, paired, t_quantile
 from kesi.runs.clock import Clock, spoken
 from kesi.runs.study import Variant, keys_of
 from kesi.system.errors import UsageError
@@ -655,18 +655,33 @@ def test_a_published_table_follows_from_its_outcomes(folder):
         assert line.endswith(f"| {len(values[name])} |")
 
 
+def together(sets):
+    """The mean of differences on several data sets, as many on each, that count alike, with the
+    spread within the sets."""
+    each = len(sets[0])
+    spread = math.sqrt(statistics.fmean(map(statistics.variance, sets)))
+    freedom, number = len(sets) * (each - 1), len(sets) * each
+    return Paired(statistics.fmean(map(statistics.fmean, sets)),
+                  t_quantile(0.95, freedom) * spread / math.sqrt(number))
+
+
 @pytest.mark.parametrize("page", ["docs/beyond.md", "results/studies.md"])
 def test_what_pages_tell_of_studies_are_differences_of_their_variants(page):
     tables = [accuracies(folder, column) for folder in PUBLISHED
               for column in ("test_accuracy", "ensemble_accuracy")]
+    pooled = []
     for first, second in itertools.combinations(PUBLISHED, 2):
         if first.name.split("-")[0] == second.name.split("-")[0]:  # both data sets together
-            one, other = accuracies(first), accuracies(second)
-            tables.append({name: one[name] + other[name] for name in one if name in other})
+            pooled.append((accuracies(first), accuracies(second)))
     known = set()
     for table in tables:
         for one, other in itertools.permutations(table.values(), 2):
             found = paired(one, other)
+            known.add((f"{found.mean:+.2f}", found.interval))
+    for sets in pooled:
+        for names in itertools.permutations(set.intersection(*map(set, sets)), 2):
+            found = together([[b - a for a, b in zip(*(one[name] for name in names), strict=True)]
+                              for one in sets])
             known.add((f"{found.mean:+.2f}", found.interval))
     text = " ".join((ROOT / page).read_text().split())
     told = re.findall(r"([+-]?\d+\.\d\d)(?: \(|, )([+-]?\d+\.\d\d) to ([+-]?\d+\.\d\d)", text)
