@@ -655,6 +655,30 @@ def test_a_published_table_follows_from_its_outcomes(folder):
         assert line.endswith(f"| {len(values[name])} |")
 
 
+def chance(found, freedom):
+    """How probable a mean this far from zero is by chance: where its quantile is reached."""
+    low, high, t = 0.0, 1.0, abs(found.mean) / found.half * t_quantile(0.95, freedom)
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if t_quantile(middle, freedom) < t else (low, middle)
+    return 1 - low
+
+
+def test_the_page_says_how_many_comparisons_there_are():
+    """Holm 1979: the smallest of m by 0.05 / m, the next by 0.05 / (m - 1), and so on."""
+    found = []
+    for folder in PUBLISHED:
+        base, *others = accuracies(folder).values()
+        found += [(chance(paired(base, one), len(base) - 1), paired(base, one)) for one in others]
+    found.sort(key=lambda one: one[0])
+    stay = next((place for place, (p, _) in enumerate(found) if p > 0.05 / (len(found) - place)),
+                len(found))
+    told = sum(one.told_from_chance for _, one in found)
+    page = " ".join((ROOT / "docs" / "beyond.md").read_text().split())
+    assert (f"of {len(found)} comparisons with the first variant of a table {told} are told, and "
+            f"{stay} when corrected for their number (Holm)") in page
+
+
 def together(sets):
     """The mean of differences on several data sets, as many on each, that count alike, with the
     spread within the sets."""
