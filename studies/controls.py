@@ -13,6 +13,7 @@ from dataclasses import replace
 from kesi.method.recipes import kesi2, kesi2_many, recipe
 from kesi.method.schedules import rewound
 from kesi.runs.study import Variant
+from kesi.system.errors import check_choice
 
 many = int(os.environ.get("IMAGES", 5_000)) >= 20_000
 first, each, last = (12, 3, 4) if many else (60, 15, 15)
@@ -20,7 +21,8 @@ total = first + 5 * each + last
 paper = Variant(recipe("resnet20", "imagefolder", "filter").changed(
     amounts=0.25, epochs=(first, each, last), compare=False))
 name, better = ("kesi2-many", kesi2_many) if many else ("kesi2", kesi2)
-by_paper = os.environ.get("RECIPE", name) == "paper"
+check_choice("RECIPE", asked := os.environ.get("RECIPE", name), ("paper", name))
+by_paper = asked == "paper"
 whole = paper if by_paper else replace(paper, recipe=better(paper.recipe))
 baseline = whole.recipe.baseline
 # in one round to the widths that five end in: 16 to 3, 32 to 6 and 64 to 15 filters

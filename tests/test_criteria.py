@@ -93,6 +93,7 @@ def test_taylor_is_the_squared_change_of_the_loss_when_an_output_is_scaled(norme
     norm = model.get_submodule(pair.bn)
     if not normed:
         norm.weight = norm.bias = None
+        model.get_submodule(pair.conv).bias = torch.nn.Parameter(torch.randn(16))
     found = FILTER_CRITERIA["taylor"](model, [pair.conv], seen)[pair.conv]
     model.double().eval()
     split = seen.dataset.train

@@ -279,6 +279,98 @@ def test_what_code_takes_from_its_file_by_a_detour_is_part_of_it(
     assert found[0] == found[2] != found[1]
 
 
+ODD = """
+import functools
+import json
+import threading
+
+import torch
+from torch.nn.functional import relu as bend
+
+from kesi.method.pruning.criteria import FILTER_CRITERIA
+
+class Meter:
+    n = 0
+
+METER = Meter()
+
+def leaf(x):
+    return x + 1
+
+def walk(x):
+    METER.n += 1
+    return HANDLERS["walk"](bend(x))
+
+HANDLERS = {"walk": walk, leaf: 1.0, Meter(): leaf, "abs": torch.Tensor.abs, 3: str.upper}
+HANDLERS["self"] = HANDLERS
+
+class Layer(threading.Thread):
+    def __init__(self, kind=None, act=torch.Tensor.relu, encoder=json.JSONEncoder):
+        self.kind = Layer
+
+    def forward(self, x):
+        return walk(x)
+
+@torch.no_grad()
+def listed(network, layers, evidence):
+    return FILTER_CRITERIA["l1"](network, layers, evidence)
+
+FILTER_CRITERIA["listed"] = listed
+
+@functools.lru_cache
+def cached(x):
+    return x + 5
+
+def over(function):
+    return lambda x: function(x)
+
+class Held:
+    def __init__(self, held):
+        self.held = held
+
+    def by(self, x):
+        return x * self.held + 7
+
+THINGS = {"walk": walk, "layer": Layer, "listed": listed, "cached": over(cached),
+          "bound": over(Held(3).by), "reads cached": lambda x: cached(x)}
+"""
+
+SAY = """
+import sys
+from kesi.cli.entry import load_module
+from kesi.system.describe import code_digest, own_digest
+things = load_module(sys.argv[1], "").THINGS
+first = {name: code_digest(one) for name, one in things.items()} | {"own": own_digest(
+    things["layer"])}
+try:
+    things["walk"](things["layer"])
+except TypeError:
+    pass
+assert own_digest(things["layer"]) == first["own"]  # what an object counts decides nothing
+print(*first.values())
+"""
+
+
+def test_odd_things_around_code_have_one_digest_in_all_processes(tmp_path):
+    """Tables that hold their own readers, keys with addresses, methods without a module, counters,
+    threads; an entry that somebody adds to a registry of ours is nothing to another one."""
+    def said(text):
+        (tmp_path / "odd.py").write_text(text)
+        return subprocess.run([sys.executable, "-c", SAY, tmp_path / "odd.py"], cwd=ROOT,
+                              env=ENVIRONMENT, capture_output=True, text=True,
+                              check=True).stdout.split()
+
+    first = said(ODD)
+    assert said(ODD.replace("THINGS =", 'FILTER_CRITERIA["more"] = leaf; THINGS =')) == first
+    for old, new, changed in (("relu as", "gelu as", "walk layer own"), ("x + 5", "x + 6", "cached "
+                              "reads"), ("held + 7", "held + 8", "bound"), ("Held(3)", "Held(4)",
+                              "bound"), ('["l1"]', '["l2"]', "listed"),
+                              ("Tensor.abs", "Tensor.neg", "walk layer own")):
+        names = ["walk", "layer", "listed", "cached", "bound", "reads", "own"]
+        assert [name for name, one, other in zip(names, first, said(ODD.replace(old, new)),
+                                                 strict=True) if one != other] == changed.split()
+
+
 def test_a_file_that_takes_the_name_of_our_networks_is_refused(tmp_path):
     (tmp_path / "models.py").write_text("")
     fails("kesi", "--with", tmp_path / "models.py", "plan", "--arch", "resnet20", code=2,

@@ -14,6 +14,7 @@ import threading
 import time
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -434,7 +435,7 @@ def test_a_fresh_start_behind_a_link_stays_behind_it(tmp_path, monkeypatch):
     assert not list((tmp_path / "link").iterdir())
     monkeypatch.chdir(tmp_path / "link")  # which would go along
     with pytest.raises(UsageError, match="cannot be moved aside from within"):
-        move_aside(tmp_path / "disk")
+        move_aside(Path("."))
 
 
 def test_what_a_killed_process_left_half_written_is_removed(train, tmp_path):

@@ -124,6 +124,9 @@ def load_module(name: str, said: str) -> ModuleType:
         raise UsageError(f"{said}: {type(error).__name__}: {first_line(error)}") from error
 
 
+NO_MEMORY = "out of memory: use smaller batches or images"
+
+
 def run(main: Callable[[], None], resumes: bool = False) -> None:
     """Call a script's main function and exit: 0, 2 for wrong usage, 1 for other errors,
     130 when interrupted.
@@ -159,10 +162,12 @@ def run(main: Callable[[], None], resumes: bool = False) -> None:
         _end(f"{error.filename or 'the system'}: {error.strerror or first_line(error)}", 1)
     except torch.OutOfMemoryError:
         _end("out of GPU memory: use smaller batches or images, or --device cpu", 1)
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):
+    except MemoryError:
+        _end(NO_MEMORY, 1)
+    except RuntimeError as error:  # of torch, on a CPU
+        if "can't allocate memory" not in str(error):
             raise
-        _end("out of memory: use smaller batches or images", 1)
+        _end(NO_MEMORY, 1)
     except KeyboardInterrupt:
         # Python takes a handler of ours away before it is gone: a signal then would kill it
         _listen(signal.SIG_IGN)

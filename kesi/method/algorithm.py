@@ -81,14 +81,7 @@ def prune(snapshot: Snapshot, recipe: Recipe, amount: Amount, number: int,
     or filters to be pruned under masks.
     """
     criterion = criterion_of(recipe.method, recipe.criterion)
-    looked_at: list[str] = []
-
-    def images() -> Dataset:
-        found = evidence.images()
-        looked_at[:] = [found.train.digest]
-        return found
-
-    asked = replace(evidence, round=number, dataset=images)
+    asked = replace(evidence, round=number, looked_at=[])
     with torch.random.fork_rng(devices=[]):  # one may draw without a generator of its own
         torch.manual_seed(derive(evidence.seed, "criterion", number))
         if recipe.method == "filter":
@@ -102,7 +95,8 @@ def prune(snapshot: Snapshot, recipe: Recipe, amount: Amount, number: int,
             network = copied.network
             masks = prune_weights(network, amount, copied.masks, criterion, asked)
     return Pruned(f"pruned-{number}", network, masks, snapshot, recipe.method,
-                  recipe.describe()["criterion"], amount, number, next(iter(looked_at), None))
+                  recipe.describe()["criterion"], amount, number,
+                  asked.looked_at[0].train.digest if asked.looked_at else None)
 
 
 def in_memory(dataset: Dataset, seed: int = 0, options: Options = Options(),

@@ -12,7 +12,7 @@ from kesi import models
 from kesi.checkpoints import fields
 from kesi.data import Dataset
 from kesi.method import recipes
-from kesi.method.objectives import Loss, Objective
+from kesi.method.objectives import Loss, Objective, check_labels
 from kesi.method.pruning.allocation import ALLOCATIONS, LATENCY
 from kesi.method.pruning.filters import pruned_widths
 from kesi.method.pruning.weights import conv_weights
@@ -82,6 +82,7 @@ def taught(recipe: Recipe, dataset: Dataset, criterion: str | None, loss: str | 
         recipe = replace(recipe, loss=_told_from_others("loss", loss))
     if objective is not None:
         recipe = replace(recipe, objective=_told_from_others("objective", objective))
+    check_labels(recipe.loss, dataset.unlabelled is not None, recipe.distillation.mixup)
     try_losses(recipe, dataset)
     return recipe
 

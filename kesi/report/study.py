@@ -92,9 +92,10 @@ def remarks(found: Outcomes) -> list[str]:
     for name, by_seed in found.items():
         if set(by_seed) != set(base):
             has, wanted = (" ".join(map(str, sorted(one))) for one in (by_seed, base))
-            lines.append(f'"{name}" is finished with seeds {has}, "{first}" with {wanted}: the '
-                         "difference is of those that both have, and the accuracies are of "
-                         "different seeds.")
+            which = ("the difference is of those that both have, and" if set(by_seed) & set(base)
+                     else "there is no difference to tell, and")
+            lines.append(f'"{name}" is finished with seeds {has}, "{first}" with {wanted}: {which} '
+                         "the accuracies are of different seeds.")
     for name, both in pairs(found).items():
         images, macs = (statistics.fmean(value(one) / value(before)
                                          for before, one in both.values())

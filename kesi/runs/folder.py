@@ -175,8 +175,9 @@ def move_aside(folder: Path) -> Path | None:
     """
     if not folder.exists() or not distributed.is_main():
         return None
-    linked, folder, number = folder.is_symlink(), folder.resolve(), 1
-    if Path.cwd().resolve().is_relative_to(folder):
+    absolute, linked = folder.is_absolute(), folder.is_symlink()
+    folder, number = folder.resolve(), 1
+    if not absolute and Path.cwd().resolve().is_relative_to(folder):
         raise UsageError(f"{folder} cannot be moved aside from within: start the command in "
                          "another folder")
     while (aside := folder.with_name(f"{folder.name}.old-{number}")).exists():

@@ -193,7 +193,7 @@ class Ensemble(Origin):
 
     ``accuracy``: of each member; ``growing_accuracy``: of the first one, two, ... together;
     ``disagreement``: K x K, of the images that two members classify differently. ``images``: a
-    digest of what the data set says of itself.
+    digest of the test images.
     """
 
     stage: str

@@ -15,6 +15,7 @@ from kesi.checkpoints.checkpoint import Checkpoint
 from kesi.checkpoints.pretrained import load_pretrained
 from kesi.checkpoints.records import Info, encode
 from kesi.data import Dataset
+from kesi.data.datasets import plain
 from kesi.method import algorithm, sizes
 from kesi.method.distillation import SnapshotEnsemble, agreement
 from kesi.method.objectives import CrossEntropy, Objective
@@ -155,12 +156,15 @@ def keep(pruned: Pruned, folder: Path) -> Checkpoint:
     return checkpoints.load(path)
 
 
+SAID = {"looked_at": "set of images"}
+
+
 def _refuse_other_pruning(path: Path, before: Info, now: dict) -> None:
     """Raises UsageError where a pruned network, of which ``before`` is the info,
     was not pruned like this."""
     for name, new in now.items():
-        old, what = getattr(before, name), name.replace("looked_at", "set of images")
-        if old != new:
+        old, what = getattr(before, name), SAID.get(name, name)
+        if old != new and not (old is None and name == "looked_at"):  # an older file, which is mute
             raise UsageError(f"{path} was pruned with another {what} ({str(old)[:40]}, now "
                              f"{str(new)[:40]}): use another --save, or remove it")
 
@@ -234,8 +238,14 @@ def _measured(done: Path, members: Sequence[Checkpoint], dataset: Dataset) -> En
         raise UsageError(f"{done} is of another ensemble ({', '.join(result.members)}; now "
                          f"{', '.join(names_of(members))}): use another --save")
     same = (result.members_digests == [member.digest for member in members]
-            and result.images == digest_of(dataset.describe()))
+            and result.images in (None, _images(dataset)))
     return result if same else None
+
+
+def _images(dataset: Dataset) -> str:
+    """A digest of the test images, as a network sees them."""
+    return digest_of([dataset.test.digest, *(plain(one) for one in (
+        dataset.image_size, dataset.mean, dataset.std))])
 
 
 def _measure(context: Context, members: Sequence[Checkpoint], name: str) -> Ensemble:
@@ -250,5 +260,5 @@ def _measure(context: Context, members: Sequence[Checkpoint], name: str) -> Ense
                     test_accuracy=found.growing_accuracy[-1],
                     test_loss=found.loss, disagreement=found.disagreement,
                     params=sum(parameters(member.network) for member in members),
-                    images=digest_of(context.dataset.describe()),
+                    images=_images(context.dataset),
                     **provenance(context.options.device))

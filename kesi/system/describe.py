@@ -4,15 +4,18 @@ import ast
 import contextlib
 import dataclasses
 import dis
+import enum
 import functools
 import hashlib
 import inspect
 import math
+import os
 import sys
 import textwrap
 import weakref
+from collections.abc import Mapping
 from pathlib import Path
-from types import CodeType, FunctionType, SimpleNamespace
+from types import CodeType, FunctionType, ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -100,6 +103,8 @@ def _code_digest(thing: Any) -> str:
         parts = [_code(one) for one in thing.__mro__
                  if one.__module__ not in ("builtins", "typing", "abc")]
     parts += held + _around(thing, {id(thing)})
+    if isinstance(thing, FunctionType) and _own(thing):
+        parts += [_called(one) for one in _defaults(thing)]
     return parts[0] if len(parts) == 1 else _digest(parts)
 
 
@@ -116,12 +121,8 @@ def _held(thing: Any) -> list[str]:
 def own_digest(kind: type) -> str | None:
     """code_digest() of those classes that are somebody's own, of a class and all that it derives
     from; None without one."""
-    own = _own_kinds(kind)
-    return _digest([*own, *_around(kind, {id(kind)})]) if own else None
-
-
-def _own_kinds(kind: type) -> list[str]:
-    return [_code(one) for one in kind.__mro__ if _own(one)]
+    own = [one for one in kind.__mro__ if _own(one)]
+    return _digest([*map(_code, own), *_around(kind, {id(kind)})]) if own else None
 
 
 # whose code is told by the commit, and by the versions of packages
@@ -129,16 +130,27 @@ NOBODYS_OWN = {"kesi", "torch", "torchvision", "timm", "numpy", "builtins", "typ
                "abc"}
 
 
+# where Python's own modules are
+LIBRARY = Path(os.__file__).parent
+
 # ours in a checkout, where it stands beside kesi/; anywhere else it is somebody's
 MODELS = Path(__file__).resolve().parents[2] / "models"
 
 
 def _own(thing: Any) -> bool:
-    module = str(thing.__module__)
-    if module.partition(".")[0] == "models":
-        file = getattr(sys.modules.get(module), "__file__", None)
-        return file is None or not Path(file).resolve().is_relative_to(MODELS)
-    return module.partition(".")[0] not in NOBODYS_OWN
+    return _owns(str(getattr(thing, "__module__", None)))
+
+
+def _owns(module: str) -> bool:
+    """Whether a module is somebody's own: a file may have the name of another one."""
+    top = module.partition(".")[0]
+    if top in NOBODYS_OWN or top in sys.builtin_module_names:
+        return False
+    if top != "models" and top not in sys.stdlib_module_names:
+        return True
+    file = getattr(sys.modules.get(module), "__file__", None)
+    return file is None or not Path(file).resolve().is_relative_to(
+        MODELS if top == "models" else LIBRARY)
 
 
 def _around(thing: Any, seen: set[int]) -> list[str]:
@@ -151,40 +163,107 @@ def _around(thing: Any, seen: set[int]) -> list[str]:
         if (not isinstance(function, FunctionType) or not _own(function)
                 or function.__code__.co_filename == "<string>"):  # what dataclasses write
             continue
-        if hasattr(function, "__wrapped__"):  # of which the text of the source is
-            found.append(_code(function.__code__))
-        found += map(_called, [*(function.__defaults__ or ()),
-                               *(function.__kwdefaults__ or {}).values()])
+        if hasattr(function, "__wrapped__") and _owns(function.__globals__["__name__"]):
+            found.append(_code(function.__code__))  # the source is that of what it wraps
+        if function is not thing:
+            found += [_said(one, function.__module__, seen)
+                      for one in _defaults(function) if not _written(function)]
         for name, value in sorted(_taken(function).items()):
-            kind = value if isinstance(value, type) else type(value)
-            here = function.__module__ in (kind.__module__, getattr(value, "__module__", None))
-            if (said := in_words(value)) is not None:
-                found.append(f"{name} {said}")
-            elif isinstance(value, (dict, list, tuple, set, functools.partial)):
-                found.append(f"{name} {_inside(value)}")
-            elif here or isinstance(value, (torch.nn.Module, SimpleNamespace)):
-                if id(value) in seen:
-                    continue
-                seen.add(id(value))
-                if isinstance(value, FunctionType):
-                    found += [name, _code(value), *_around(value, seen)]
-                else:  # a class, or an object with what it holds
-                    held = [] if kind is value else [kind.__qualname__, *_held(value)]
-                    found += [name, *_own_kinds(kind), *held, *_around(kind, seen)]
-            elif name in function.__code__.co_freevars:
+            if name in function.__code__.co_freevars and not _of_file(value, function.__module__):
                 found.append(f"{name} {_called(value)}")
+            elif said := _said(value, function.__module__, seen):
+                found.append(f"{name}{said}")
     return found
 
 
-def _inside(value: Any, within: frozenset[int] = frozenset()) -> str:
-    """What a partial function, or a collection that also holds what is no data, hands over."""
+def _of_file(value: Any, module: str) -> bool:
+    return isinstance(value, (type, FunctionType)) and value.__module__ == module
+
+
+def _said(value: Any, module: str, seen: set[int]) -> str:
+    """What a value that code of a ``module`` takes from around it says of the outcome: data, the
+    code of the same file, and collections of these, each once; else the name, if it has one.
+
+    Of an object of the file the code of its class counts, and what it holds where that does not
+    change: what an object counts for itself decides nothing.
+    """
+    if isinstance(value, functools._lru_cache_wrapper):
+        value = value.__wrapped__
+    if (said := in_words(value)) is not None:
+        return f" {said}"
+    if id(value) in seen or isinstance(value, ModuleType):
+        return ""
+    seen.add(id(value))
+    kind = type(value)
+    if _of_file(value, module):
+        kinds = [one for one in value.__mro__ if one.__module__ == module] if isinstance(
+            value, type) else [value]
+        return " ".join([*map(_code, kinds), *_around(value, seen)])
+    if isinstance(value, (dict, list, tuple, set, frozenset)) and _of_a_package(value):
+        return ""
+    parts = _parts(value, kind.__module__ == module)
+    if parts is None:
+        return _name(value)
+    said = [_said(kind, module, seen) if kind.__module__ == module else "",
+            *(_said(one, module, seen) for one in parts)]
+    return f" ({', '.join(sorted(said) if isinstance(value, (set, frozenset)) else said)})"
+
+
+def _parts(value: Any, here: bool) -> list[Any] | None:
+    """What a value is put together from, if it is; ``here``: its class is of the file."""
     if isinstance(value, functools.partial):
-        value = {"func": value.func, "args": value.args, **value.keywords}
-    if id(value) in within or not isinstance(value, (dict, list, tuple, set)):
-        return _called(value)
-    parts = value.items() if isinstance(value, dict) else (("", one) for one in value)
-    said = [f"{name} {_inside(one, within | {id(value)})}" for name, one in parts]
-    return f"({', '.join(sorted(said) if isinstance(value, set) else said)})"
+        return [value.func, *value.args, *_flat(value.keywords)]
+    if inspect.ismethod(value):
+        return [value.__self__, value.__func__]
+    if isinstance(value, dict):
+        return _flat(value)
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return list(value)
+    if isinstance(value, torch.nn.Module):
+        return _held(value)
+    if isinstance(value, enum.Enum):
+        return [value.name]
+    if isinstance(value, SimpleNamespace) or (
+            here and dataclasses.is_dataclass(value) and value.__dataclass_params__.frozen):
+        return _flat(vars(value))
+    return [] if here else None
+
+
+def _flat(named: Mapping) -> list[Any]:
+    return [one for pair in named.items() for one in pair]
+
+
+def _of_a_package(value: Any) -> bool:
+    """Whether it is a registry of ours: another entry of it decides nothing."""
+    return any(value is one for name, module in list(sys.modules.items())
+               if name.partition(".")[0] == "kesi" for one in vars(module).values())
+
+
+def _name(value: Any) -> str:
+    """What a function, a class or a type of numbers of another module is called; nothing of an
+    object, which has no name."""
+    if isinstance(value, (torch.dtype, torch.device)):
+        return f" {value}"
+    with contextlib.suppress(Exception):  # somebody else's __getattr__: anything
+        return f" {getattr(value, '__module__', None)}.{value.__name__}" if callable(value) else ""
+    return ""
+
+
+def _defaults(function: FunctionType) -> list[Any]:
+    return [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+
+
+def _written(function: FunctionType) -> bool:
+    """Whether the text of a function says all of its defaults, as numbers and strings."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+        made = next(one for one in ast.walk(tree)
+                    if isinstance(one, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)))
+        for one in (*made.args.defaults, *filter(None, made.args.kw_defaults)):
+            ast.literal_eval(one)
+    except (OSError, TypeError, SyntaxError, ValueError, StopIteration):
+        return False
+    return True
 
 
 def _called(value: Any) -> str:
@@ -194,8 +273,9 @@ def _called(value: Any) -> str:
         return said
     if not callable(value):
         return ""
-    name = f"{value.__module__}.{getattr(value, '__qualname__', type(value).__qualname__)}"
-    told = _own(value) or isinstance(value, torch.nn.Module)  # which has weights
+    module = getattr(value, "__module__", None) or type(value).__module__
+    name = f"{module}.{getattr(value, '__qualname__', type(value).__qualname__)}"
+    told = _owns(str(module)) or isinstance(value, torch.nn.Module)  # which has weights
     return f"{name} {code_digest(value)}" if told else name
 
 

@@ -8,7 +8,7 @@ To add one, write the function and its entry in FILTER_CRITERIA or WEIGHT_CRITER
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -30,20 +30,24 @@ BATCH = 64  # of them at once: a backward pass keeps 21 MB of a photograph in Re
 class Evidence:
     """What a criterion may look at besides the weights: training images, the run's seed, the round.
 
-    ``dataset``: the images, or a function that loads them when they are asked for.
+    ``dataset``: the images, or a function that loads them when they are asked for; then they stand
+    in ``looked_at``.
     """
 
     dataset: Dataset | Callable[[], Dataset] | None = None
     seed: int = 0
     round: int = 1
     device: str = "cpu"
+    looked_at: list[Dataset] = field(default_factory=list, compare=False)
 
     def images(self) -> Dataset:
         """Raises UsageError where there are no images to look at."""
         if self.dataset is None:
             raise UsageError("this criterion looks at training images, and there are none: name "
                              "them with --dataset")
-        return self.dataset() if callable(self.dataset) else self.dataset
+        found = self.dataset() if callable(self.dataset) else self.dataset
+        self.looked_at[:] = [found]
+        return found
 
 
 def scores_of(criterion: Criterion, network: nn.Module, layers: Sequence[str],
@@ -182,10 +186,11 @@ def _taylor(network: nn.Module, layers: Sequence[str], dataset: Dataset, split: 
     with torch.enable_grad():
         for images, labels in eval_batches(dataset, split, device, BATCH):
             loss = F.cross_entropy(network(images), labels)
+            gradients = iter(torch.autograd.grad(loss, [one for values in scaled.values()
+                                                        for one in values]))
             for layer, values in scaled.items():
-                gradients = torch.autograd.grad(loss, values, retain_graph=True)
-                change = sum((g * w.detach()).reshape(len(w), -1).sum(1)
-                             for g, w in zip(gradients, values, strict=True))
+                change = sum((next(gradients) * one.detach()).reshape(len(one), -1).sum(1)
+                             for one in values)
                 share = len(labels) / len(split)
                 means[layer] = means.get(layer, 0) + share * change.square().cpu()
     return means
