@@ -20,7 +20,10 @@ from doors import ROOT, fails, script, works
 from kesi import checkpoints
 from kesi.checkpoints.records import Reference
 from kesi.cli import entry
+from kesi.data import load
 from kesi.method.pruning import prune_filters
+from kesi.runs.lineage import check_images
+from kesi.system.errors import UsageError
 from saving import keep
 
 SHORT = ("--epochs-scale", "0.02")  # two epochs for the baseline, one for everything else
@@ -314,20 +317,27 @@ def test_released_checkpoint_continues_here(tmp_path):
           says="give --dataset")
 
 
-@pytest.mark.parametrize("resumes", [False, True])
-def test_only_what_continues_says_so_when_it_is_interrupted(resumes, capsys):
-    def main():
-        raise KeyboardInterrupt
+def interrupted():
+    raise KeyboardInterrupt
 
+
+def large():
+    torch.empty(2 ** 60, dtype=torch.uint8)  # more than a processor can address
+
+
+@pytest.mark.parametrize(("main", "resumes", "code", "says"), [
+    (interrupted, False, 130, "interrupted"),
+    (interrupted, True, 130,
+     "interrupted; the same command continues from the last saved epoch"),
+    (large, True, 1, "error: out of memory: use smaller batches or images")])
+def test_how_a_script_ends_is_said_in_one_line(main, resumes, code, says, capsys):
     before = signal.getsignal(signal.SIGTERM)
     try:
         with pytest.raises(SystemExit) as end:
             entry.run(main, resumes)
     finally:
         signal.signal(signal.SIGTERM, before)
-    assert end.value.code == 130
-    said = capsys.readouterr().err
-    assert said.startswith("interrupted") and ("the same command continues" in said) == resumes
+    assert (end.value.code, capsys.readouterr().err.strip()) == (code, says)
 
 
 def test_an_interrupted_stage_continues_and_equals_a_whole_one(runs, tmp_path):
@@ -449,6 +459,14 @@ def test_wrong_usage_is_one_line_and_exit_code_2(command, says, tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     fails(*command, code=2, says=says)
     assert not list(tmp_path.rglob("*.*"))
+
+
+def test_processes_without_an_image_to_test_are_refused(monkeypatch):
+    digits = load("digits")
+    check_images(models.create("resnet20", 10), digits)
+    monkeypatch.setattr("kesi.system.distributed.world", lambda: len(digits.test) + 1)
+    with pytest.raises(UsageError, match="there are fewer test images .* than processes"):
+        check_images(models.create("resnet20", 10), digits)
 
 
 def test_what_does_not_fit_is_said_in_one_line(runs, tmp_path):
