@@ -192,7 +192,7 @@ class Ensemble(Origin):
     """result.json of an ensemble: what its members say together. All in percent but the loss.
 
     ``accuracy``: of each member; ``growing_accuracy``: of the first one, two, ... together;
-    ``disagreement``: K x K, of the images that two members classify differently. ``images``: a
+    ``disagreement``: K x K, of the images that two members classify differently. ``tested_on``: a
     digest of the test images.
     """
 
@@ -207,7 +207,7 @@ class Ensemble(Origin):
     test_accuracy: float
     test_loss: float
     params: Count
-    images: str | None = None
+    tested_on: str | None = None
 
 
 def read_run(path: Path) -> RunRecord:

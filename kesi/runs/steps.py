@@ -238,7 +238,7 @@ def _measured(done: Path, members: Sequence[Checkpoint], dataset: Dataset) -> En
         raise UsageError(f"{done} is of another ensemble ({', '.join(result.members)}; now "
                          f"{', '.join(names_of(members))}): use another --save")
     same = (result.members_digests == [member.digest for member in members]
-            and result.images in (None, _images(dataset)))
+            and result.tested_on in (None, _images(dataset)))
     return result if same else None
 
 
@@ -260,5 +260,5 @@ def _measure(context: Context, members: Sequence[Checkpoint], name: str) -> Ense
                     test_accuracy=found.growing_accuracy[-1],
                     test_loss=found.loss, disagreement=found.disagreement,
                     params=sum(parameters(member.network) for member in members),
-                    images=_images(context.dataset),
+                    tested_on=_images(context.dataset),
                     **provenance(context.options.device))
