@@ -266,6 +266,7 @@ def test_what_code_takes_from_its_file_by_a_detour_is_part_of_it(
         tmp_path, monkeypatch, old, new):
     """A wrapper, a helper's default, a class that another derives from, objects, functions that a
     dictionary holds; also in a file whose package has the name of ours."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # which knows no change within a second
     package, found = tmp_path / "models", []
     package.mkdir()
     for text in (AROUND, AROUND.replace(old, new), AROUND):

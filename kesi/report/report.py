@@ -75,11 +75,13 @@ def main_csv(rows: Sequence[Row]) -> list[dict]:
 
 
 STAGE_COLUMNS = tuple(dict.fromkeys(
-    ["run", "seed", *(one.name for kind in (Result, Ensemble) for one in fields(kind))]))
+    ["run", "seed", *(one.name for kind in (Result, Ensemble) for one in fields(kind)
+                      # of use only to whoever may measure an ensemble again
+                      if one.name != "tested_on")]))
 
 
 def stages_csv(runs: Sequence[Run]) -> list[dict]:
-    """Every field of every result; lists as words separated by spaces, what is nested as JSON.
+    """Every field in STAGE_COLUMNS of every result; lists as words separated by spaces, what is nested as JSON.
 
     ``parent``: the digest of the parent's network; of an ensemble, those of its members.
     """
