@@ -81,7 +81,7 @@ STAGE_COLUMNS = tuple(dict.fromkeys(
 
 
 def stages_csv(runs: Sequence[Run]) -> list[dict]:
-    """Every field in STAGE_COLUMNS of every result; lists as words separated by spaces, what is nested as JSON.
+    """STAGE_COLUMNS of every result; lists as words separated by spaces, what is nested as JSON.
 
     ``parent``: the digest of the parent's network; of an ensemble, those of its members.
     """
