@@ -237,7 +237,9 @@ def kept(function):
         return 2 * function(x)
     return twice
 
-def usual(x, power=len("ab")):
+POWER = len("ab")
+
+def usual(x, power=POWER):
     return x ** power
 
 class First:

@@ -166,8 +166,7 @@ def _around(thing: Any, seen: set[int]) -> list[str]:
         if hasattr(function, "__wrapped__") and _owns(function.__globals__["__name__"]):
             found.append(_code(function.__code__))  # the source is that of what it wraps
         if function is not thing:
-            found += [_said(one, function.__module__, seen)
-                      for one in _defaults(function) if not _written(function)]
+            found += _given(function, seen)
         for name, value in sorted(_taken(function).items()):
             if name in function.__code__.co_freevars and not _of_file(value, function.__module__):
                 found.append(f"{name} {_called(value)}")
@@ -196,9 +195,11 @@ def _said(value: Any, module: str, seen: set[int]) -> str:
     seen.add(id(value))
     kind = type(value)
     if _of_file(value, module):
-        kinds = [one for one in value.__mro__ if one.__module__ == module] if isinstance(
-            value, type) else [value]
-        return " ".join([*map(_code, kinds), *_around(value, seen)])
+        if isinstance(value, type):
+            said = [_code(one) for one in value.__mro__ if one.__module__ == module]
+        else:
+            said = [_code(value), *_given(value, seen)]
+        return " ".join([*said, *_around(value, seen)])
     if isinstance(value, (dict, list, tuple, set, frozenset)) and _of_a_package(value):
         return ""
     parts = _parts(value, kind.__module__ == module)
@@ -249,16 +250,25 @@ def _name(value: Any) -> str:
     return ""
 
 
+def _given(function: FunctionType, seen: set[int]) -> list[str]:
+    """What the defaults of a function say, where its text does not."""
+    values = _defaults(function)
+    if not values or _written(function):
+        return []
+    return [_said(one, function.__module__, seen) for one in values]
+
+
 def _defaults(function: FunctionType) -> list[Any]:
     return [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
 
 
 def _written(function: FunctionType) -> bool:
-    """Whether the text of a function says all of its defaults, as numbers and strings."""
+    """Whether the text of a function says all of its defaults, as numbers and strings; of a lambda,
+    one of several in its line perhaps, the byte code may count, which has none."""
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
         made = next(one for one in ast.walk(tree)
-                    if isinstance(one, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)))
+                    if isinstance(one, (ast.FunctionDef, ast.AsyncFunctionDef)))
         for one in (*made.args.defaults, *filter(None, made.args.kw_defaults)):
             ast.literal_eval(one)
     except (OSError, TypeError, SyntaxError, ValueError, StopIteration):
