@@ -28,8 +28,9 @@ baseline = whole.recipe.baseline
 # in one round to the widths that five end in: 16 to 3, 32 to 6 and 64 to 15 filters
 ONE_SHOT = [13 / 16] * 3 + [26 / 32] * 3 + [49 / 64] * 3
 shorter = first * 3 // 4  # of two baselines
-# two teachers beside a chain of five rounds
-two, rounds = first * 2 // 3, (total - first * 2 // 3 * 2 - last) // 5
+# of two baselines beside five rounds
+two = first * 2 // 3
+short = (total - 2 * two - last) // 5
 # a chain, and its ensemble, which teaches for longer than the chain took
 half, fifth = first // 2, max(1, each * 2 // 5)
 
@@ -40,7 +41,7 @@ VARIANTS = {
     "the baseline as only teacher": whole.changed(teachers="baseline"),
     "the last snapshot as only teacher": whole.changed(teachers="last"),
     "two networks as teachers": whole.changed(
-        teachers=2, epochs=(two, rounds, total - 2 * two - 5 * rounds)),
+        teachers=2, epochs=(two, short, total - 2 * two - 5 * short)),
     **({} if by_paper else {"the paper's order in batches of 64": paper.changed(batch_size=64)}),
     "random filters": whole.changed(criterion="random"),
     "one shot": whole.changed(rounds=1, amounts=ONE_SHOT, retraining={"epochs": 5 * each}),

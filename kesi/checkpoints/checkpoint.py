@@ -22,13 +22,7 @@ from kesi.method.pruning.masks import Masks
 from kesi.method.pruning.weights import masks_from_zeros
 from kesi.method.snapshot import Snapshot, digest_of
 from kesi.models import Network
-from kesi.system.errors import (
-    KesiError,
-    TrainingFailed,
-    UsageError,
-    check_choice,
-    first_line,
-)
+from kesi.system.errors import KesiError, TrainingFailed, UsageError, check_choice, first_line
 from kesi.system.files import write_atomic
 
 FORMAT = "kesi-checkpoint"

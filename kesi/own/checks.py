@@ -13,8 +13,9 @@ from kesi.data import Dataset
 from kesi.data.split import Size, height_width
 from kesi.method.sizes import chance, channels_of
 from kesi.method.training import predict
-from kesi.system.describe import constant, own_digest
+from kesi.system.describe import own_digest
 from kesi.system.errors import UsageError
+from kesi.system.words import constant
 
 MARGIN = 5.0  # points of accuracy that a baseline may be worse than its owner says
 

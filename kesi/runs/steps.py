@@ -23,15 +23,7 @@ from kesi.method.pruning.criteria import Evidence
 from kesi.method.recipes import Amount, Recipe, kind_of
 from kesi.method.schedules import DIVERGED, Training
 from kesi.method.sizes import parameters
-from kesi.method.snapshot import (
-    BASELINE,
-    ENSEMBLE,
-    KESI,
-    Pruned,
-    Snapshot,
-    StageName,
-    digest_of,
-)
+from kesi.method.snapshot import BASELINE, ENSEMBLE, KESI, Pruned, Snapshot, StageName, digest_of
 from kesi.method.training import Epoch, evaluate
 from kesi.runs.folder import finished
 from kesi.runs.lineage import fitting, method_of, reference, warn_of_other_images
@@ -156,15 +148,14 @@ def keep(pruned: Pruned, folder: Path) -> Checkpoint:
     return checkpoints.load(path)
 
 
-SAID = {"looked_at": "set of images"}
-
-
 def _refuse_other_pruning(path: Path, before: Info, now: dict) -> None:
     """Raises UsageError where a pruned network, of which ``before`` is the info,
     was not pruned like this."""
-    for name, new in now.items():
-        old, what = getattr(before, name), SAID.get(name, name)
-        if old != new and not (old is None and name == "looked_at"):  # an older file, which is mute
+    for what, new in now.items():
+        old = getattr(before, what)
+        if what == "looked_at":
+            what, old = "set of images", old or new  # of which an older file says nothing
+        if old != new:
             raise UsageError(f"{path} was pruned with another {what} ({str(old)[:40]}, now "
                              f"{str(new)[:40]}): use another --save, or remove it")
 

@@ -1,27 +1,25 @@
 """What decides an outcome, in plain values: two runs whose descriptions are equal do the same."""
 
-import ast
 import contextlib
 import dataclasses
-import dis
 import enum
 import functools
-import hashlib
 import inspect
 import math
 import os
 import sys
-import textwrap
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
-from types import CodeType, FunctionType, ModuleType, SimpleNamespace
+from types import FunctionType, ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 
+from kesi.system import source
 from kesi.system.errors import UsageError
+from kesi.system.words import constant, digest, in_words
 
 # Digests by what they are of. The text of a file is read at the first question, which comes before
 # any training: what is written into the file later is not what runs.
@@ -91,21 +89,21 @@ def code_digest(thing: Any) -> str:
 def _code_digest(thing: Any) -> str:
     if isinstance(thing, functools.partial):
         given = [thing.args, thing.keywords]
-        return _digest([code_digest(thing.func), in_words(given) or repr(describe(given))])
+        return digest([code_digest(thing.func), in_words(given) or repr(describe(given))])
     held = []
     if inspect.ismethod(thing):
         held = [code_digest(thing.__self__)]
     elif not isinstance(thing, type) and not hasattr(thing, "__name__"):  # an object
         held = _held(thing)
         thing = type(thing)
-    parts = [_code(thing)]
+    parts = [source.code(thing)]
     if isinstance(thing, type):
-        parts = [_code(one) for one in thing.__mro__
+        parts = [source.code(one) for one in thing.__mro__
                  if one.__module__ not in ("builtins", "typing", "abc")]
     parts += held + _around(thing, {id(thing)})
     if isinstance(thing, FunctionType) and _own(thing):
-        parts += [_called(one) for one in _defaults(thing)]
-    return parts[0] if len(parts) == 1 else _digest(parts)
+        parts += [_called(one) for one in source.defaults(thing)]
+    return parts[0] if len(parts) == 1 else digest(parts)
 
 
 def _held(thing: Any) -> list[str]:
@@ -122,13 +120,11 @@ def own_digest(kind: type) -> str | None:
     """code_digest() of those classes that are somebody's own, of a class and all that it derives
     from; None without one."""
     own = [one for one in kind.__mro__ if _own(one)]
-    return _digest([*map(_code, own), *_around(kind, {id(kind)})]) if own else None
+    return digest([*map(source.code, own), *_around(kind, {id(kind)})]) if own else None
 
 
 # whose code is told by the commit, and by the versions of packages
-NOBODYS_OWN = {"kesi", "torch", "torchvision", "timm", "numpy", "builtins", "typing",
-               "abc"}
-
+NOBODYS_OWN = {"kesi", "torch", "torchvision", "timm", "numpy", "builtins", "typing", "abc"}
 
 # where Python's own modules are
 LIBRARY = Path(os.__file__).parent
@@ -164,10 +160,10 @@ def _around(thing: Any, seen: set[int]) -> list[str]:
                 or function.__code__.co_filename == "<string>"):  # what dataclasses write
             continue
         if hasattr(function, "__wrapped__") and _owns(function.__globals__["__name__"]):
-            found.append(_code(function.__code__))  # the source is that of what it wraps
+            found.append(source.code(function.__code__))  # the source is that of what it wraps
         if function is not thing:
-            found += _given(function, seen)
-        for name, value in sorted(_taken(function).items()):
+            found += [_said(one, function.__module__, seen) for one in source.unwritten(function)]
+        for name, value in sorted(source.taken(function).items()):
             if name in function.__code__.co_freevars and not _of_file(value, function.__module__):
                 found.append(f"{name} {_called(value)}")
             elif said := _said(value, function.__module__, seen):
@@ -196,9 +192,10 @@ def _said(value: Any, module: str, seen: set[int]) -> str:
     kind = type(value)
     if _of_file(value, module):
         if isinstance(value, type):
-            said = [_code(one) for one in value.__mro__ if one.__module__ == module]
+            said = [source.code(one) for one in value.__mro__ if one.__module__ == module]
         else:
-            said = [_code(value), *_given(value, seen)]
+            said = [source.code(value),
+                    *(_said(one, module, seen) for one in source.unwritten(value))]
         return " ".join([*said, *_around(value, seen)])
     if isinstance(value, (dict, list, tuple, set, frozenset)) and _of_a_package(value):
         return ""
@@ -250,32 +247,6 @@ def _name(value: Any) -> str:
     return ""
 
 
-def _given(function: FunctionType, seen: set[int]) -> list[str]:
-    """What the defaults of a function say, where its text does not."""
-    values = _defaults(function)
-    if not values or _written(function):
-        return []
-    return [_said(one, function.__module__, seen) for one in values]
-
-
-def _defaults(function: FunctionType) -> list[Any]:
-    return [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
-
-
-def _written(function: FunctionType) -> bool:
-    """Whether the text of a function says all of its defaults, as numbers and strings; of a lambda,
-    one of several in its line perhaps, the byte code may count, which has none."""
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
-        made = next(one for one in ast.walk(tree)
-                    if isinstance(one, (ast.FunctionDef, ast.AsyncFunctionDef)))
-        for one in (*made.args.defaults, *filter(None, made.args.kw_defaults)):
-            ast.literal_eval(one)
-    except (OSError, TypeError, SyntaxError, ValueError, StopIteration):
-        return False
-    return True
-
-
 def _called(value: Any) -> str:
     """What was handed to code that is somebody's own: data, or a function, of which the name tells
     which one it is if it is of a package."""
@@ -287,88 +258,3 @@ def _called(value: Any) -> str:
     name = f"{module}.{getattr(value, '__qualname__', type(value).__qualname__)}"
     told = _owns(str(module)) or isinstance(value, torch.nn.Module)  # which has weights
     return f"{name} {code_digest(value)}" if told else name
-
-
-def _taken(function: FunctionType) -> dict[str, Any]:
-    """The names that a function, and those within it, read outside of themselves,
-    and never write to."""
-    loaded, stored, codes = set(), set(), [function.__code__]
-    while codes:
-        code = codes.pop()
-        codes += [one for one in code.co_consts if isinstance(one, CodeType)]
-        for step in dis.get_instructions(code):
-            if step.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
-                loaded.add(step.argval)
-            elif step.opname == "STORE_GLOBAL":
-                stored.add(step.argval)
-    taken = {name: function.__globals__[name] for name in loaded - stored
-             if name in function.__globals__}
-    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-        with contextlib.suppress(ValueError):  # not filled yet
-            taken[name] = cell.cell_contents
-    return taken
-
-
-def constant(value: Any) -> bool:
-    """Whether a value cannot change, and tells itself from others in words."""
-    if isinstance(value, tuple):
-        return all(map(constant, value))
-    return value is None or isinstance(value, (bool, int, float, complex, str, bytes))
-
-
-def in_words(value: Any, within: frozenset[int] = frozenset()) -> str | None:
-    """Data in words that tell it from other data; None for what is no data, or holds what is none.
-
-    ``within``: what this is a part of, by id().
-    """
-    if constant(value):
-        return repr(value)
-    if isinstance(value, torch.Tensor):
-        if value.layout != torch.strided or value.is_meta or value.is_quantized:
-            return None
-        kind = value.dtype
-        flat = value.detach().cpu().contiguous().reshape(-1)
-        return _array(kind, value.shape, flat.view(torch.uint8).numpy().tobytes())
-    if isinstance(value, (np.ndarray, np.generic)) and not value.dtype.hasobject:
-        return _array(value.dtype, value.shape, value.tobytes())
-    if id(value) in within or not isinstance(value, (list, tuple, dict, set, frozenset)):
-        return None
-    within |= {id(value)}
-    parts = [*value.keys(), *value.values()] if isinstance(value, dict) else list(value)
-    said = [in_words(one, within) for one in parts]
-    if None in said:
-        return None
-    said = sorted(said) if isinstance(value, (set, frozenset)) else said
-    return f"{type(value).__name__}({', '.join(said)})"
-
-
-def _array(kind: Any, shape: tuple[int, ...], content: bytes) -> str:
-    return f"{kind} {tuple(shape)} {hashlib.sha256(content).hexdigest()}"
-
-
-def _digest(parts: list[str]) -> str:
-    return hashlib.sha256("".join(parts).encode()).hexdigest()[:12]
-
-
-def _code(thing: Any) -> str:
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(thing)))
-    except (OSError, TypeError, SyntaxError):
-        tree = None
-    lambdas = sum(isinstance(node, ast.Lambda) for node in ast.walk(tree)) if tree else 0
-    if tree is None or (getattr(thing, "__name__", "") == "<lambda>" and lambdas != 1):
-        code = getattr(thing, "__code__", None) or getattr(type(thing), "__name__", "")
-        return _digest([_bytes(code) if isinstance(code, CodeType) else repr(code)])
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(
-                body[0].value, ast.Constant) and isinstance(body[0].value.value, str):
-            body[0].value.value = ""
-    return _digest([ast.unparse(tree)])
-
-
-def _bytes(code: CodeType) -> str:
-    """Byte code with the names and constants that it reads, also those of the code within it."""
-    constants = [_bytes(one) if isinstance(one, CodeType) else in_words(one) or repr(one)
-                 for one in code.co_consts]
-    return repr((code.co_code, code.co_names, constants))

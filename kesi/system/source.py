@@ -1,0 +1,79 @@
+"""What the text and the byte code of Python functions and classes say."""
+
+import ast
+import contextlib
+import dis
+import inspect
+import textwrap
+from types import CodeType, FunctionType
+from typing import Any
+
+from kesi.system.words import digest, in_words
+
+
+def code(thing: Any) -> str:
+    """A digest of the text of a function, a class or a code object, without comments and
+    docstrings; of its byte code where the text does not tell it from others."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(thing)))
+    except (OSError, TypeError, SyntaxError):
+        tree = None
+    lambdas = sum(isinstance(node, ast.Lambda) for node in ast.walk(tree)) if tree else 0
+    if tree is None or (getattr(thing, "__name__", "") == "<lambda>" and lambdas != 1):
+        made = getattr(thing, "__code__", None) or getattr(type(thing), "__name__", "")
+        return digest([_bytes(made) if isinstance(made, CodeType) else repr(made)])
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(
+                body[0].value, ast.Constant) and isinstance(body[0].value.value, str):
+            body[0].value.value = ""
+    return digest([ast.unparse(tree)])
+
+
+def _bytes(code: CodeType) -> str:
+    """Byte code with the names and constants that it reads, also those of the code within it."""
+    constants = [_bytes(one) if isinstance(one, CodeType) else in_words(one) or repr(one)
+                 for one in code.co_consts]
+    return repr((code.co_code, code.co_names, constants))
+
+
+def taken(function: FunctionType) -> dict[str, Any]:
+    """The names that a function, and those within it, read outside of themselves,
+    and never write to."""
+    loaded, stored, codes = set(), set(), [function.__code__]
+    while codes:
+        code = codes.pop()
+        codes += [one for one in code.co_consts if isinstance(one, CodeType)]
+        for step in dis.get_instructions(code):
+            if step.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+                loaded.add(step.argval)
+            elif step.opname == "STORE_GLOBAL":
+                stored.add(step.argval)
+    taken = {name: function.__globals__[name] for name in loaded - stored
+             if name in function.__globals__}
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        with contextlib.suppress(ValueError):  # not filled yet
+            taken[name] = cell.cell_contents
+    return taken
+
+
+def defaults(function: FunctionType) -> list[Any]:
+    """The values of all of its arguments that have one."""
+    return [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+
+
+def unwritten(function: FunctionType) -> list[Any]:
+    """Its defaults(), unless its text says all of them, as numbers and strings; those of a lambda,
+    one of several in its line perhaps, for which the byte code counts, that has none."""
+    values = defaults(function)
+    if not values:
+        return []
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+        made = next(one for one in ast.walk(tree)
+                    if isinstance(one, (ast.FunctionDef, ast.AsyncFunctionDef)))
+        for one in (*made.args.defaults, *filter(None, made.args.kw_defaults)):
+            ast.literal_eval(one)
+    except (OSError, TypeError, SyntaxError, ValueError, StopIteration):
+        return values
+    return []
