@@ -15,7 +15,7 @@ from kesi.method.sizes import chance, channels_of
 from kesi.method.training import predict
 from kesi.system.describe import own_digest
 from kesi.system.errors import UsageError
-from kesi.system.words import constant
+from kesi.system.source import constant
 
 MARGIN = 5.0  # points of accuracy that a baseline may be worse than its owner says
 

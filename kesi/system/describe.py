@@ -19,7 +19,7 @@ import torch
 
 from kesi.system import source
 from kesi.system.errors import UsageError
-from kesi.system.words import constant, digest, in_words
+from kesi.system.source import constant, digest, in_words
 
 # Digests by what they are of. The text of a file is read at the first question, which comes before
 # any training: what is written into the file later is not what runs.
