@@ -1,5 +1,5 @@
-"""A recipe against every control: it with one thing otherwise, at equal work. The lengths are those
-of few.py, with which this study can share a folder.
+"""A recipe against every control: it with one thing otherwise, at equal images processed or, where
+it says so, equal work. The lengths are those of few.py, with which this study can share a folder.
 
     kesi study studies/controls.py --data FOLDER --image-size 16 --seeds 0 1 2 3 4
 
@@ -10,6 +10,7 @@ images: kesi2-many, in the lengths of many.py.
 import os
 from dataclasses import replace
 
+from kesi.method.plan import sizes
 from kesi.method.recipes import kesi2, kesi2_many, recipe
 from kesi.method.schedules import rewound
 from kesi.runs.study import Variant
@@ -33,6 +34,11 @@ two = first * 2 // 3
 short = (total - 2 * two - last) // 5
 # a chain, and its ensemble, which teaches for longer than the chain took
 half, fifth = first // 2, max(1, each * 2 // 5)
+# multiply-adds of a whole run, in epochs of its smallest network: a training step is counted as
+# three passes forward, and an answer of the teachers as one
+macs = [one.macs for one in sizes(whole.recipe, num_classes=10, image_size=16)]
+steps = first * macs[0] + each * sum(macs[1:]) + last * macs[-1]
+as_much_work = round((steps + last * sum(macs) / 3) / macs[-1])
 
 VARIANTS = {
     "the paper's order" if by_paper else name: whole,
@@ -49,6 +55,8 @@ VARIANTS = {
         retraining=rewound(baseline.changed(epochs=2 * each), each)),
     "from scratch by labels": whole.changed(
         start="fresh", teachers="labels", distillation=baseline.changed(epochs=total)),
+    "from scratch by labels, as much work": whole.changed(
+        start="fresh", teachers="labels", distillation=baseline.changed(epochs=as_much_work)),
     "from scratch by the baseline": whole.changed(
         start="fresh", teachers="baseline", distillation={"epochs": total - first}),
     "from scratch by two networks": whole.changed(
