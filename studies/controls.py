@@ -10,7 +10,7 @@ images: kesi2-many, in the lengths of many.py.
 import os
 from dataclasses import replace
 
-from kesi.method.plan import sizes
+from kesi.method.plan import sizes, stages
 from kesi.method.recipes import kesi2, kesi2_many, recipe
 from kesi.method.schedules import rewound
 from kesi.runs.study import Variant
@@ -34,11 +34,10 @@ two = first * 2 // 3
 short = (total - 2 * two - last) // 5
 # a chain, and its ensemble, which teaches for longer than the chain took
 half, fifth = first // 2, max(1, each * 2 // 5)
-# multiply-adds of a whole run, in epochs of its smallest network: a training step is counted as
-# three passes forward, and an answer of the teachers as one
-macs = [one.macs for one in sizes(whole.recipe, num_classes=10, image_size=16)]
-steps = first * macs[0] + each * sum(macs[1:]) + last * macs[-1]
-as_much_work = round((steps + last * sum(macs) / 3) / macs[-1])
+# a whole run's multiply-adds, in epochs of its smallest network trained by labels
+networks = sizes(whole.recipe, num_classes=10, image_size=16)
+as_much_work = round(sum(one.work(1) for one in stages(whole.recipe, networks))
+                     / (3 * networks[-1].macs))
 
 VARIANTS = {
     "the paper's order" if by_paper else name: whole,
