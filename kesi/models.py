@@ -16,7 +16,10 @@ _HOME = Path(__file__).resolve().parent.parent / "models" / "__init__.py"
 def _networks():
     """The module `models` where that is ours, so that there is no second copy; else one of our own.
     """
-    found = importlib.util.find_spec("models")
+    try:
+        found = importlib.util.find_spec("models")
+    except ValueError:  # a module of that name was made in memory
+        found = None
     if found and found.origin and Path(found.origin).resolve() == _HOME:
         return importlib.import_module("models")
     spec = importlib.util.spec_from_file_location(__name__, _HOME,

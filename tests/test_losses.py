@@ -105,6 +105,12 @@ def test_loss_and_gradient_are_those_of_the_formula(name, weights):
     torch.testing.assert_close(found_at.grad.double(), expected_at.grad, rtol=1e-3, atol=1e-5)
 
 
+def test_two_standardised_logits_teach_nothing_and_are_refused():
+    student, teachers, labels = numbers()
+    with pytest.raises(UsageError, match="standardised logits of two classes"):
+        Standardised()(student[:, :2], teachers[..., :2], labels % 2)
+
+
 def test_the_papers_loss_has_not_moved_by_a_bit():
     student, teachers, labels = numbers()
     mean = None

@@ -263,20 +263,46 @@ SCHEDULES["typo"] = lambda optimizer, training, steps: training.epoch
 def test_a_variant_that_fails_stops_no_other(tmp_path):
     file, folder = tmp_path / "wild.py", tmp_path / "runs"
     file.write_text(FILE + """
+from kesi.method.pruning.criteria import FILTER_CRITERIA, l1
+def late(network, layers, evidence):
+    return {} if evidence.round == 2 else l1(network, layers, evidence)
+FILTER_CRITERIA["late"] = late
 wild = paper.changed(retraining={"lr": 1e12})
 VARIANTS = {"paper": paper, "wild": wild, "wild, too": wild.changed(teachers=None),
+            "late": paper.changed(criterion="late"),
             "the same": paper.changed(criterion="l1"), "short": paper.changed(teachers=None)}
 """)
     done = script(*words(file, folder))
     assert done.code == 1, done.err
-    assert "error: 2 of 5 variants failed: wild, seed 0: the training" in done.err
+    assert "error: 3 of 6 variants failed: wild, seed 0: the training" in done.err
     assert done.err.count("onecycle-1 failed: the training diverges") == 1  # which they share
+    assert "onecycle-2 failed: the criterion gives layer1.0.conv1 nothing" in done.err
     assert {name for name, _ in table_of(folder)} == {"paper", "the same", "short"}
     said = (folder / "study.md").read_text()
     assert '"the same" is "paper": it has the very same networks.' in said
     assert 'Not here, as no seed has finished it: "wild, too".' in said
     assert '"short" processes 0.67 times as many images as "paper".' in said
     assert "One seed tells nothing of chance: --seeds 0 1 2 gives intervals." in said
+
+
+@pytest.mark.slow
+def test_what_was_pruned_stays_when_its_scores_come_out_otherwise(tmp_path):
+    """As they may with more threads: nothing is trained anew beside what is finished."""
+    file, folder = tmp_path / "noisy.py", tmp_path / "runs"
+    file.write_text(FILE + """
+import torch
+from kesi.method.pruning.criteria import FILTER_CRITERIA, weight
+def noisy(network, layers, evidence):
+    return {layer: torch.rand(len(weight(network, layer)), generator=drawn) for layer in layers}
+drawn = torch.Generator()
+drawn.seed()
+FILTER_CRITERIA["noisy"] = noisy
+VARIANTS = {"noisy": paper.changed(criterion="noisy", teachers=None), "paper": paper}
+""")
+    works(*words(file, folder))
+    before = {path: path.read_bytes() for path in folder.glob("seed0/*/*.json")}
+    works(*words(file, folder))
+    assert before == {path: path.read_bytes() for path in folder.glob("seed0/*/*.json")}
 
 
 @pytest.mark.slow
@@ -424,7 +450,12 @@ VARIANTS["averaged"] = paper.changed(teachers=None, retraining={"ema": 0.9})""")
     (FILE + "\npaper.recipe.towards('macs', 0.5, 10, 16, 'sorted')", "unknown allocation 'sorted'"),
     (FILE + "\nranked = paper.recipe.towards('macs', 0.5, 10, 16, 'ranked')"
      "\nranked.towards('macs', 0.4, 10, 16)", "no rates to go in proportion to"),
-    (FILE + "\npaper.recipe.towards('macs', 0.001, 10, 16, 'ranked')", "cannot be pruned to"),
+    (FILE + "\npaper.recipe.towards('macs', 0.001, 10, 16, 'ranked')",
+     "cannot be pruned to 0.001 of its macs"),
+    (FILE + "\nrecipe('resnet20', 'few', 'weight').towards('sparsity', 0.5, 10, 16, 'uniform')",
+     "a sparsity takes no allocation"),
+    (FILE + "\npaper.changed(retraining={'momentum': 0.5})", "0.5 would do nothing"),
+    (FILE + "\npaper.changed(baseline={'milestones': (0.5,)})", "whole epochs of at least 0, not"),
     (FILE + "\nfrom dataclasses import replace"
      "\nVARIANTS['c'] = Variant(replace(paper.recipe, rounds=((0.5,),)))", "9 widths to prune"),
     (FILE + "\nfrom dataclasses import replace"
@@ -504,6 +535,8 @@ def test_the_interval_is_students():
         math.sqrt(5 * math.pi)) * (1 + places.square() / 5) ** -3
     assert float(torch.trapezoid(density, places)) == pytest.approx(0.95, abs=1e-5)
     assert paired([1.0], [2.0]).half is None and paired([1.0], [2.0]).told_from_chance is None
+    assert paired([1.0, 2.0], [1.5, 2.5]).told_from_chance is None  # twice the same, of two
+    assert paired([1.0, 2.0], [1.0, 2.0]).told_from_chance is False
 
 
 def test_a_key_knows_all_that_decides():
@@ -519,6 +552,8 @@ def test_a_key_knows_all_that_decides():
         same = [a == b for a, b in zip(keys_of(paper), keys_of(paper.changed(**differs)),
                                        strict=True)]
         assert same == [place < since for place in range(len(order))], differs
+    assert keys_of(tiny(retraining={"weight_decay": 0}, temperature=5)) == keys_of(
+        tiny(retraining={"weight_decay": 0.0}, temperature=5.0))
     with pytest.raises(UsageError, match="needs teachers"):
         paper.changed(start="fresh", teachers="last")
 

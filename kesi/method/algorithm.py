@@ -83,12 +83,14 @@ def prune(snapshot: Snapshot, recipe: Recipe, amount: Amount, number: int,
     criterion = criterion_of(recipe.method, recipe.criterion)
     asked = replace(evidence, round=number, looked_at=[])
     with torch.random.fork_rng(devices=[]):  # one may draw without a generator of its own
-        torch.manual_seed(derive(evidence.seed, "criterion", number))
+        seed = derive(evidence.seed, "criterion", number)
+        torch.manual_seed(seed)
         if recipe.method == "filter":
             if snapshot.masks is not None:
                 raise ValueError("its weights were pruned, and filter pruning does not keep masks")
             if isinstance(amount, Ranked):
                 amount = amount.rates(snapshot.network, criterion, asked)
+                torch.manual_seed(seed)  # it is asked again, for the same scores
             network, masks = prune_filters(snapshot.network, amount, criterion, asked), None
         else:
             copied = snapshot.copy(snapshot.name)

@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 
-from kesi.method.schedules import DIVERGED
+from kesi.method.schedules import DIVERGED, as_floats
 from kesi.method.teachers import ByConfidence, Equal, mean_probabilities
 from kesi.system.errors import UsageError, check_choice
 
@@ -76,6 +76,7 @@ class Taught:
 
     def __post_init__(self):
         """Raises UsageError for a temperature that is not above 0, or a share outside [0, 1]."""
+        as_floats(self)
         if not 0 < self.temperature < DIVERGED:
             raise UsageError(f"--temperature must be above 0 and below 1e18, not "
                              f"{self.temperature}")
@@ -131,12 +132,18 @@ class Standardised(KullbackLeibler):
     """The same over standardised logits: the mean over the classes off, divided by their deviation.
 
     Sun et al. 2024, "Logit Standardization in Knowledge Distillation", algorithm 1. Each teacher is
-    standardised by itself, so that none counts more because its logits are larger.
+    standardised by itself, so that none counts more because its logits are larger. Raises
+    UsageError for fewer than three classes: two standardised logits are 1 and -1, whatever was
+    said.
     """
 
     temperature: float = 2.0
 
     def compare(self, logits, teachers, labels, weights):
+        if logits.shape[-1] < 3:
+            raise UsageError("standardised logits of two classes say which is the larger and "
+                             "nothing else, of which nothing can be learnt: take another loss, "
+                             "such as kl")
         return super().compare(standardised(logits), standardised(teachers), labels, weights)
 
 
@@ -151,7 +158,8 @@ class Dist(Taught):
     """How classes relate, within an image and over the batch, as 1 - Pearson's correlation.
 
     T^2 * (inter * mean over images + intra * mean over classes): Huang et al. 2022, "Knowledge
-    Distillation from A Stronger Teacher", equations 8 to 10, with their numbers for CIFAR.
+    Distillation from A Stronger Teacher", equations 8 to 10, with their numbers for CIFAR. Of two
+    classes only the second term teaches: two numbers are always correlated by 1 or -1.
     """
 
     temperature: float = 4.0

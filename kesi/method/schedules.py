@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import nn
@@ -48,6 +48,7 @@ class Training:
 
     def __post_init__(self):
         """Raises UsageError for numbers that will not do."""
+        as_floats(self)
         for name in ("epochs", "batch_size"):
             value = getattr(self, name)
             if type(value) is not int:
@@ -65,12 +66,16 @@ class Training:
         if not self.gamma > 0:
             raise UsageError(f"gamma, by which the learning rate falls, must be above 0, not "
                              f"{self.gamma}")
-        if any(one < 0 for one in self.milestones):
-            raise UsageError(f"the learning rate falls after epochs of at least 0, not "
-                             f"{min(self.milestones)}")
+        if any(type(one) is not int or one < 0 for one in self.milestones):
+            raise UsageError(f"the learning rate falls after whole epochs of at least 0, not "
+                             f"{', '.join(map(str, self.milestones))}")
         if self.weight_decay < 0 or not 0 <= self.momentum < 1:
             raise UsageError(f"weight decay must not be negative (is {self.weight_decay}) and "
                              f"momentum must lie in [0, 1) (is {self.momentum})")
+        moved = self.optimizer == "adam" or self.schedule == "onecycle"
+        if moved and self.momentum != Training.momentum:
+            raise UsageError(f"a momentum of {self.momentum} would do nothing: one-cycle moves it "
+                             "between 0.85 and 0.95, and Adam's is its own; leave it out")
         if not 0 <= self.ema < 1:
             raise UsageError(f"the decay of averaged weights lies in [0, 1), not at {self.ema}")
         if not (0 < self.warmup < 1 and self.div_factor > 0 and self.final_div_factor > 0):
@@ -107,6 +112,14 @@ class Training:
         if milestones is not None:
             given |= {"schedule": "multistep", "milestones": tuple(milestones)}
         return replace(made, **given)
+
+
+def as_floats(numbers: object) -> None:
+    """Make whole numbers of a frozen dataclass floats where its fields are: 5 and 5.0 are one
+    setting, and so one digest."""
+    for one in fields(numbers):
+        if one.type in (float, "float") and type(value := getattr(numbers, one.name)) is int:
+            object.__setattr__(numbers, one.name, float(value))
 
 
 Schedule = Callable[[Optimizer, Training, int], lr_scheduler.LRScheduler]

@@ -24,7 +24,8 @@ from kesi.system.seeds import derive
 
 @dataclass(frozen=True)
 class Options:
-    """How a stage runs on a machine; nothing here changes what is computed, but for rounding.
+    """How a stage runs on a machine; nothing here but ``sync_bn`` changes what is computed, except
+    for rounding.
 
     ``eval_every``: test (and validation) accuracy every so many epochs; 0 for the last epoch only.
     ``save_every``: the state from which an interrupted stage continues, every so many epochs.

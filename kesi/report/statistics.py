@@ -38,8 +38,11 @@ class Paired:
 
     @property
     def told_from_chance(self) -> bool | None:
-        """Whether 0 lies outside of the interval; None without one."""
-        return None if self.half is None else abs(self.mean) > self.half
+        """Whether 0 lies outside of the interval; None without one, and where all differences are
+        equal: of chance they say nothing."""
+        if self.half is None or self.half < 1e-9 < abs(self.mean):
+            return None
+        return abs(self.mean) > self.half
 
 
 def paired(first: Sequence[float], second: Sequence[float], level: float = LEVEL) -> Paired:

@@ -178,7 +178,7 @@ def draw(found: Outcomes, title: str, path: Path) -> None:
             axis.errorbar([against[name].mean], [place], xerr=against[name].half, fmt="D",
                           color=KESI_COLOUR, markersize=5, capsize=3)
         axis.set_yticks(range(len(others)), others)
-        axis.set_ylim(len(others) - 0.5, -0.5)
+        axis.set_ylim(max(len(others), 1) - 0.5, -0.5)
         axis.set_xlabel("points of accuracy: mean, 95 % interval, every seed")
         figure.suptitle(f"{title}\nagainst: {first}", fontsize=10)
         save(figure, path)

@@ -16,6 +16,10 @@ class TrainingFailed(KesiError):
     """A network cannot be trained: its loss is no number any more, or nothing gets through it."""
 
 
+class PruningFailed(KesiError):
+    """A criterion gives nothing that filters or weights can be pruned by."""
+
+
 class UsageError(KesiError):
     """An argument is wrong: an unknown name, a value out of range, settings that do not fit.
     Exit code 2."""

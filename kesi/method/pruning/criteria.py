@@ -16,7 +16,13 @@ from torch import Tensor, nn
 
 from kesi import models
 from kesi.data import Dataset, Split, eval_batches
-from kesi.system.errors import KesiError, UsageError, check_choice
+from kesi.system.errors import (
+    KesiError,
+    PruningFailed,
+    UsageError,
+    check_choice,
+    first_line,
+)
 from kesi.system.seeds import generator
 
 Criterion = Callable[[nn.Module, Sequence[str], "Evidence"], dict[str, Tensor]]
@@ -54,20 +60,27 @@ def scores_of(criterion: Criterion, network: nn.Module, layers: Sequence[str],
               evidence: Evidence, single: bool = False) -> dict[str, Tensor]:
     """What a criterion says of filters, or of ``single`` weights, by layer.
 
-    Raises KesiError where it leaves one out, and for scores that are no numbers, which have no
-    order.
+    Raises PruningFailed where it fails, leaves one out, or gives scores that are no numbers, which
+    have no order.
     """
-    scores = criterion(network, layers, evidence)
+    try:
+        scores = criterion(network, layers, evidence)
+    except (KesiError, MemoryError):
+        raise
+    except Exception as error:  # somebody else's code: anything
+        raise PruningFailed(f"the criterion fails in round {evidence.round}: "
+                            f"{type(error).__name__}: {first_line(error)}") from error
     for layer in layers:
         shape = weight(network, layer).shape
         wanted, given = shape if single else shape[:1], getattr(scores.get(layer), "shape", None)
         if given != wanted:
-            raise KesiError(f"the criterion gives {layer} "
-                            f"{'nothing' if given is None else f'scores of shape {tuple(given)}'}: "
-                            f"its {'weights' if single else 'filters'} take {tuple(wanted)}")
+            raise PruningFailed(
+                f"the criterion gives {layer} "
+                f"{'nothing' if given is None else f'scores of shape {tuple(given)}'}: "
+                f"its {'weights' if single else 'filters'} take {tuple(wanted)}")
         if bool(scores[layer].isnan().any()):
-            raise KesiError(f"the criterion gives {layer} scores that are no numbers (NaN): "
-                            "nothing can be pruned by them")
+            raise PruningFailed(f"the criterion gives {layer} scores that are no numbers (NaN): "
+                                "nothing can be pruned by them")
     return scores
 
 

@@ -218,6 +218,9 @@ class Recipe:
         count = len(self.rounds) if rounds is None else check_rounds(rounds)
         check_choice("allocation", allocation, (*ALLOCATIONS, RANKED))
         if measure == "sparsity":
+            if (allocation, round_to, cost) != ("paper", 1, None):
+                raise UsageError("weights are pruned one by one, by one ranking over the whole "
+                                 "network: a sparsity takes no allocation, and no round_to")
             return replace(self, rounds=sparsities_of(share, count, steps))
         if allocation == "paper" and self.ranked:
             raise UsageError("a ranking over all layers has no rates to go in proportion to: "
@@ -227,6 +230,8 @@ class Recipe:
             if measure not in MEASURES or models.ARCHITECTURES[self.arch].graph is not None:
                 raise UsageError("a ranking over all layers is for macs or params, and for KESI's "
                                  "own networks: choose uniform")
+            whole = Ranked(Target(measure, share), image_size, round_to)
+            whole.expected(self.arch, num_classes, models.ARCHITECTURES[self.arch].cfg)
             made = replace(self, rounds=tuple(
                 Ranked(Target(measure, one), image_size, round_to)
                 for one in shares_of(share, count, steps)))

@@ -15,7 +15,8 @@ def kesi2(paper: Recipe) -> Recipe:
     """What does better than the paper's recipe with few images, of which it processes as many
     (docs/beyond.md)."""
     # in every training ten times the decay of the paper's ResNets (1e-4: 2.6 and 3.6 points below,
-    # results/rest-*), and twice the steps: batches of 64 (of 128: 1.4 and 2.1 points below, there)
+    # results/rest-*), and twice the steps: batches of 64 (of 128: 1.4 and 2.1 points below, there);
+    # the retrainings that it can be compared with stay the paper's
     firm = {"weight_decay": 1e-3, "batch_size": 64}
     # the last step by SGD, as all others, instead of Adam (by which it is not told from this,
     # results/distil-*); labels weighted 0.1 (without them 0.2 points below on both sets, there)

@@ -45,7 +45,7 @@ from kesi.runs.study.variants import (
 )
 from kesi.runs.trial import try_out
 from kesi.system import distributed, execution
-from kesi.system.errors import KesiError, TrainingFailed, UsageError
+from kesi.system.errors import KesiError, PruningFailed, TrainingFailed, UsageError
 from kesi.system.files import read_json, write_json
 from kesi.system.locks import held, held_by_one, in_use
 from kesi.system.seeds import MOST, derive
@@ -171,7 +171,8 @@ def _attempt(root: Path, key: str, context: Context, recipe: Recipe, step: Step,
     """What _stage() makes, or why it cannot be trained, said at once."""
     try:
         return _stage(root, key, context, recipe, step, made)
-    except TrainingFailed as error:  # in all processes, if there are several: a loss is of them all
+    except (TrainingFailed, PruningFailed) as error:
+        # in all processes, if there are several: a loss, and what is pruned, is of them all
         warnings.warn(context.placed(f"{step.name} failed: {error}"), stacklevel=2)
         return str(error)  # not itself, which would keep all that its training holds
 
@@ -188,9 +189,6 @@ def _stage(root: Path, key: str, context: Context, recipe: Recipe, step: Step,
                                          drawn_widths(recipe, step))
     else:
         start = made[step.start]
-    if pruning is not None:
-        evidence = Evidence(context.dataset, context.seed, device=device)
-        start = algorithm.prune(start, recipe, recipe.rounds[step.round - 1], step.round, evidence)
     teachers = [made[one] for one in step.teachers]
     objective = recipe.objective
     if teachers:
@@ -204,8 +202,12 @@ def _stage(root: Path, key: str, context: Context, recipe: Recipe, step: Step,
                            arch=recipe.arch)
     if pruning is None:
         return steps.distill(context, step.training, objective, start, folder)
+    # by the parent's digest, as above, and not by its own: the bits of scores may not be the same
+    # on another machine, or with more threads, and then what is in the folder stays
+    pruned = algorithm.prune(start, recipe, recipe.rounds[step.round - 1], step.round,
+                             Evidence(context.dataset, context.seed, device=device))
     with distributed.main_first():
-        kept = steps.keep(start, folder)
+        kept = steps.keep(pruned, folder)
     return steps.retrain(context, step.training, kept, folder, step.name, objective)
 
 
