@@ -60,7 +60,7 @@ def test_words_of_a_run(tmp_path, monkeypatch, words, code, says):
 
 def test_a_learning_rate_does_not_fall_before_the_first_epoch(tmp_path):
     fails("cifar/train.py", *TINY, "--schedule", 1, -1, "--save", tmp_path / "x", code=2,
-          says="falls after epochs of at least 0, not -1")
+          says="falls after whole epochs of at least 0, not 1, -1")
     assert not (tmp_path / "x").exists()
 
 

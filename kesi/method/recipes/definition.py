@@ -218,9 +218,9 @@ class Recipe:
         count = len(self.rounds) if rounds is None else check_rounds(rounds)
         check_choice("allocation", allocation, (*ALLOCATIONS, RANKED))
         if measure == "sparsity":
-            if (allocation, round_to, cost) != ("paper", 1, None):
-                raise UsageError("weights are pruned one by one, by one ranking over the whole "
-                                 "network: a sparsity takes no allocation, and no round_to")
+            if allocation != "paper":
+                raise UsageError("weights are pruned by one ranking over the whole network: a "
+                                 "sparsity takes no allocation")
             return replace(self, rounds=sparsities_of(share, count, steps))
         if allocation == "paper" and self.ranked:
             raise UsageError("a ranking over all layers has no rates to go in proportion to: "
