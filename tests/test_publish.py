@@ -11,6 +11,7 @@ import kesi
 from doors import ROOT, fails, works
 from kesi import checkpoints
 from kesi.report import published
+from kesi.report.report import report
 from kesi.report.verify import figures_only
 from kesi.runs.record import history_digest, read_epochs
 from kesi.runs.results import load_runs
@@ -87,7 +88,56 @@ def a_stage_as_an_ensemble(folder):
     shutil.copy(here / "ensemble" / "result.json", here / "onecycle-2")
 
 
+def kept(folder, name, **said):
+    """Another line of a result, which also the tables show."""
+    edit(folder / name / "result.json", **said)
+    report([folder / "filter", folder / "weight"], folder)
+
+
+def another(what, value, file="model.safetensors"):
+    """A network whose file says something else of itself."""
+    def change(folder):
+        path = folder / "filter" / "seed0" / "kesi" / file
+        if path.suffix == ".json":
+            edit(path, **{what: value})
+            return
+        from safetensors import safe_open
+        from safetensors.torch import save_file
+        with safe_open(path, "pt") as opened:
+            said, tensors = opened.metadata(), {key: opened.get_tensor(key) for key in
+                                                opened.keys()}  # noqa: SIM118
+        save_file(tensors, path, said | {what: json.dumps(value)})
+    return change
+
+
+def lost(*names):
+    def change(folder):
+        for name in names:
+            (folder / name).unlink()
+    return change
+
+
 @pytest.mark.parametrize(("change", "trouble"), [
+    *[(lost(f"filter/seed0/kesi/{name}"), f"filter/seed0/kesi: of its network {name} is missing")
+      for name in ("model.safetensors", "config.json", "README.md")],
+    (lambda folder: shutil.copytree(folder / "filter" / "seed0" / "kesi",
+                                    folder / "filter" / "seed0" / "better"),
+     "filter/seed0/better: a network, but of no finished stage"),
+    (lost("report.html"), "report.html: it is missing"),
+    (lost("accuracy.png"), "accuracy.png: it is missing"),
+    (lambda folder: edit(folder / "filter" / "run.json", seeds=[]),
+     "filter/run.json: it does not speak of seed 0"),
+    *[(another(what, value), f"filter/seed0/kesi: model.safetensors says {what} ")
+      for what, value in (("mean", [0.5] * 3), ("std", None), ("classes", list("abcdefghij")),
+                          ("image_size", 32), ("accuracy", {"percent": 99.9}), ("accuracy", 9))],
+    (another("mean", [0.5] * 3, "config.json"),
+     "filter/seed0/kesi: config.json and model.safetensors differ in mean"),
+    *[(lambda folder, said=said: kept(folder, "weight/seed0/kesi", **said),
+       f"weight/seed0/kesi: {next(iter(said))} is".replace("_", " "))
+      for said in ({"nonzero_params": 7}, {"sparsity": 0.99}, {"layers": [["conv1", 9, 1]]},
+                   {"empty_layers": ["conv1"]}, {"cfg": [3] * 9}, {"arch": "resnet56"})],
+    (lambda folder: edit(folder / "filter" / "seed0" / "kesi" / "result.json", image_size=1),
+     "filter/seed0/kesi: macs is"),
     (a_stage_as_an_ensemble, "weight/seed0/onecycle-2: the stage"),
     (lambda folder: edit(folder / "weight" / "seed0" / "ensemble" / "result.json", stage="foo"),
      "weight/seed0/ensemble: the stage"),
@@ -178,3 +228,6 @@ def test_no_place_of_the_machine_is_published():
             "parent": "/home/a/runs/x"}
     assert published.without_places(said) == {
         "command": "kesi run --data=images --out x --seeds 0", "parent": "x"}
+    odd = "kesi run --data /home/a/secret=x/images --save=/home/a=b/runs"
+    assert published.without_places({"command": odd}) == {
+        "command": "kesi run --data images --save=runs"}

@@ -9,6 +9,8 @@
 Of where files lay on the machine that made them only the last names are kept.
 """
 
+import json
+import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +21,7 @@ from kesi.checkpoints import fields
 from kesi.data import Dataset
 from kesi.data.split import Size, height_width
 from kesi.method.pruning.weights import masks_from_zeros
-from kesi.method.sizes import channels_of, macs, parameters
+from kesi.method.sizes import channels_of
 from kesi.method.snapshot import BASELINE, KESI, Snapshot, chain, ensemble_name
 from kesi.method.training import evaluate
 from kesi.models import Network
@@ -34,14 +36,19 @@ from kesi.runs.record import (
     Result,
     RunRecord,
     history_digest,
+    network_of,
     read_epochs,
     read_result,
+    seed_of,
 )
 from kesi.runs.results import Run, load_runs
 from kesi.system.errors import KesiError, UsageError
 from kesi.system.files import make_folder, read_json, read_text, write_json, write_text
 
-PUBLISHED, WEIGHTS = "published.json", "model.safetensors"
+PUBLISHED, WEIGHTS, CONFIG = "published.json", "model.safetensors", "config.json"
+
+# what a safetensors file alone says, or in its own way: its network takes normalised images
+IN_WEIGHTS = {"format", "version", "sparse", "raw", "preprocessing"}
 
 NOISE = 2  # images of the fixed batch
 
@@ -72,8 +79,9 @@ def _command(said: str | None) -> str | None:
     except ValueError:  # quotes that do not end: nothing that anybody could run
         return None
     def shortened(word: str) -> str:
-        flag, given, value = word.partition("=")
-        return f"{flag}={without_places(value)}" if given else str(without_places(word))
+        # of --data=/images the flag stays; of a path that has a "=" in it nothing but its name
+        flag, given, value = ("", "", word) if word.startswith("/") else word.partition("=")
+        return f"{flag}={without_places(value)}" if given else str(without_places(value or word))
     return shlex.join(map(shortened, words)) or None
 
 
@@ -125,22 +133,31 @@ def verify(folder: Path, read: Read, dataset: Dataset | None = None,
     ``device``, their accuracies are computed anew. Raises KesiError for a damaged published.json or
     other images.
     """
-    said, found, records, left = _contents(folder), [], 0, 0
+    said, found = _contents(folder), []
     for path in runs_of(folder):
         one = _Published(path, read, said, dataset, device)
         one.all_seeds()
         found.append(one)
-        records += one.trained
-        left += one.trained - one.networks
-    checks = sum(one.checks for one in found)
     failures = [f"{one.run.name}/{line}" for one in found for line in one.failures]
+    trained = sum(one.trained for one in found)
+    networks = set().union(*(one.networks for one in found))
+    there = {path.parent.relative_to(folder).as_posix() for path in folder.glob(f"*/*/*/{WEIGHTS}")}
+    strays = sorted((there | said["networks"].keys()) - networks)
+    checks = sum(one.checks for one in found) + len(strays)
+    failures += [f"{name}: a network, but of no finished stage" for name in strays]
     if not failures:  # the report follows from the records
         loaded = load_runs([one.run for one in found], said.get("data_name"))
         for name, text in texts(loaded).items():
             checks += 1
             if figures_only(read_text(folder / name)) != figures_only(text):
                 failures.append(f"{name}: it does not show these records")
-    return checks, failures, f"{left} of {records} networks are not published: of these the records"
+        plots = re.findall(r"^!\[.*\]\((.+)\)$", read_text(folder / "table.md"), re.MULTILINE)
+        for name in ("report.html", *plots):
+            checks += 1
+            if not (folder / name).is_file():
+                failures.append(f"{name}: it is missing")
+    left = trained - len(networks)
+    return checks, failures, f"{left} of {trained} networks are not published: of these the records"
 
 
 class _Published(Checks):
@@ -150,10 +167,14 @@ class _Published(Checks):
     def __init__(self, run: Path, read: Read, said: dict, dataset: Dataset | None, device: str):
         super().__init__(run, dataset, device)
         self._read, self._said, self._unfinished = read, said["networks"], said["unfinished"]
-        self.trained = self.networks = 0
+        self.trained, self.networks = 0, set()
 
     def all_seeds(self) -> None:
         """Check every stage of every seed."""
+        for path in sorted(self.run.iterdir()):  # tables show every seed that is there
+            if (seed := seed_of(path)) is not None:
+                self.check("run.json", seed in self.record.seeds,
+                           f"it does not speak of seed {seed}, of which there is a folder")
         for seed in self.record.seeds:
             results: dict[str, Result | Ensemble] = {}
             for stage in self.record.stages():
@@ -171,8 +192,10 @@ class _Published(Checks):
                 else:
                     self.trained += 1
                     self._record(where, here, one, results)
-                    if (here / WEIGHTS).is_file():
-                        self._network(f"{self.run.name}/{where}", where, here, one)
+                    name = f"{self.run.name}/{where}"
+                    if name in self._said or (here / WEIGHTS).is_file():
+                        self.networks.add(name)
+                        self._network(name, where, here, one)
 
     def _record(self, where: str, here: Path, one: Result, results: dict) -> None:
         if one.adopted_from is None:
@@ -213,18 +236,23 @@ class _Published(Checks):
             f"their accuracy is {one.accuracy} in the result, but {found}")
 
     def _network(self, name: str, where: str, here: Path, one: Result) -> None:
+        missing = [file for file in (WEIGHTS, CONFIG, "README.md") if not (here / file).is_file()]
+        if not self.check(where, not missing, f"of its network {', '.join(missing)} is missing"):
+            return
         try:
-            network, _ = self._read(here / WEIGHTS)
+            network, about = self._read(here / WEIGHTS)
+            config = read_json(here / CONFIG)
         except (KesiError, UsageError) as error:
             self.check(where, False, str(error))
             return
-        self.networks += 1
+        self._about(where, about, config, one)
         pruned = self.record.method == "weight" and one.stage != BASELINE
-        masks = masks_from_zeros(network) if pruned else None
+        snapshot = Snapshot(one.stage, network, masks_from_zeros(network) if pruned else None)
+        found = json.loads(json.dumps(network_of(snapshot, one.method, one.image_size)))
         self.equal(where, "the digest of its network", one.network_digest,
-                   Snapshot(one.stage, network, masks).digest)
-        self.equal(where, "params", one.params, parameters(network))
-        self.equal(where, "MACs", one.macs, macs(network, one.image_size))
+                   found.pop("network_digest"))
+        for what, value in found.items():
+            self.equal(where, what.replace("_", " "), getattr(one, what), value)
         said = self._said.get(name)
         numbers = fields.several(fields.several(fields.number))(said)
         numbers = numbers and len({len(row) for row in said}) == 1
@@ -237,6 +265,22 @@ class _Published(Checks):
             loss, accuracy = evaluate(network, self.dataset, self.dataset.test, self.device)
             self.close(where, "test accuracy", one, [one.test_accuracy], [accuracy])
             self.close(where, "test loss", one, [one.test_loss], [loss], loss=True)
+
+    def _about(self, where: str, about: dict, config: object, one: Result) -> None:
+        """That the files of a network say of its images and accuracy what the records say."""
+        told = about.get("accuracy")
+        found = about | {"accuracy": told.get("percent") if isinstance(told, dict) else told}
+        wanted = {what: self.record.data.get(what)
+                  for what in ("classes", "mean", "std", "image_size")}
+        if one.adopted_from is None:  # else its accuracy may be what its own makers measured
+            wanted["accuracy"] = one.test_accuracy
+        for what, said in wanted.items():
+            self.check(where, found.get(what) == said,
+                       f"{WEIGHTS} says {what} {str(found.get(what))[:80]}, and the records "
+                       f"{str(said)[:80]}")
+        other = sorted(key for key in about.keys() - IN_WEIGHTS
+                       if not isinstance(config, dict) or config.get(key) != about[key])
+        self.check(where, not other, f"{CONFIG} and {WEIGHTS} differ in {', '.join(other)}")
 
 
 def describe(runs: dict[str, Run], networks: dict[str, list]) -> dict:
