@@ -20,7 +20,7 @@ class Architecture:
     round of weight pruning. ``baseline``: which of kesi.method.recipes.BASELINES trains it on small
     images. ``in_paper``: whether the paper reports on it; the settings of the others are those of
     their relatives. ``image_size``: the pixels of the images that it is made for. ``pretrained``:
-    the name of torchvision's weights for it.
+    the name of torchvision's weights for it. ``num_classes``: where it can have no other number.
 
     ``graph`` is for networks that are no Network and so cannot say themselves what is pruned: an
     object with ``convs`` (for each width the names of its convolutions), ``problem`` (why the
@@ -37,6 +37,7 @@ class Architecture:
     in_paper: bool = False
     image_size: int = 32
     pretrained: str = ""
+    num_classes: int | None = None
     graph: Any = None
     code: str = ""
 

@@ -436,6 +436,23 @@ def test_a_checkpoint_asks_for_the_factory(saved, registry):
         kesi.load_model(path)
 
 
+def test_weights_of_a_registered_network_need_not_tell_the_classes(registry, tmp_path):
+    def build(classes=3):
+        return nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8 * 6 * 6, classes))
+
+    kesi.register("mine", build, image_size=8)
+    network = build()
+    torch.save(network.state_dict(), tmp_path / "mine.pth")
+    for more in ((), (3,)):
+        assert_same(load(tmp_path / "mine.pth", "mine", *more).network.state_dict(),
+                    network.state_dict())
+    with pytest.raises(UsageError, match="has 3 classes, not 4"):
+        load(tmp_path / "mine.pth", "mine", 4)
+    torch.save(build(4).state_dict(), tmp_path / "mine.pth")
+    with pytest.raises(KesiError, match="does not fit mine with 3 classes: 2.weight has shape"):
+        load(tmp_path / "mine.pth", "mine")
+
+
 def commands(folder: Path, *words: str) -> subprocess.CompletedProcess:
     """A command in a folder with a module that registers networks."""
     environment = ENVIRONMENT | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}:{folder}"}

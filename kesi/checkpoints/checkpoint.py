@@ -143,7 +143,8 @@ def load(path: str | Path, arch: str | None = None, num_classes: int | None = No
         arch = content["arch"] if ours else recognise(path, state)
     elif ours and content["arch"] != arch:
         raise UsageError(f"{path} is a {content['arch']}, not a {arch}")
-    classes = content["num_classes"] if ours else classes_of(path, state)
+    classes = content["num_classes"] if ours else (
+        models.ARCHITECTURES[arch].num_classes or classes_of(path, state, num_classes))
     if num_classes is not None and num_classes != classes:
         raise UsageError(f"{path} has {classes} classes, not {num_classes}")
     require(arch, path)

@@ -48,12 +48,16 @@ def _could_be(arch: str, state: dict) -> bool:
     return all(len(state[f"{name}.weight"]) == shapes[f"{name}.weight"][0] for name in fixed)
 
 
-def classes_of(path: Path, state: dict) -> int:
-    """How many classes the last layer tells apart. Raises KesiError where it is none of ours."""
+def classes_of(path: Path, state: dict, said: int | None = None) -> int:
+    """How many classes the last layer tells apart; where it is none of ours, what was ``said``, or
+    else KesiError is raised."""
     for name in ("fc.bias", "classifier.3.bias"):
         if name in state and state[name].dim() == 1:
             return len(state[name])
-    raise KesiError(f"{path} has no classifier of ours (fc or classifier.3): which network is it?")
+    if said is None:
+        raise KesiError(f"{path} has no classifier of ours (fc or classifier.3): which network is "
+                        "it?")
+    return said
 
 
 def widths_of(arch: str, state: dict) -> list:

@@ -71,7 +71,7 @@ def register(name: str, factory: Factory, num_classes: int | None = None,
 
     models.ARCHITECTURES[name] = models.Architecture(
         build, graph.cfg, (RATE,) * len(graph.cfg), SPARSITIES, image_size=image_size,
-        graph=graph, code=code)
+        num_classes=outputs, graph=graph, code=code)
     return graph
 
 
