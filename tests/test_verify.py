@@ -10,6 +10,7 @@ import torch
 from doors import fails, script, works
 from kesi import checkpoints
 from kesi.data.split import digest_of
+from kesi.method.training import evaluate
 from kesi.report.verify import Verifier, images_of, verify
 from kesi.system.errors import KesiError
 
@@ -135,6 +136,20 @@ def no_parents(run):
     edit(path.with_name("result.json"), digest=digest, parent=None, teachers=[])
 
 
+def own_parent(run):
+    path = run / "seed0/kesi/checkpoint.pth.tar"
+    parent = {"path": path.name, "stage": "kesi", "network": checkpoints.load(path).digest}
+    resave(path, lambda content: content["info"].update(parent=parent))
+
+
+def circle(run):
+    here = run / "seed0/onecycle-1/checkpoint.pth.tar"
+    parent = {"path": "../onecycle-1/checkpoint.pth.tar", "stage": "onecycle-1",
+              "network": checkpoints.load(here).digest}
+    resave(run / "seed0/baseline/checkpoint.pth.tar",
+           lambda content: content["info"].update(parent=parent))
+
+
 def other_amount(run):
     resave(run / "seed0/onecycle-1/pruned.pth.tar",
            lambda content: content["info"].update(amount=0.5))
@@ -176,6 +191,8 @@ FILES = [
     (other_temperature, "seed0/kesi: ", "the loss is {"),
     (no_parents, "seed0/kesi: ", "made from None, and not from"),
     (no_parents, "seed0/kesi: ", "the number of teachers is 0"),
+    (own_parent, "seed0/kesi: ", "descends from itself"),
+    (circle, "seed0/onecycle-2: ", "descends from itself"),
     (other_amount, "seed0/onecycle-1/pruned.pth.tar: ", "amount is 0.5"),
     (lambda run: edit(run / "run.json", recipe_hash="0"), "run.json: ", "recipe hash is 0"),
     (other_epoch, "seed0/baseline: ", "metrics.jsonl does not hold the epochs"),
@@ -248,6 +265,17 @@ def test_elsewhere_accuracies_may_differ_by_a_little(copy, images, device, image
     verifier = Verifier(copy, images)
     verifier.seed(0, ["kesi"])
     assert not any("recomputed" in line for line in verifier.failures) == holds
+
+
+@pytest.mark.parametrize(("images_off", "holds"), [(2, True), (3, False)])
+def test_of_held_out_images_two_may_differ_too(copy, images, images_off, holds):
+    held_out = replace(images, val=images.test.spread(100))
+    _, found = evaluate(checkpoints.load_model(copy / "seed0/kesi"), held_out, held_out.val, "cpu")
+    edit(copy / "seed0/kesi/result.json", device="elsewhere", val_accuracy=abs(found - images_off))
+    verifier = Verifier(copy, images)
+    verifier.dataset = held_out  # whose digests run.json does not know
+    verifier.seed(0, ["kesi"])
+    assert any("validation" in line for line in verifier.failures) != holds, verifier.failures
 
 
 @pytest.mark.parametrize("name, old, new", [

@@ -42,8 +42,9 @@ class Checks:
         return self.check(where, said == found, trouble)
 
     def close(self, where: str, what: str, result: Result | Ensemble, said: Sequence,
-              found: Sequence, loss: bool = False) -> None:
-        """check() that figures come out again: percentages, or a loss."""
+              found: Sequence, loss: bool = False, images: int | None = None) -> None:
+        """check() that figures come out again: percentages, or a loss. ``images``: how many they
+        are of; by default all test images."""
         same = (result.device, result.versions.get("torch")) == (device_name(self.device),
                                                                  versions()["torch"])
         if same and torch.device(self.device).type == "cpu":  # a GPU chooses its algorithms anew
@@ -51,7 +52,7 @@ class Checks:
         elif loss:
             allowed = LOSSES * max(1.0, abs(found[0]))
         else:
-            allowed = max(TOLERANCE, 100 * IMAGES / len(self.dataset.test)) + 1e-9
+            allowed = max(TOLERANCE, 100 * IMAGES / (images or len(self.dataset.test))) + 1e-9
         holds = len(said) == len(found) and all(
             old is not None and abs(old - new) <= allowed
             for old, new in zip(said, found, strict=True))

@@ -180,7 +180,7 @@ class Verifier(Checks):
 
     def _descent(self, where: str, folder: Path, found: Checkpoint) -> None:
         """The chain of parents up to the baseline, which each file names by its digest."""
-        here = found
+        here, seen = found, {found.path.resolve()}
         while here.info.parent:
             parent = self._named(where, "its parent", folder, here.info.parent)
             if parent is None:
@@ -192,7 +192,11 @@ class Verifier(Checks):
                          if bool((ours[name] & ~mask).any())]
                 self.check(where, not grown, f"weights that its parent had pruned live again in "
                                              f"{', '.join(grown)}")
-            here, folder = parent, parent.path.parent
+            here, folder, path = parent, parent.path.parent, parent.path.resolve()
+            if not self.check(where, path not in seen,
+                              f"{path} descends from itself, by what the files say"):
+                return
+            seen.add(path)
 
     def _named(self, where: str, what: str, folder: Path, said: Reference) -> Checkpoint | None:
         """The file that a checkpoint names; one that lies outside of the run may be gone."""
@@ -249,7 +253,7 @@ class Verifier(Checks):
                 self.check(where, False,
                            f"cannot be evaluated on {self.dataset.name}: {first_line(error)}")
                 continue
-            self.close(where, what, result, [said], [accuracy])
+            self.close(where, what, result, [said], [accuracy], images=len(images))
             if what == "test accuracy":
                 self.close(where, "test loss", result, [result.test_loss], [loss], loss=True)
 
