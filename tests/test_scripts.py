@@ -393,6 +393,15 @@ def test_dry_run_touches_nothing_and_asks_nothing_of_the_data(tmp_path, monkeypa
                          "--dry-run"))
 
 
+def test_both_methods_have_one_report_in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny = ("--dataset", "digits", "--method", "both", "--rounds", 1, "--epochs", 1, 1, 1)
+    out = works("kesi", "run", "--arch", "resnet20", *tiny)
+    assert "report: runs/digits-resnet20-both/report/table.md\n" in out
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == [
+        f"digits-resnet20-{name}" for name in ("both", "filter", "weight")]
+
+
 def test_plan_as_csv():
     lines = works("kesi", "plan", "--arch", "vgg16", "--dataset", "cifar10", "--method", "filter",
                   "--csv").splitlines()

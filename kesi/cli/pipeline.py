@@ -196,7 +196,8 @@ def run_pipeline(doc: str, family: str, argv: Sequence[str] | None = None, prog:
             baseline = str(out / "seed{seed}" / BASELINE)
             args.pretrained = None
     if not args.no_report and distributed.is_main():
-        print(report.report(list(folders.values())).text)
+        out = (args.save or _folder(args, args.method)) / "report"
+        print(report.report(list(folders.values()), out).text)
     if folder and distributed.is_main():
         for out in folders.values():
             command = ["kesi", *entry.added(args), "export", str(out), "--out",
@@ -214,7 +215,8 @@ def _warn_of_small(folder: Path, size: int) -> None:
 
 
 def _folder(args, method: str) -> Path:
-    """Where the run of a method goes; of both, each has a folder of its own in --save."""
+    """Where the run of a method goes; of both, each has a folder of its own in --save. Without
+    --save, "both" is where the report of both goes."""
     if args.save is None:
         return Path("runs", f"{args.dataset}-{args.arch}-{method}")
     return args.save / method if args.method == flags.BOTH else args.save
