@@ -355,6 +355,16 @@ def test_the_table_and_the_picture(study):
     assert "![study](study.png)" in (folder / "study.md").read_text()
 
 
+@pytest.mark.slow
+def test_a_long_name_leaves_room_for_the_picture(study, tmp_path):
+    folder, file = shutil.copytree(study[0], tmp_path / "runs"), tmp_path / "tiny.py"
+    name = "all the same, but that the filters which go are drawn at random, " * 3
+    file.write_text(FILE.replace('"random"', f'"{name}"', 1))
+    said = script(*words(file, folder, "--seeds", 0, 1))
+    assert said.code == 0 and "constrained_layout not applied" not in said.err
+    assert f"{name} " in said.out
+
+
 def test_what_a_file_reads_from_the_environment_is_a_part_of_the_command(tmp_path):
     file = tmp_path / "tiny.py"
     file.write_text("import os\n" + FILE.replace("rounds=2", "rounds=int(os.environ['ROUNDS'])"))

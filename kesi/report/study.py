@@ -5,6 +5,7 @@ so that what seeds have in common falls out.
 """
 
 import statistics
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +19,8 @@ from kesi.system import files
 from kesi.system.files import csv_text
 
 NEARLY = 0.02  # by which work may differ from equal work
+
+NAME, TITLE = 40, 77  # letters in a line of the picture
 
 Outcomes = Mapping[str, Mapping[int, Outcome]]
 
@@ -165,8 +168,11 @@ def draw(found: Outcomes, title: str, path: Path) -> None:
 
     first, *others = found
     against, both = differences(found), pairs(found)
+    labels = [textwrap.fill(name, NAME) for name in others]
+    title = "\n".join(textwrap.fill(line, TITLE) for line in (title, f"against: {first}"))
+    row = max([0.36, *(0.18 * (1 + label.count("\n")) for label in labels)])  # inches
     with matplotlib.rc_context(STYLE):
-        figure, axis = small(7.0, 1.6 + 0.36 * len(others))
+        figure, axis = small(7.0, 1.3 + 0.15 * (1 + title.count("\n")) + row * len(others))
         axis.axvline(0, color=BASELINE_COLOUR, linewidth=1)
         for place, name in enumerate(others):
             if name not in both:
@@ -177,8 +183,8 @@ def draw(found: Outcomes, title: str, path: Path) -> None:
                       alpha=0.6)
             axis.errorbar([against[name].mean], [place], xerr=against[name].half, fmt="D",
                           color=KESI_COLOUR, markersize=5, capsize=3)
-        axis.set_yticks(range(len(others)), others)
+        axis.set_yticks(range(len(others)), labels)
         axis.set_ylim(max(len(others), 1) - 0.5, -0.5)
         axis.set_xlabel("points of accuracy: mean, 95 % interval, every seed")
-        figure.suptitle(f"{title}\nagainst: {first}", fontsize=10)
+        figure.suptitle(title, fontsize=10)
         save(figure, path)
