@@ -524,6 +524,27 @@ def test_a_long_title_stays_within_its_figure(tmp_path):
         assert whole.x0 <= title.x0 and title.x1 <= whole.x1 and title.y1 <= whole.y1
 
 
+def test_a_folder_whose_name_is_no_text_is_reported(tmp_path, monkeypatch):
+    monkeypatch.chdir(write_run(tmp_path / "caf\udce9"))  # as of an old disk: Latin-1
+    write_run(tmp_path / "other", compare=False)
+    works("kesi", "report", ".", "--no-plots")
+    assert {row["run"] for row in read_csv(Path("report/stages.csv"))} == {"caf?"}
+    works("kesi", "report", ".", "../other", "--out", "both")
+    assert "filter pruning [caf?]" in Path("both/table.md").read_text()
+
+
+def test_error_bars_are_of_as_many_seeds_as_there_are(tmp_path):
+    pytest.importorskip("matplotlib")
+    many = write_run(tmp_path / "many")
+    one = write_run(tmp_path / "one", method="weight", seeds=(0,))
+    text = page([many, one], tmp_path / "page.html").read_text()
+    assert "against size (mean ± std of 2 seeds)" in text and "accuracy against size<" in text
+    from kesi.report import figures
+    summaries = [*map(summarise, results.load_runs([many, one]))]
+    drawn = figures.accuracy_figure(summaries)
+    assert drawn._suptitle.get_text().endswith("(mean ± std of 1 to 2 seeds)")
+
+
 def test_above_is_not_claimed_of_two_that_are_alike():
     alike = paired([50.0], [50.0])
     assert (tables._verdict(alike, True), tables._verdict(alike, False)) == (

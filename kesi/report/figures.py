@@ -116,10 +116,12 @@ def subject(summaries: Sequence[Summary]) -> str:
 
 
 def spread_note(summaries: Sequence[Summary]) -> str:
-    """What the error bars are, where there are any."""
-    seeds = max(len(one.run.results(stage))
-                for one in summaries for stage in one.run.record.stages())
-    return f" (mean ± std of {seeds} seeds)" if seeds > 1 else ""
+    """What the error bars are, where there are any: of the seeds that have finished a stage."""
+    seeds = {len(one.run.results(stage))
+             for one in summaries for stage in one.run.record.stages()} - {0}
+    fewest, most = min(seeds, default=0), max(seeds, default=0)
+    count = f"{most}" if fewest == most else f"{fewest} to {most}"
+    return f" (mean ± std of {count} seeds)" if most > 1 else ""
 
 
 def accuracy_panel(axis: Axes, one: Summary) -> None:

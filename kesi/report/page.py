@@ -62,10 +62,9 @@ def page(runs: Sequence[Path], out: Path | None = None, data_name: str | None = 
     def named(one: Summary, title: str) -> str:
         return f"{one.run.label}: {title}" if len(loaded) > 1 else title
 
-    seeds = figures.spread_note(summaries)
-    panels = {f"accuracy against size{seeds}": figures.accuracy_panel,
-              f"before and after retraining{seeds}": figures.retraining_panel,
-              f"the snapshots and their ensemble{seeds}": figures.rounds_panel}
+    panels = {"accuracy against size": figures.accuracy_panel,
+              "before and after retraining": figures.retraining_panel,
+              "the snapshots and their ensemble": figures.rounds_panel}
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent),
                                      autoescape=True, undefined=jinja2.StrictUndefined)
     text = environment.get_template("page.html").render(
@@ -74,7 +73,7 @@ def page(runs: Sequence[Path], out: Path | None = None, data_name: str | None = 
         table_=main_table(rows, summaries), origins=origins_table(rows),
         missing=[line for one in summaries for line in one.missing],
         claims=claims_table(summaries), latency=latency, rounds=map(rounds_table, summaries),
-        accuracy=[(named(one, title), drawn(figures.alone, panel, one))
+        accuracy=[(named(one, title + figures.spread_note([one])), drawn(figures.alone, panel, one))
                   for one in summaries for title, panel in panels.items()],
         heats=[(f"{one.run.label}, {part.label} retraining", drawn(figures.heat_figure, part))
                for one in summaries for part in one.retrained if part.disagreement],

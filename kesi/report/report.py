@@ -24,6 +24,7 @@ from kesi.report.tables import Table, claims_table, main_table, rounds_table
 from kesi.runs.record import Ensemble, Result
 from kesi.runs.results import Run, common_folder, load_runs
 from kesi.system import files
+from kesi.system.errors import visible
 from kesi.system.files import csv_text
 from kesi.system.markdown import code, plain
 
@@ -91,7 +92,8 @@ def stages_csv(runs: Sequence[Run]) -> list[dict]:
         for seed, results in sorted(run.seeds.items()):
             for stage in sorted(results, key=lambda name: (order.get(name, len(order)), name)):
                 said = encode(results[stage]) | {
-                    "run": run.place(seed).resolve().parent.name, "seed": seed, "stage": stage,
+                    "run": visible(run.place(seed).resolve().parent.name),
+                    "seed": seed, "stage": stage,
                     "versions": versions_of(results[stage]), "parent": parents_of(results[stage]),
                     "command": command_of(results[stage])}
                 lines.append({name: _flat(said.get(name)) for name in STAGE_COLUMNS})

@@ -23,7 +23,7 @@ from kesi.runs.record import (
     read_run,
     seed_of,
 )
-from kesi.system.errors import KesiError, UsageError
+from kesi.system.errors import KesiError, UsageError, visible
 
 
 @dataclass
@@ -140,7 +140,7 @@ def load_runs(folders: Sequence[Path], data_name: str | None = None,
     if len({run.label for run in runs}) < len(runs):  # two runs of one method: told apart by folder
         common = os.path.commonpath([run.folder.resolve() for run in runs])
         for run in runs:
-            run.label += f" [{os.path.relpath(run.folder.resolve(), common)}]"
+            run.label += f" [{visible(os.path.relpath(run.folder.resolve(), common))}]"
     return runs
 
 
