@@ -21,8 +21,8 @@ from kesi.data import datasets
 from kesi.data.arrays import from_arrays
 from kesi.method.pruning import prune_filters
 from kesi.method.training import Options
-from kesi.own import compress, graphs, tracing
-from kesi.own.compress import Compressed
+from kesi.own import graphs, tracing
+from kesi.own.compress import START, Compressed
 from kesi.own.registry import SPARSITIES
 from kesi.own.tracing import analyse
 from kesi.report.page import next_steps, page
@@ -375,13 +375,13 @@ def test_torchvisions_networks(build, tmp_path, registry):
                                    rtol=1e-3)
 
 
-def test_a_trained_network_is_the_baseline(tmp_path, registry):
+def test_a_trained_network_is_the_baseline(tmp_path, registry, monkeypatch):
     network = seeded(Concatenating)
 
-    def compress(model: nn.Module) -> Compressed:
+    def compress(model: nn.Module, folder: Path = tmp_path / "run") -> Compressed:
         return kesi.compress(model, *digits(16, 40),
                              rounds=1, rates={"left": 0.5}, epochs=(9, 1, 1), batch_size=20,
-                             folder=tmp_path / "run", options=CPU, trained=True,
+                             folder=folder, options=CPU, trained=True,
                              accuracy=10)  # of an untrained network
 
     result = compress(network)
@@ -389,6 +389,15 @@ def test_a_trained_network_is_the_baseline(tmp_path, registry):
     assert result.network.cfg == [12, 5, 6, 8]
     with pytest.raises(UsageError, match="other weights"):
         compress(Concatenating())
+    # the same run by another name of its folder, with a record as it was before, and elsewhere
+    record = tmp_path / "run" / "run.json"
+    said = json.loads(record.read_text())
+    assert said["baseline"] == START
+    record.write_text(json.dumps(said | {"baseline": str(tmp_path / "run" / START)}))
+    monkeypatch.chdir(tmp_path)
+    compress(network, Path("run"))
+    (tmp_path / "run").rename(tmp_path / "moved")
+    compress(network, tmp_path / "moved")
 
 
 def test_a_function_draws_new_weights_for_each_seed(tmp_path, registry):
@@ -398,7 +407,7 @@ def test_a_function_draws_new_weights_for_each_seed(tmp_path, registry):
     one, two = (weights_of(tmp_path / "run" / f"seed{seed}" / "baseline") for seed in (0, 1))
     assert not torch.equal(one["left.weight"], two["left.weight"])
     assert result.checkpoint.parent.parent.name == "seed0"
-    assert not (tmp_path / "run" / compress.START).exists()
+    assert not (tmp_path / "run" / START).exists()
 
 
 # --- loading elsewhere ----------------------------------------------------------------------------

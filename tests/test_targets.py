@@ -178,14 +178,45 @@ def squeezed(folder, method="filter", **asked):
     noise = torch.Generator().manual_seed(0)
     images = (torch.randint(256, (24, 8, 8, 3), dtype=torch.uint8, generator=noise),
               torch.arange(24) % 2)
-    return kesi.compress(own, images, images, method, rounds=2, name="own", folder=folder,
-                         options=Options(eval_every=0), **{"epochs": (1, 1, 1)} | asked)
+    return kesi.compress(asked.pop("model", own), images, images, method, rounds=2, name="own",
+                         folder=folder, options=Options(eval_every=0),
+                         **{"epochs": (1, 1, 1)} | asked)
 
 
-def test_a_network_of_ones_own_gets_faster(tmp_path, clock):
+def test_a_network_of_ones_own_gets_faster(tmp_path, clock, registry):
     made = squeezed(tmp_path / "run", latency="2x")
     before, after = made.latency.seconds
     assert before / after >= 2 and macs(made.network, 8) == after * 1e6
+    with pytest.raises(UsageError, match=r"other latency rates \(\[0.2, 0.2\], now \[0.2, 0.1\]"):
+        squeezed(tmp_path / "run", latency="2x", rates={"0": 0.2, "3": 0.1})
+    said = json.loads((tmp_path / "run" / "run.json").read_text())
+    del said["latency"]["rates"]  # as records were before
+    (tmp_path / "run" / "run.json").write_text(json.dumps(said))
+    squeezed(tmp_path / "run", latency="2x")
+
+
+class OfOneBatch(nn.Sequential):
+    """Its export takes no other batch than the one that it was traced with."""
+
+    def forward(self, images):
+        return super().forward(images).reshape(int(images.size(0)), -1)
+
+
+class Unknown(nn.Sequential):
+    """Has an operation that ONNX does not know."""
+
+    def forward(self, images):
+        return super().forward(torch.special.i0e(images))
+
+
+@pytest.mark.parametrize("kind", [OfOneBatch, Unknown])
+def test_no_latency_of_what_onnxruntime_cannot_run(tmp_path, registry, kind):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    with pytest.raises(UsageError, match="own does not run in onnxruntime .*ask for macs or params"
+                       ) as refused:
+        squeezed(tmp_path / "run", latency="2x", model=lambda: kind(*own()))
+    assert "\n" not in str(refused.value) and not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(("asked", "cfg"), [

@@ -117,9 +117,10 @@ def chosen(folder: Path, what: str, asked: dict) -> RunRecord | None:
     if not (folder / RUN).is_file():
         return None
     record = read_run(folder / RUN)
-    said = getattr(record, what)
-    refuse_changes(folder, {what: said and {name: getattr(said, name) for name in asked}},
-                   {what: asked})
+    if (said := getattr(record, what)) is not None:  # what an older record leaves out is not held
+        said = {name: getattr(said, name) for name in asked if getattr(said, name) is not None}
+        asked = {name: asked[name] for name in said}
+    refuse_changes(folder, {what: said}, {what: asked})
     return record
 
 

@@ -205,14 +205,16 @@ def _open(settings: Settings) -> None:
     seeds, latency, budget = set(settings.seeds), settings.latency, settings.budget
     chosen: dict[str, str] = {}
     more = unlabelled.digest if (unlabelled := settings.dataset.unlabelled) else None
+    baseline = _as_noted(settings.baseline, folder)
     if (folder / RUN).is_file():
         before = read_run(folder / RUN)
         old, new = before.recipe["trainings"], recipe["trainings"]
         refuse_changes(folder, {name: old[name] for name in old if name in new},
                        {name: new[name] for name in new if name in old})
         refuse_changes(folder, before.recipe, recipe | {"trainings": old})
-        refuse_changes(folder, {"baseline": before.baseline, "pretrained": before.pretrained},
-                       {"baseline": settings.baseline, "pretrained": settings.pretrained})
+        refuse_changes(folder, {"baseline": _as_noted(before.baseline, folder),
+                                "pretrained": before.pretrained},
+                       {"baseline": baseline, "pretrained": settings.pretrained})
         refuse_changes(folder, before.data, data)
         refuse_changes(folder, {"images without labels": before.unlabelled},
                        {"images without labels": more})
@@ -225,11 +227,19 @@ def _open(settings: Settings) -> None:
         latency, budget = latency or before.latency, budget or before.budget
     write_json(folder / RUN, encode(RunRecord(
         arch=recipe["arch"], dataset=settings.dataset.name, method=recipe["method"], recipe=recipe,
-        seeds=sorted(seeds), recipe_hash=recipe_hash(recipe), data=data, baseline=settings.baseline,
+        seeds=sorted(seeds), recipe_hash=recipe_hash(recipe), data=data, baseline=baseline,
         pretrained=settings.pretrained, fitted_to=settings.recipe.fitted_to, latency=latency,
         budget=budget, unlabelled=more, unlabelled_images=unlabelled and len(unlabelled),
         handed_over=chosen,
         **provenance(settings.options.device))))
+
+
+def _as_noted(baseline: str | None, folder: Path) -> str | None:
+    """The path of a baseline as run.json has it: from the run's folder where it lies in that, so
+    that the folder may move and be named in other ways."""
+    if baseline is None or not (path := Path(baseline).resolve()).is_relative_to(folder.resolve()):
+        return baseline
+    return path.relative_to(folder.resolve()).as_posix()
 
 
 def _clock(settings: Settings) -> Clock:

@@ -56,7 +56,8 @@ def _width(value: object) -> bool:
 @dataclass(kw_only=True)
 class Faster:
     """Widths that were chosen by latency: for ``speedup`` with a ``batch``, from ``seconds`` of the
-    unpruned network to those of the last one.
+    unpruned network to those of the last one. ``rates``: of the widths, in proportion to which they
+    shrink; older records do not say them.
     """
 
     speedup: float
@@ -69,6 +70,7 @@ class Faster:
     threads: Count
     device: str
     seconds: Annotated[list[float], lambda value: len(value) == 2 and min(value) > 0]
+    rates: list[float] | None = None
 
     def text(self) -> str:
         """One line for the person who asked."""
@@ -97,12 +99,11 @@ class RunRecord(Origin):
     """run.json: what is run in a folder. ``recipe`` as Recipe.describe() gave it,
     ``data`` as Dataset.describe().
 
-    ``baseline``: the path of a trained network instead of step 1, ``pretrained``: weights that step
-    1 starts from. ``fitted_to``: see Recipe. ``handed_over``: the stage that is, by seed folder.
-    ``unlabelled``: the digest of images without labels in the last step, ``unlabelled_images``:
-    how many they are. ``latency``, ``budget``:
-    what was measured before it began, where these were asked for; what
-    followed stands in the recipe.
+    ``baseline``: the path of a trained network instead of step 1, from the run's folder if it lies
+    in it; ``pretrained``: weights that step 1 starts from. ``fitted_to``: see Recipe.
+    ``handed_over``: the stage that is, by seed folder. ``unlabelled``: the digest of images without
+    labels in the last step, ``unlabelled_images``: how many they are. ``latency``, ``budget``: what
+    was measured before it began, where these were asked for; what followed stands in the recipe.
     """
 
     arch: str

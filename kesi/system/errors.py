@@ -35,9 +35,9 @@ def check_choice(what: str, value: object, choices: Iterable[object], where: str
 
 
 def first_line(error: BaseException) -> str:
-    """What another library's error says, in at most 160 characters of one line;
+    """What another library's error says, in at most 160 characters of one line, without colours;
     its type where it says nothing."""
-    text = str(error).strip().splitlines()
+    text = re.sub(r"\x1b\[[\d;]*m", "", str(error)).strip().splitlines()
     return (text[0][:160] if text else type(error).__name__).rstrip(".")
 
 

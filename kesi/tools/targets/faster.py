@@ -25,7 +25,8 @@ from kesi.method.snapshot import BASELINE, KESI
 from kesi.runs.folder import chosen
 from kesi.runs.record import Faster
 from kesi.system import distributed
-from kesi.system.errors import KesiError, UsageError
+from kesi.system.describe import describe
+from kesi.system.errors import KesiError, UsageError, first_line
 from kesi.system.provenance import device_name
 from kesi.tools import latency
 from kesi.tools.formats import need, onnx_bytes, runner
@@ -50,7 +51,8 @@ def faster(recipe: Recipe, times: float, num_classes: int, image_size: Size, all
     if not 1 <= batch <= 4096:
         raise UsageError(f"--latency-batch must be at least 1 and at most 4096, not {batch}")
     asked = {"speedup": times, "batch": batch, "allocation": allocation, "round_to": round_to,
-             "rounds": len(recipe.rounds), "arch": recipe.arch}
+             "rounds": len(recipe.rounds), "arch": recipe.arch,
+             "rates": describe(recipe.rounds[0])}
     if folder is not None and (record := chosen(folder, LATENCY, asked)) is not None:
         rounds = record.recipe["rounds"]
         if not all(map(fields.several(fields.number), rounds)):
@@ -111,7 +113,14 @@ def runtime() -> str:
 def _call(network: nn.Module, images: torch.Tensor, kind: str) -> Callable[[], object]:
     if kind == "torch":
         return latency.eager(network, images)
-    run = runner(encoded(network, tuple(images.shape[2:])), "onnx")
+    try:
+        run = runner(encoded(network, tuple(images.shape[2:])), "onnx")
+        run(images)
+    except (KesiError, MemoryError):
+        raise
+    except Exception as error:  # of torch's exporter or the runtime, about somebody's network: any
+        raise UsageError(f"no latency can be measured: {network.arch} does not run in onnxruntime "
+                         f"({first_line(error)}); ask for macs or params instead") from error
     return lambda: run(images)
 
 
