@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+import kesi
 import models
+from doors import fails, works
 from kesi import checkpoints
 from kesi.cli.export import export as command
 from kesi.data import load
@@ -20,6 +22,7 @@ from kesi.own import registry
 from kesi.system.errors import KesiError, UsageError
 from kesi.tools import export, formats
 from kesi.tools.inputs import Inputs, inputs_of
+from saving import keep
 
 pytest_plugins = ["tinyrun"]
 
@@ -231,6 +234,56 @@ def test_safetensors_of_an_unregistered_network_says_what_to_register(tmp_path, 
     with pytest.raises(UsageError,
                        match=r"say how it is built with kesi.register\('lone', factory\)"):
         formats.load_safetensors(path)
+
+
+class Pooled(torch.nn.Sequential):
+    """A network of two widths whose pool onnxruntime's inference of shapes does not know."""
+
+    def __init__(self, activation=torch.nn.ReLU):
+        super().__init__(torch.nn.Conv2d(3, 8, 3), activation(), torch.nn.Conv2d(8, 8, 3),
+                         torch.nn.AdaptiveMaxPool2d(1), torch.nn.Flatten(), torch.nn.Linear(8, 10))
+
+
+@pytest.fixture
+def pooled(tmp_path, registry):
+    """Its checkpoint, with the digits that are looked at."""
+    pytest.importorskip("torch_pruning")
+    kesi.register("pooled", Pooled, image_size=16)
+    keep(tmp_path / "c.pth.tar", models.create("pooled", 10), stage="baseline",
+         data=load("digits").describe())
+    return tmp_path / "c.pth.tar"
+
+
+def test_int8_of_an_operation_without_known_shapes(pooled, monkeypatch):
+    quantization = pytest.importorskip("onnxruntime.quantization")
+    words = ("kesi", "export", pooled, "--no-latency", "--int8", "--out")
+    assert "int8: the same class on " in works(*words, pooled.with_name("a.onnx"))
+
+    def refuses(*arguments, **settings):
+        raise TypeError("no such thing\nand more")
+
+    monkeypatch.setattr(quantization, "quantize_static", refuses)
+    fails(*words, pooled.with_name("net"), code=1,
+          says="cannot quantise this network: no such thing; leave --int8 out")
+    assert not pooled.with_name("net").exists()
+
+
+def test_own_networks_are_read_with_their_widths_or_without(pooled, monkeypatch):
+    folder = pooled.with_name("net")
+    works("kesi", "export", pooled, "--no-latency", "--out", folder)
+    assert "`kesi.register('pooled', FACTORY)`" in (folder / "README.md").read_text()
+    kesi.register("pooled", lambda: Pooled(torch.nn.GELU), image_size=16)
+    with pytest.warns(UserWarning, match="was saved when the code of pooled"):
+        kesi.from_pretrained(folder)
+    monkeypatch.setitem(sys.modules, "torch_pruning", None)
+    kesi.register("pooled", Pooled, image_size=16)
+    with pytest.raises(UsageError, match=r'cannot be loaded: .*pip install -e "\.\[own\]"'):
+        kesi.from_pretrained(folder)
+    (folder / "model.safetensors").write_bytes(  # where no widths are known
+        formats.save_bytes(models.create("pooled", 10), {}))
+    monkeypatch.undo()
+    kesi.register("pooled", Pooled, image_size=16)
+    assert kesi.from_pretrained(folder).cfg == [8, 8]
 
 
 class Twice(torch.nn.Module):

@@ -11,8 +11,9 @@ from kesi.checkpoints.checkpoint import (
     read,
     require,
     save,
+    warn_of_other_code,
     write,
 )
 
 __all__ = ["EXPORTED", "Checkpoint", "contents", "find", "load", "load_model", "read",
-           "require", "save", "write"]
+           "require", "save", "warn_of_other_code", "write"]

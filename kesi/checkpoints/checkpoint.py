@@ -147,10 +147,8 @@ def load(path: str | Path, arch: str | None = None, num_classes: int | None = No
         models.ARCHITECTURES[arch].num_classes or classes_of(path, state, num_classes))
     if num_classes is not None and num_classes != classes:
         raise UsageError(f"{path} has {classes} classes, not {num_classes}")
-    require(arch, path)
+    require(arch, path, content.get("cfg"))
     graph = models.ARCHITECTURES[arch].graph
-    if graph and graph.problem and content.get("cfg"):
-        raise UsageError(f"{path} cannot be loaded: {graph.problem}")
     try:
         cfg = content.get("cfg") or (None if graph else widths_of(arch, state))
         _refuse_other_shapes(arch, classes, cfg, state)
@@ -162,9 +160,8 @@ def load(path: str | Path, arch: str | None = None, num_classes: int | None = No
         # without a message of many lines: load_state_dict lists every name
         raise KesiError(f"{path} does not fit {arch} with {classes} classes: "
                         f"{first_line(error).rstrip(': ')}") from error
-    if ours and content.get("code", code := models.ARCHITECTURES[arch].code) != code:
-        warnings.warn(f"{path} was saved when the code of {arch}, or the numbers of its layers, "
-                      "were others than now: the same weights may answer otherwise", stacklevel=2)
+    if ours:
+        warn_of_other_code(path, arch, content.get("code"))
     if masks is None and not ours:
         masks = masks_from_zeros(model)
     if not ours:
@@ -242,10 +239,20 @@ def _refuse_other_shapes(arch: str, num_classes: int, cfg: list, state: dict) ->
             raise ValueError(f"{name} has shape {tuple(state[name].shape)}, not {tuple(shape)}")
 
 
-def require(arch: str, path: object) -> None:
+def require(arch: str, path: object, cfg: object = None) -> None:
     """Raise a UsageError unless the network ``arch``, of which a file speaks,
-    is KESI's or registered."""
+    is KESI's or registered, and can be built with the widths ``cfg``, where it has any."""
     if arch not in models.ARCHITECTURES:
         raise UsageError(f"{path} holds a network that is not one of KESI's: say how it is built "
                          f"with kesi.register({arch!r:.60}, factory), and load it then; a command "
                          "gets the module that does so by kesi --with MODULE COMMAND ...")
+    graph = models.ARCHITECTURES[arch].graph
+    if graph and graph.problem and cfg:
+        raise UsageError(f"{path} cannot be loaded: {graph.problem}")
+
+
+def warn_of_other_code(path: object, arch: str, said: object) -> None:
+    """Warn where the code of a network of one's own is not what a file says, if it says so."""
+    if said not in (None, models.ARCHITECTURES[arch].code):
+        warnings.warn(f"{path} was saved when the code of {arch}, or the numbers of its layers, "
+                      "were others than now: the same weights may answer otherwise", stacklevel=3)

@@ -22,6 +22,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import nn
 
+from kesi import models
 from kesi.checkpoints import fields
 from kesi.checkpoints.checkpoint import Checkpoint
 from kesi.data import DATASETS, Dataset, eval_batches, load
@@ -82,6 +83,7 @@ def about_of(checkpoint: Checkpoint, inputs: Inputs, raw: bool) -> dict[str, Any
     known = tested and fields.number(right) and 0 <= right <= 100
     size, colour = inputs.image_size, {1: "grey", 3: "RGB"}.get(inputs.channels, "all channels")
     steps = " px, then to ".join(map(spoken_size, inputs.resize))
+    code = models.ARCHITECTURES[checkpoint.network.arch].code
     resized = (f"the shorter side resized to {steps} px (bilinear, antialiased)"
                if isinstance(size, int) else
                f"resized to cover {steps} px, height first (bilinear, antialiased)")
@@ -93,7 +95,8 @@ def about_of(checkpoint: Checkpoint, inputs: Inputs, raw: bool) -> dict[str, Any
                              + ", then (x - mean) / std" * raw,
             "accuracy": {"percent": right, "images": f"{tested:,} test images of {dataset['name']}"}
             if known else None,
-            "digest": checkpoint.file_digest, "made_with": f"KESI {versions()['kesi']}"}
+            "digest": checkpoint.file_digest, "made_with": f"KESI {versions()['kesi']}",
+            **({"code": code} if code else {})}  # of a network that is not KESI's
 
 
 def export(checkpoint: Checkpoint, inputs: Inputs, out: Path, kind: str, *, raw: bool = False,

@@ -80,7 +80,8 @@ def quantised(content: bytes, images: torch.Tensor) -> bytes:
     """An ONNX file in int8: static quantisation by onnxruntime, in its QDQ form.
 
     ``images`` (N, C, H, W), as the network takes them, tell the range of every activation. Weights
-    get a scale for each filter; the metadata stays. Raises UsageError where a package is missing.
+    get a scale for each filter; the metadata stays. Raises UsageError where a package is missing,
+    KesiError where onnxruntime cannot do it.
     """
     need("onnx", "onnxruntime")
     import onnx
@@ -103,12 +104,21 @@ def quantised(content: bytes, images: torch.Tensor) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         whole, ready, done = (str(Path(folder) / name) for name in ("a.onnx", "b.onnx", "c.onnx"))
         Path(whole).write_bytes(content)
-        quant_pre_process(whole, ready)
-        # Unsigned activations are the fast ones on CPUs. Weights of seven bits: without VNNI, the
-        # sum of two products of eight bits each may not fit its sixteen.
-        quantize_static(ready, done, Batches(), quant_format=QuantFormat.QDQ, per_channel=True,
-                        activation_type=QuantType.QUInt8, reduce_range=True)
-        model = onnx.load(done)
+        try:
+            try:
+                quant_pre_process(whole, ready)
+            except Exception:  # its inference of shapes does not know every operation: without it
+                quant_pre_process(whole, ready, skip_symbolic_shape=True)
+            # Unsigned activations are the fast ones on CPUs. Weights of seven bits: without VNNI,
+            # the sum of two products of eight bits each may not fit its sixteen.
+            quantize_static(ready, done, Batches(), quant_format=QuantFormat.QDQ, per_channel=True,
+                            activation_type=QuantType.QUInt8, reduce_range=True)
+            model = onnx.load(done)
+        except MemoryError:
+            raise
+        except Exception as error:  # of onnxruntime, about somebody else's network: anything
+            raise KesiError(f"onnxruntime cannot quantise this network: {first_line(error)}; leave "
+                            "--int8 out") from error
     del model.metadata_props[:]
     model.metadata_props.extend(onnx.load_from_string(content).metadata_props)
     return model.SerializeToString()
@@ -208,8 +218,11 @@ def load_with_metadata(path: str | Path) -> tuple[Network, dict[str, Any]]:
         raise KesiError(f"{path} was not written by kesi export (version {VERSION} of its format)")
     try:
         about = {key: value if key in PLAIN else json.loads(value) for key, value in text.items()}
-        checkpoints.require(about["arch"], path)
-        model = models.create(about["arch"], about["num_classes"], about["cfg"])
+        arch, cfg = about["arch"], about["cfg"]
+        checkpoints.require(arch, path, cfg)
+        # no widths of a network of one's own: none were known where it was written
+        own = models.ARCHITECTURES[arch].graph is not None
+        model = models.create(arch, about["num_classes"], None if own and not cfg else cfg)
         shapes = {name: value.shape for name, value in model.state_dict().items()}
         for name in about["sparse"]:
             parts = {part: tensors.pop(f"{name}.{part}") for part in ("values", "bits", "gaps")
@@ -218,6 +231,7 @@ def load_with_metadata(path: str | Path) -> tuple[Network, dict[str, Any]]:
         model.load_state_dict(tensors)
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
         raise KesiError(f"{path} is damaged: {first_line(error)}") from error
+    checkpoints.warn_of_other_code(path, arch, about.get("code"))
     return model.eval(), about
 
 

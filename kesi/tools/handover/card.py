@@ -63,7 +63,9 @@ def card(checkpoint: Checkpoint, about: dict[str, Any], baseline: Checkpoint | N
         f"Preparation of a picture: {about['preprocessing']}.", "",
         "In torch: `network = kesi.from_pretrained(FOLDER)`, which takes images that are "
         f"normalised with mean {_numbers(about['mean'])} and standard deviation "
-        f"{_numbers(about['std'])}.", "",
+        f"{_numbers(about['std'])}."
+        + f" First say how it is built: `kesi.register({arch!r}, FACTORY)`." * ("code" in about),
+        "",
         "## Limits", "",
         "- It answers with one of its classes whatever the picture shows.",
         "- The accuracy is that on pictures of the same kind as those it learned from; on others "
