@@ -232,6 +232,8 @@ def test_rates_by_name_leave_the_others_alone_and_one_filter_stays(registry):
         {"left": 0.5, "down": 0.25}.get(convs[0], 0.0) for convs in graph.convs)
     with pytest.raises(UsageError, match="no convolution 'head'.*left"):
         graph.rates({"head": 0.5})
+    with pytest.raises(UsageError, match="stem.0 and back lose their filters together"):
+        graph.rates({"stem.0": 0.1, "left": 0.5, "back": 0.5})
     with pytest.warns(UserWarning, match="kept one"):
         smaller = prune_filters(models.create("concatenating", 10), 0.99)
     assert smaller.cfg == [1, 1, 1, 1] and smaller(torch.randn(2, 3, 16, 16)).shape == (2, 10)

@@ -107,17 +107,22 @@ class Graph:
         """One rate for each width, from one for all or from those of convolutions by name
         (others keep all).
 
-        Raises UsageError for a name that no convolution with a width has.
+        Raises UsageError for a name that no convolution with a width has, and where two that share
+        one are to lose different shares.
         """
         if not isinstance(wanted, dict):
             return (wanted,) * len(self.cfg)
-        rates = [0.0] * len(self.cfg)
+        rates, said = [0.0] * len(self.cfg), {}
         for name, rate in wanted.items():
             places = [place for place, convs in enumerate(self.convs) if name in convs]
             if not places:
                 raise UsageError(
                     f"no convolution {name!r} whose filters can be removed; there are "
                     f"{', '.join(dict.fromkeys(conv for convs in self.convs for conv in convs))}")
+            other = said.setdefault(places[0], name)
+            if other != name and wanted[other] != rate:
+                raise UsageError(f"{other} and {name} lose their filters together: give both the "
+                                 "same rate, or one of them alone")
             rates[places[0]] = rate
         return tuple(rates)
 
