@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+import kesi
 import models
 from datagen import write_imagefolder
 from doors import fails, script
@@ -16,7 +17,7 @@ from kesi.data import load
 from kesi.method.training import predict as predict_split
 from kesi.system.errors import KesiError, UsageError
 from kesi.tools import predict
-from saving import keep
+from saving import Grey, keep
 
 pytest_plugins = ["tinyrun"]
 
@@ -145,3 +146,16 @@ def test_images_of_a_senseless_size_are_refused(filter_run, tmp_path):
     for size in (0, 100_000):
         fails("kesi", "predict", filter_run / "seed0/kesi", tmp_path / "a.png", "--image-size",
               size, code=2, says=f"--image-size {size}: it takes 1 to 4096 pixels")
+
+
+def test_a_network_of_one_size_refuses_others(tmp_path, registry):
+    kesi.register("grey", Grey, image_size=(20, 12), channels=1)
+    keep(tmp_path / "c.pth.tar", models.create("grey", 3), stage="baseline",
+         data={"name": "mine", "classes": ["a", "b", "c"], "image_size": [20, 12], "mean": [0.5],
+               "std": [0.5]})
+    Image.new("L", (16, 16)).save(tmp_path / "a.png")
+    for command in (("predict", tmp_path / "c.pth.tar", tmp_path / "a.png"), (
+            "compare", tmp_path / "c.pth.tar", "--no-accuracy"), (
+            "export", tmp_path / "c.pth.tar", "--out", tmp_path / "net.onnx")):
+        fails("kesi", *command, "--image-size", 24, code=2, says="--image-size 24: grey does not "
+              "take such images (mat1 and mat2 shapes cannot be multiplied")

@@ -21,7 +21,7 @@ from kesi.data.split import Size, height_width, spoken_size
 from kesi.method.sizes import channels_of
 from kesi.models import Network
 from kesi.runs.lineage import check_classes
-from kesi.system.errors import KesiError, UsageError
+from kesi.system.errors import KesiError, UsageError, first_line
 from kesi.tools import latency
 
 # what a checkpoint has to say of its images
@@ -130,7 +130,20 @@ def inputs_of(checkpoint: Checkpoint, dataset: str | None = None, image_size: Si
     if min(height_width(found.image_size)) < model.min_image_size:
         raise UsageError(f"{model.arch} needs images of {model.min_image_size} px or more, not "
                          f"{spoken_size(found.image_size)}")
+    if image_size is not None and models.ARCHITECTURES[model.arch].graph is not None:
+        _check_taken(model, found)
     return found
+
+
+def _check_taken(model: Network, inputs: Inputs) -> None:
+    """Raises UsageError where a network of one's own does not take images of a size: it may be made
+    for one alone."""
+    try:
+        with torch.inference_mode():
+            model(inputs.noise(1))
+    except Exception as error:  # somebody else's code: anything
+        raise UsageError(f"--image-size {spoken_size(inputs.image_size)}: {model.arch} does not "
+                         f"take such images ({first_line(error)})") from error
 
 
 def _as_said(checkpoint: Checkpoint, said: dict) -> Inputs:
