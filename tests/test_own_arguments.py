@@ -186,11 +186,18 @@ def captured(weight):
      "a whole recipe says itself .*: leave rounds and compare out"),
     ({"seeds": (10**19,)}, "seeds are whole numbers from 0 to"),
     ({"trained": True, "accuracy": 0.93}, "accuracy is in percent"),
+    ({"accuracy": 95.0}, "accuracy is that of a network .*say trained=True"),
     ({"folder": "a\nb"}, "control character")])
 def test_what_will_not_do_is_said_before_any_training(arguments, says, tmp_path):
     with pytest.raises(UsageError, match=says) as refused:
         squeeze(**({"folder": tmp_path / "run"} | arguments))
     assert "\n" not in str(refused.value) and not (tmp_path / "run" / "seed0").exists()
+
+
+@pytest.mark.parametrize("name", ["flip", "val_fraction", "test"])
+def test_what_a_data_set_says_itself_is_not_said_again(name, tmp_path):
+    with pytest.raises(UsageError, match=f"a kesi.data.Dataset has its .*leave {name} out"):
+        kesi.compress(network(), load("digits"), folder=tmp_path / "run", **{name: 0.5})
 
 
 def test_what_was_begun_with_one_network_does_not_continue_with_another_of_its_weights(tmp_path):

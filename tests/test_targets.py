@@ -6,6 +6,7 @@ import json
 import shlex
 import sys
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -52,6 +53,8 @@ def test_zeros_of_weight_pruning():
     rows = planned("--method", "weight", "--sparsity", 0.9)
     zeros = [1 - row["nonzero_params"] / row["params"] for row in rows]
     assert zeros == sorted(zeros) and zeros[-1] == pytest.approx(0.9, abs=0.01)
+    more = planned("--method", "weight", "--sparsity", 0.9, "--rounds", 8)
+    assert len(more) == 9 and more[-1]["nonzero_params"] == rows[-1]["nonzero_params"]
 
 
 @pytest.mark.parametrize("words, says", [
@@ -178,9 +181,9 @@ def squeezed(folder, method="filter", **asked):
     noise = torch.Generator().manual_seed(0)
     images = (torch.randint(256, (24, 8, 8, 3), dtype=torch.uint8, generator=noise),
               torch.arange(24) % 2)
-    return kesi.compress(asked.pop("model", own), images, images, method, rounds=2, name="own",
+    return kesi.compress(asked.pop("model", own), images, images, method, name="own",
                          folder=folder, options=Options(eval_every=0),
-                         **{"epochs": (1, 1, 1)} | asked)
+                         **{"rounds": 2, "epochs": (1, 1, 1)} | asked)
 
 
 def test_a_network_of_ones_own_gets_faster(tmp_path, clock, registry):
@@ -232,8 +235,11 @@ def test_a_network_of_ones_own_gets_as_small_as_asked_for(tmp_path, registry, as
 
 
 def test_a_sparsity_in_python(tmp_path, registry):
-    assert squeezed(tmp_path / "run", "weight", sparsity=0.6).masks.sparsity() == pytest.approx(
-        0.6, abs=0.001)
+    for rounds in (2, 6):  # fewer and more than the default
+        made = squeezed(tmp_path / str(rounds), "weight", sparsity=0.6, rounds=rounds,
+                        epochs=np.array([1, 1, 1]))
+        assert made.masks.sparsity() == pytest.approx(0.6, abs=0.001)
+        assert f"onecycle-{rounds}" in made.accuracies
 
 
 def test_a_budget_in_python_is_kept(tmp_path, registry, monkeypatch, capsys):

@@ -252,6 +252,8 @@ def recipe_for(args: argparse.Namespace, family: str, method: str | None = None,
     recipe = recipes.named(getattr(args, "recipe", recipes.PAPER), recipe)
     if images and not {"epochs", "scale"} & given.keys():
         recipe = recipe.fitted(images)
+    if recipe.method == "weight" and args.sparsity is not None:
+        given.pop("rounds", None)  # as many as the target is reached in
     recipe = recipe.changed(**given)
     return targets.towards(args, recipe, lambda: classes_and_size(
         args, family, getattr(args, "data", None)), folder)

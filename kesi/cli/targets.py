@@ -74,7 +74,8 @@ def towards(args: argparse.Namespace, recipe: Recipe, inputs: Callable[[], tuple
         if measure == LATENCY:
             return faster.faster(recipe, value, *inputs(), args.allocation, args.round_to,
                                  args.latency_batch, folder)
-        return recipe.towards(measure, value, *inputs(), args.allocation, args.round_to), None
+        return recipe.towards(measure, value, *inputs(), args.allocation, args.round_to,
+                              rounds=args.rounds), None
     except ValueError as error:  # a network of one's own that has other classes
         raise UsageError(str(error)) from error
 

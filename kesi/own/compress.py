@@ -79,7 +79,7 @@ def compress(model: nn.Module | Factory, train: Pairs | Dataset, test: Pairs | N
              batch_size: int | None = None, lr: float | None = None,
              recipe: Recipe | str | None = None,
              seeds: Sequence[int] = (0,), trained: bool = False, compare: bool = False,
-             flip: bool = True, options: Options | None = None, fresh: bool = False,
+             flip: bool | None = None, options: Options | None = None, fresh: bool = False,
              ignore: Sequence[str] = (), mean: float | Sequence[float] | None = None,
              std: float | Sequence[float] | None = None, accuracy: float | None = None,
              criterion: str | None = None, loss: str | Loss | None = None,
@@ -96,8 +96,8 @@ def compress(model: nn.Module | Factory, train: Pairs | Dataset, test: Pairs | N
     ``model``: a network, which stays as it is and whose weights are where training starts (with
     ``trained`` they are the baseline, and step 1 is left out); or a function that builds one, with
     weights drawn anew for each seed. ``train``, ``test``: pairs of uint8 images and labels,
-    mirrored in training where ``flip``, see kesi.data.arrays.from_arrays; or a kesi.data.Dataset
-    and nothing. ``method``: "filter" or "weight".
+    mirrored in training unless ``flip=False``, see kesi.data.arrays.from_arrays; or a
+    kesi.data.Dataset and nothing. ``method``: "filter" or "weight".
 
     ``rounds`` of pruning (default: five). ``rates``: the share of filters that goes in a round, one
     for all or by the name of a convolution, where those not named keep theirs (default: 0.2).
@@ -141,7 +141,7 @@ def compress(model: nn.Module | Factory, train: Pairs | Dataset, test: Pairs | N
     files.
     """
     arguments.check_arguments(model, method, rounds, epochs, batch_size, lr, seeds)
-    epochs = epochs and tuple(map(operator.index, epochs))
+    epochs = None if epochs is None else tuple(map(operator.index, epochs))
     batch_size = batch_size and operator.index(batch_size)
     target = arguments.target(method, {"macs": macs, "params": params, "latency": latency,
                                        "sparsity": sparsity}, sparsities)
@@ -159,6 +159,9 @@ def compress(model: nn.Module | Factory, train: Pairs | Dataset, test: Pairs | N
     if given is None and trained:
         raise UsageError(
             "trained=True needs a network with its weights, not a function that builds one")
+    if accuracy is not None and not trained:
+        raise UsageError("accuracy is that of a network that is trained already: leave it out, or "
+                         "say trained=True")
     dataset = arguments.normalised(_dataset(train, test, flip, val_fraction, unlabelled), mean, std)
     name = name or _name(model)
     graph = register(name, model if given is None else lambda: copy.deepcopy(given),
@@ -166,7 +169,7 @@ def compress(model: nn.Module | Factory, train: Pairs | Dataset, test: Pairs | N
     if method == "filter" and graph.problem:
         raise UsageError(graph.problem)
     if recipe is None or isinstance(recipe, str):
-        amounts = arguments.amounts(graph, method, rounds, rates, sparsities)
+        amounts = arguments.amounts(graph, method, rounds, rates, sparsities, sparsity)
         if ignore:
             amounts = arguments.without(graph, method, amounts, ignore)
         images = len(dataset.train) + len(dataset.val or ())
@@ -237,20 +240,21 @@ def _name(model: nn.Module | Factory) -> str:
     return f"own-{name}" if reserved(name) else name
 
 
-def _dataset(train: Pairs | Dataset, test: Pairs | None, flip: bool,
+def _dataset(train: Pairs | Dataset, test: Pairs | None, flip: bool | None,
              val_fraction: float, unlabelled: torch.Tensor | np.ndarray | None) -> Dataset:
     if isinstance(train, Dataset):
-        if val_fraction:
-            raise UsageError("a kesi.data.Dataset has its held-out images already: leave "
-                             "val_fraction out, and give it where the data set is made")
-        for name, value in (("test", test), ("unlabelled", unlabelled)):
+        for name, value, what in (("test", test, "test images"),
+                                  ("unlabelled", unlabelled, "unlabelled images"),
+                                  ("val_fraction", val_fraction or None, "held-out images"),
+                                  ("flip", flip, "augmentation")):
             if value is not None:
-                raise UsageError(f"a kesi.data.Dataset has its {name} images already: leave {name} "
-                                 f"out")
+                raise UsageError(f"a kesi.data.Dataset has its {what} already: leave {name} out, "
+                                 "and give it where the data set is made")
         return train
     if test is None:
         raise UsageError("test images are missing: give test=(images, labels)")
-    return from_arrays(train, test, flip=flip, val_fraction=val_fraction, unlabelled=unlabelled)
+    return from_arrays(train, test, flip=flip is None or flip, val_fraction=val_fraction,
+                       unlabelled=unlabelled)
 
 
 def _start(name: str, given: nn.Module, dataset: Dataset, folder: Path, trained: bool) -> Path:
