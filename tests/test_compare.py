@@ -8,13 +8,14 @@ import pytest
 import torch
 
 import models
-from doors import fails
+from doors import fails, works
 from kesi import checkpoints
 from kesi.cli import networks
 from kesi.data import load
 from kesi.method.training import predict
 from kesi.system.errors import UsageError
 from kesi.tools import compare, latency
+from saving import keep
 
 pytest_plugins = ["tinyrun"]
 
@@ -75,6 +76,16 @@ def test_without_images_and_times(filter_run, tmp_path, capsys):
     text = capsys.readouterr().out
     assert "seed0/kesi " in text  # what a run hands over
     assert "the same prediction" in text
+
+
+def test_images_that_nobody_can_load_again(tmp_path):
+    keep(tmp_path / "c.pth.tar", models.create("resnet20", 10), stage="baseline",
+         data=load("digits").describe() | {"name": "images"})
+    said = "c.pth.tar were handed over in Python ('images') and cannot be loaded anew: give --data"
+    fails("kesi", "compare", tmp_path / "c.pth.tar", "--no-latency", code=2, says=said)
+    fails("kesi", "export", tmp_path / "c.pth.tar", "--out", tmp_path / "net", "--int8", code=2,
+          says="--int8 needs training images for calibration: the images of")
+    works("kesi", "compare", tmp_path / "c.pth.tar", "--no-latency", "--no-accuracy")
 
 
 def test_latencies_alternate_and_are_medians(monkeypatch):

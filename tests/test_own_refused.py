@@ -75,6 +75,16 @@ class Closed(Small):
         return super().forward(x) * self.factor
 
 
+class Counting(Small):
+    """Something in its state_dict is no tensor."""
+
+    def get_extra_state(self):
+        return {"calls": 3}
+
+    def set_extra_state(self, state):
+        pass
+
+
 class Wavering(nn.Sequential):
     def __init__(self):
         width = int(torch.randint(4, 1000, ()))
@@ -149,6 +159,7 @@ def pruned(network: nn.Module) -> None:
     (Offset, "its offset is not in the state_dict"),
     (Loose, "its offset is not in the state_dict"),
     (Listed, "its offsets is not in the state_dict"),
+    (Counting, "its _extra_state is a dict, and a checkpoint holds tensors"),
     (Changing, "changes the images that it is given"),
     (Auxiliary, "gives a tuple: let it return the logits alone"),
     (Late, "gives a dict: let it return the logits alone"),

@@ -267,6 +267,7 @@ def test_a_budget_in_python_is_kept(tmp_path, registry, monkeypatch, capsys):
     ({"macs": 0.5, "allocation": "uniform", "ignore": ["0"]}, "leave rates and ignore out"),
     ({"macs": 0.5, "round_to": 1.5}, "round_to is a whole number"),
     ({"round_to": 4}, "round_to 4 says how a target is reached: give one as well, macs or params"),
+    ({"latency": "2x", "latency_batch": 2.5}, "latency_batch is a whole number, not 2.5"),
     ({"macs": 0.5, "latency_batch": 8}, "latency_batch 8 says .* as well, latency"),
     ({"budget": "soon"}, "90s, 45m or 2h"), ({"budget": -1}, "90s, 45m or 2h"),
     ({"budget": 0.001}, "too small")])

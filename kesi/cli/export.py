@@ -22,6 +22,7 @@ from kesi.tools.export import BATCHES, Exported
 from kesi.tools.formats import FORMATS, OPSET
 from kesi.tools.handover.folder import hand_over, runtime
 from kesi.tools.inputs import Inputs, inputs_of, pictures_only
+from kesi.tools.latency import MEDIAN
 
 
 def export(argv: Sequence[str] | None = None) -> None:
@@ -80,7 +81,7 @@ def export(argv: Sequence[str] | None = None) -> None:
     print(*described(checkpoint, inputs, made, kind or "onnx", args), sep="\n")
     if clock:
         engine = "onnxruntime" if kind in (None, "onnx") else "torch"
-        print(f"latency: the median of some seconds, in {engine}, {device_name('cpu')}")
+        print(f"latency: {MEDIAN}, in {engine}, {device_name('cpu')}")
     print(*table.text(), *remarks(table, lineage.method_of(checkpoint)), sep="\n")
     if baseline is None:
         print("no baseline to compare with: this is one, or none was found beside the checkpoint "

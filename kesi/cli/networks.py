@@ -18,6 +18,7 @@ from kesi.tools.compare import compare as compare_networks
 from kesi.tools.compare import names as names_of
 from kesi.tools.inputs import dataset_of, inputs_of
 from kesi.tools.landscape import line, plane, same_shape
+from kesi.tools.latency import MEDIAN
 from kesi.tools.predict import Prediction, predict_images
 
 
@@ -102,7 +103,7 @@ def compare(argv: Sequence[str] | None = None) -> None:
                              download=not args.no_download, device=device)
     print(found.text())
     if not args.no_latency:
-        print(f"latency: the median of some seconds, in torch, {device_name(device)}")
+        print(f"latency: {MEDIAN}, in torch, {device_name(device)}")
     if args.csv is not None:
         write_text(args.csv, found.csv())
 

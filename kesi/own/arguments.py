@@ -150,8 +150,9 @@ def check_allocation(measure: str | None, allocation: str, round_to: int, latenc
     if fixed and allocation == "uniform":
         raise UsageError('allocation="uniform" takes from all layers alike: leave rates and ignore '
                          "out")
-    if not _whole_numbers([round_to]):
-        raise UsageError(f"round_to is a whole number, not {round_to!r:.60}")
+    for name, value in (("round_to", round_to), ("latency_batch", latency_batch)):
+        if not _whole_numbers([value]):
+            raise UsageError(f"{name} is a whole number, not {value!r:.60}")
     check_used([measure], allocation, round_to, latency_batch)
 
 

@@ -42,6 +42,10 @@ def check_weights(network: nn.Module) -> None:
                 or {"weight_orig", "weight_g"} & module._parameters.keys()):
             raise UsageError(f"{what} computes its weight from others (a parametrization, weight "
                              f"norm, torch's pruning): remove that first, so that the weight stays")
+    for name, value in network.state_dict().items():
+        if not isinstance(value, torch.Tensor):
+            raise UsageError(f"its {name} is a {type(value).__name__}, and a checkpoint holds "
+                             f"tensors: keep it in a buffer instead of get_extra_state()")
     for name, value in [*network.named_parameters(), *network.named_buffers()]:
         if value.is_complex() or value.is_floating_point() and value.dtype != torch.float32:
             kind = str(value.dtype).removeprefix("torch.")

@@ -123,13 +123,14 @@ def calibration_images(checkpoint: Checkpoint, inputs: Inputs, root: str | Path,
                        raw: bool) -> torch.Tensor:
     """Up to CALIBRATION training images (N, C, H, W), as scaled() gives them, for export_int8().
 
-    Raises KesiError where they are not in ``root``.
+    Raises KesiError where they are not in ``root``, UsageError where nothing says which they are.
     """
     try:
         dataset = scaled(dataset_of(checkpoint, inputs, root), inputs, raw)
     except KesiError as error:
-        raise KesiError("--int8 needs training images for calibration (--data): "
-                        f"{error}") from error
+        where = "" if isinstance(error, UsageError) else " (--data)"  # which would not help
+        raise type(error)(f"--int8 needs training images for calibration{where}: "
+                          f"{error}") from error
     split = dataset.train.spread(CALIBRATION)
     return torch.cat([images for images, _ in eval_batches(dataset, split)]).contiguous()
 

@@ -14,7 +14,7 @@ from kesi import models
 from kesi.checkpoints import fields
 from kesi.checkpoints.checkpoint import Checkpoint
 from kesi.checkpoints.fields import LARGEST
-from kesi.data import INFO, Dataset, load
+from kesi.data import DATASETS, INFO, Dataset, load
 from kesi.data.augment import Augmentation, PadCrop, RandomResizedCrop
 from kesi.data.datasets import family_of
 from kesi.data.split import Size, height_width, spoken_size
@@ -186,6 +186,10 @@ def dataset_of(checkpoint: Checkpoint, inputs: Inputs, root: str | Path,
     if inputs.dataset is None:
         raise UsageError(
             f"{checkpoint.path} does not say which images it was trained on: give --dataset")
+    if inputs.dataset not in DATASETS:
+        raise UsageError(f"the images of {checkpoint.path} were handed over in Python "
+                         f"({inputs.dataset!r:.60}) and cannot be loaded anew: give --dataset, or "
+                         "leave out what needs images (compare: --no-accuracy; export: no --int8)")
     dataset = load(inputs.dataset, root, image_size=inputs.image_size, download=download,
                    family=inputs.family, channels=inputs.channels)
     check_classes(checkpoint, dataset)

@@ -12,9 +12,11 @@ from kesi.data.split import Size, height_width
 
 BATCHES = (1, 128)
 
-SECONDS = 1.5  # for each of the networks and batch sizes, unless FEWEST calls take longer
+SECONDS = 1.5  # for each of the networks and batch sizes; FEWEST calls may take longer, MOST less
 
 FEWEST, MOST = 3, 200
+
+MEDIAN = f"the median of {FEWEST} to {MOST} calls"  # what a latency is, for people
 
 
 def alternated(calls: Sequence[Callable[[], object]],
