@@ -12,7 +12,7 @@ from doors import ROOT, fails, works
 from kesi import checkpoints
 from kesi.report import published
 from kesi.report.report import report
-from kesi.report.verify import figures_only
+from kesi.report.verify import figures_only, publication
 from kesi.runs.record import history_digest, read_epochs
 from kesi.runs.results import load_runs
 from kesi.tools.formats import load_with_metadata
@@ -157,7 +157,7 @@ def lost(*names):
      "table.md: it does not show these records")])
 def test_what_was_changed_is_named(copy, change, trouble):
     change(copy)
-    checks, failures, _ = published.verify(copy, load_with_metadata)
+    checks, failures, _ = publication.verify(copy, load_with_metadata)
     assert checks > 50 and any(line.startswith(trouble) for line in failures), failures
 
 
@@ -219,7 +219,7 @@ def test_seeds_that_were_run_apart_are_published_as_one_run(shared, filter_run, 
 @pytest.mark.parametrize("folder", RESULTS, ids=lambda path: path.name)
 def test_the_results_of_this_project_hold(folder):
     """Records, reports, and each network's digest and answers; its images are not part of it."""
-    _, failures, _ = published.verify(folder, load_with_metadata)
+    _, failures, _ = publication.verify(folder, load_with_metadata)
     assert not failures
 
 

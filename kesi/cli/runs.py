@@ -16,6 +16,7 @@ from kesi.report.report import report as write_report
 from kesi.report.tables import Table
 from kesi.report.verify import images_of
 from kesi.report.verify import verify as verify_run
+from kesi.report.verify.publication import verify as verify_published
 from kesi.runs.results import load_runs
 from kesi.system import execution
 from kesi.system.errors import KesiError, UsageError, first_line
@@ -153,7 +154,8 @@ def verify(argv: Sequence[str] | None = None) -> None:
     run = published.runs_of(args.run)[0] if shared else args.run
     dataset = None if args.no_accuracy else images_of(run, flags.images_folder(args, run))
     if shared:
-        checks, failures, without = published.verify(args.run, load_with_metadata, dataset, device)
+        checks, failures, without = verify_published(args.run, load_with_metadata, dataset,
+                                                     device)
         left_out.append(without)
     else:
         found = verify_run(run, dataset, device)
