@@ -13,10 +13,10 @@ from kesi.checkpoints import fields
 from kesi.data import Dataset
 from kesi.method import recipes
 from kesi.method.objectives import Loss, Objective, check_labels
-from kesi.method.pruning.allocation import ALLOCATIONS, LATENCY, sparsities_of
+from kesi.method.pruning.allocation import ALLOCATIONS, LATENCY
 from kesi.method.pruning.filters import pruned_widths
 from kesi.method.pruning.weights import conv_weights
-from kesi.method.recipes import Recipe, check_rounds
+from kesi.method.recipes import Recipe
 from kesi.own.graphs import Graph
 from kesi.own.registry import RATE, SPARSITIES
 from kesi.runs.trial import try_losses
@@ -157,17 +157,14 @@ def check_allocation(measure: str | None, allocation: str, round_to: int, latenc
 
 
 def amounts(graph: Graph, method: str, rounds: int | None, rates: float | dict[str, float] | None,
-             sparsities: Sequence[float] | None, sparsity: float | None = None) -> tuple:
-    """What every round prunes; ``sparsity``: after the last one, a target. Raises UsageError for
-    what does not fit the method or each other."""
+             sparsities: Sequence[float] | None) -> tuple:
+    """What every round prunes. Raises UsageError for what does not fit the method or each other."""
     if method == "filter":
         if sparsities is not None:
             raise UsageError('sparsities are for method="weight"; filter pruning takes rates')
         return (graph.rates(RATE if rates is None else rates),) * (rounds or recipes.ROUNDS)
     if rates is not None:
         raise UsageError('rates are for method="filter"; weight pruning takes sparsities')
-    if sparsity is not None:
-        return sparsities_of(sparsity, check_rounds(rounds or recipes.ROUNDS))
     try:
         shares = SPARSITIES if sparsities is None else tuple(map(float, sparsities))
     except (TypeError, ValueError) as error:

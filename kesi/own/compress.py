@@ -169,7 +169,8 @@ def compress(model: nn.Module | Factory, train: Pairs | Dataset, test: Pairs | N
     if method == "filter" and graph.problem:
         raise UsageError(graph.problem)
     if recipe is None or isinstance(recipe, str):
-        amounts = arguments.amounts(graph, method, rounds, rates, sparsities, sparsity)
+        count = rounds if sparsity is None else None  # which is reached in any number of them
+        amounts = arguments.amounts(graph, method, count, rates, sparsities)
         if ignore:
             amounts = arguments.without(graph, method, amounts, ignore)
         images = len(dataset.train) + len(dataset.val or ())
@@ -203,7 +204,7 @@ def compress(model: nn.Module | Factory, train: Pairs | Dataset, test: Pairs | N
         recipe, measured = faster.faster(recipe, target[1], *inputs, allocation, round_to,
                                          latency_batch, known)
     elif target is not None:
-        recipe = recipe.towards(*target, *inputs, allocation, round_to)
+        recipe = recipe.towards(*target, *inputs, allocation, round_to, rounds=rounds)
     if trained and (fresh or not (folder / START).is_file()):
         checks.check_baseline(copy.deepcopy(given), dataset, accuracy, options.device)
     if seconds is not None:

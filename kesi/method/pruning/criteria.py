@@ -16,13 +16,7 @@ from torch import Tensor, nn
 
 from kesi import models
 from kesi.data import Dataset, Split, eval_batches
-from kesi.system.errors import (
-    KesiError,
-    PruningFailed,
-    UsageError,
-    check_choice,
-    first_line,
-)
+from kesi.system.errors import KesiError, PruningFailed, UsageError, check_choice, first_line
 from kesi.system.seeds import generator
 
 Criterion = Callable[[nn.Module, Sequence[str], "Evidence"], dict[str, Tensor]]

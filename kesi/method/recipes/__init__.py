@@ -1,6 +1,6 @@
 """The paper's recipe as data, what may differ in it, and the recipes that do better."""
 
-from kesi.method.recipes.definition import CODE, PARTS, Amount, Recipe, check_rounds, described
+from kesi.method.recipes.definition import CODE, PARTS, Amount, Recipe, described
 from kesi.method.recipes.named import (
     PAPER,
     RECIPES,
@@ -33,5 +33,5 @@ from kesi.method.recipes.retrainings import (
 
 __all__ = ["Amount", "BASELINES", "CIFAR_BASELINE", "CODE", "DISTILLATION", "METHODS", "ONE_CYCLE",
            "OWN", "PAPER", "PARTS", "RECIPES", "RETRAININGS", "ROUNDS", "Recipe", "Retraining",
-           "USUAL", "WRN_BASELINE", "check_rounds", "choice", "described", "fits", "kesi2",
-           "kesi2_many", "kind_of", "name_of", "named", "recipe", "retraining_named", "suited"]
+           "USUAL", "WRN_BASELINE", "choice", "described", "fits", "kesi2", "kesi2_many",
+           "kind_of", "name_of", "named", "recipe", "retraining_named", "suited"]

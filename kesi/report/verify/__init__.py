@@ -46,7 +46,7 @@ def verify(run: Path, dataset: Dataset | None = None, device: str = "cpu") -> Ve
     """
     verifier = Verifier(run, dataset, device)
     record, recipe = verifier.record, verifier.record.recipe
-    found = {seed for path in Path(run).iterdir() if (seed := seed_of(path)) is not None}
+    found = verifier.seed_folders()
     verifier.check("run.json", set(record.seeds) == found and bool(found),
                    f"it speaks of seeds {sorted(record.seeds)}, and there are folders of "
                    f"{sorted(found)}")

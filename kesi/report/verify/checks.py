@@ -9,7 +9,7 @@ import torch
 
 from kesi.data import Dataset
 from kesi.runs import results
-from kesi.runs.record import Ensemble, Result, RunRecord
+from kesi.runs.record import Ensemble, Result, RunRecord, seed_of
 from kesi.system.errors import KesiError
 from kesi.system.provenance import device_name, versions
 
@@ -28,6 +28,10 @@ class Checks:
         self.checks, self.failures = 0, []
         if dataset is not None:
             self._refuse_other_images(dataset)
+
+    def seed_folders(self) -> set[int]:
+        """The seeds of which the run has a folder."""
+        return {seed for path in self.run.iterdir() if (seed := seed_of(path)) is not None}
 
     def check(self, where: str, holds: bool, trouble: str) -> bool:
         """Count a check; ``trouble`` is what to say where it does not hold."""

@@ -26,7 +26,6 @@ from kesi.runs.record import (
     network_of,
     read_epochs,
     read_result,
-    seed_of,
 )
 from kesi.runs.results import load_runs
 from kesi.system.errors import KesiError, UsageError
@@ -88,10 +87,9 @@ class _Published(Checks):
 
     def all_seeds(self) -> None:
         """Check every stage of every seed."""
-        for path in sorted(self.run.iterdir()):  # tables show every seed that is there
-            if (seed := seed_of(path)) is not None:
-                self.check("run.json", seed in self.record.seeds,
-                           f"it does not speak of seed {seed}, of which there is a folder")
+        for seed in sorted(self.seed_folders()):  # tables show every seed that is there
+            self.check("run.json", seed in self.record.seeds,
+                       f"it does not speak of seed {seed}, of which there is a folder")
         for seed in self.record.seeds:
             results: dict[str, Result | Ensemble] = {}
             for stage in self.record.stages():
