@@ -1,0 +1,33 @@
+"""All images: one round of pruning against five, and against controls of its own.
+
+    kesi study studies/rounds.py --data FOLDER --image-size 16 --seeds 3 4 5
+
+In the lengths of many.py; --set LENGTH=2 for twice as long. All variants process as many images
+and end in the same widths. One round against five was seen with seeds 0 to 2, in controls.py: so
+these are others.
+"""
+
+import os
+from dataclasses import replace
+
+from kesi.method.recipes import kesi2_many, recipe
+from kesi.runs.study import Variant
+
+length = int(os.environ.get("LENGTH", 1))
+first, each, last = (length * epochs for epochs in (12, 3, 4))
+paper = Variant(recipe("resnet20", "imagefolder", "filter").changed(
+    amounts=0.25, epochs=(first, each, last), compare=False))
+five = replace(paper, recipe=kesi2_many(paper.recipe))
+# to the widths that five rounds end in: 16 to 3, 32 to 6 and 64 to 15 filters
+one = five.changed(rounds=1, amounts=[13 / 16] * 3 + [26 / 32] * 3 + [49 / 64] * 3,
+                   retraining={"epochs": 5 * each})
+
+VARIANTS = {
+    "five rounds": five,
+    "one round": one,
+    "one round, more plain retraining": one.changed(
+        teachers="labels", distillation=paper.recipe.retrainings["onecycle"].changed(epochs=last)),
+    "one round, the baseline as only teacher": one.changed(teachers="baseline"),
+    "one round, random filters": one.changed(criterion="random"),
+    "the paper's order": paper,
+}
