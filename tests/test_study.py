@@ -714,19 +714,27 @@ def chance(found, freedom):
     return 1 - low
 
 
-def test_the_page_says_how_many_comparisons_there_are():
-    """Holm 1979: the smallest of m by 0.05 / m, the next by 0.05 / (m - 1), and so on."""
+def holm(chances):
+    """How many stay when corrected for their number: the smallest of m by 0.05 / m, the next by
+    0.05 / (m - 1), and so on (Holm 1979)."""
+    ordered = sorted(chances)
+    return next((place for place, p in enumerate(ordered) if p > 0.05 / (len(ordered) - place)),
+                len(ordered))
+
+
+def prose(page):
+    return " ".join((ROOT / page).read_text().split())
+
+
+def test_the_evidence_says_how_many_comparisons_there_are():
     found = []
     for folder in PUBLISHED:
         base, *others = accuracies(folder).values()
-        found += [(chance(paired(base, one), len(base) - 1), paired(base, one)) for one in others]
-    found.sort(key=lambda one: one[0])
-    stay = next((place for place, (p, _) in enumerate(found) if p > 0.05 / (len(found) - place)),
-                len(found))
-    told = sum(one.told_from_chance for _, one in found)
-    page = " ".join((ROOT / "docs" / "beyond.md").read_text().split())
+        found += [(paired(base, one), len(base) - 1) for one in others]
+    told = sum(one.told_from_chance for one, _ in found)
+    stay = holm(chance(*one) for one in found)
     assert (f"of {len(found)} comparisons with the first variant of a table {told} are told, and "
-            f"{stay} when corrected for their number (Holm)") in page
+            f"{stay} when corrected for their number (Holm)") in prose("results/studies.md")
 
 
 def together(sets):
@@ -739,26 +747,39 @@ def together(sets):
                   t_quantile(0.95, freedom) * spread / math.sqrt(number))
 
 
+def of_both_sets():
+    """Every difference of two variants that studies of both data sets have, and its degrees of
+    freedom."""
+    for first, second in itertools.combinations(PUBLISHED, 2):
+        if first.name.split("-")[0] == second.name.split("-")[0]:
+            sets = accuracies(first), accuracies(second)
+            for names in itertools.permutations(set.intersection(*map(set, sets)), 2):
+                differences = [[b - a for a, b in zip(*map(one.get, names), strict=True)]
+                               for one in sets]
+                yield together(differences), 2 * len(differences[0]) - 2
+
+
+def test_the_page_says_how_many_fields_of_its_table_are_told():
+    known = {(f"{one.mean:+.2f}", one.interval): chance(one, freedom)
+             for one, freedom in of_both_sets()}
+    table = (ROOT / "docs" / "beyond.md").read_text().split("| otherwise |")[1]
+    fields = re.findall(r"([+-]\d+\.\d\d) \(([^)]*)\)", table.split("\n\n")[0])
+    told = sum(float(low) * float(high) > 0 for _, interval in fields
+               for low, high in [interval.split(" to ")])
+    assert (f"of these {len(fields)} fields {told} are told, and {holm(map(known.get, fields))} "
+            "when corrected for their number (Holm)") in prose("docs/beyond.md")
+
+
 @pytest.mark.parametrize("page", ["docs/beyond.md", "results/studies.md"])
 def test_what_pages_tell_of_studies_are_differences_of_their_variants(page):
     tables = [accuracies(folder, column) for folder in PUBLISHED
               for column in ("test_accuracy", "ensemble_accuracy")]
-    pooled = []
-    for first, second in itertools.combinations(PUBLISHED, 2):
-        if first.name.split("-")[0] == second.name.split("-")[0]:  # both data sets together
-            pooled.append((accuracies(first), accuracies(second)))
-    known = set()
-    for table in tables:
-        for one, other in itertools.permutations(table.values(), 2):
-            found = paired(one, other)
-            known.add((f"{found.mean:+.2f}", found.interval))
-    for sets in pooled:
-        for names in itertools.permutations(set.intersection(*map(set, sets)), 2):
-            found = together([[b - a for a, b in zip(*(one[name] for name in names), strict=True)]
-                              for one in sets])
-            known.add((f"{found.mean:+.2f}", found.interval))
-    text = " ".join((ROOT / page).read_text().split())
-    told = re.findall(r"([+-]?\d+\.\d\d)(?: \(|, )([+-]?\d+\.\d\d) to ([+-]?\d+\.\d\d)", text)
+    found = [paired(one, other) for table in tables
+             for one, other in itertools.permutations(table.values(), 2)]
+    known = {(f"{one.mean:+.2f}", one.interval)
+             for one in [*found, *(one for one, _ in of_both_sets())]}
+    told = re.findall(r"([+-]?\d+\.\d\d)(?: \(|, )([+-]?\d+\.\d\d) to ([+-]?\d+\.\d\d)",
+                      prose(page))
     assert len(told) > 30
     for numbers in told:
         mean, low, high = map(float, numbers)
