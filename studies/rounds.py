@@ -1,4 +1,4 @@
-"""All images: one round of pruning against five, and against controls of its own.
+"""All images: kesi2-many in five rounds of pruning, in one, and each against controls of its own.
 
     kesi study studies/rounds.py --data FOLDER --image-size 16 --seeds 3 4 5
 
@@ -21,12 +21,14 @@ five = replace(paper, recipe=kesi2_many(paper.recipe))
 # to the widths that five rounds end in: 16 to 3, 32 to 6 and 64 to 15 filters
 one = five.changed(rounds=1, amounts=[13 / 16] * 3 + [26 / 32] * 3 + [49 / 64] * 3,
                    retraining={"epochs": 5 * each})
+plain = {"teachers": "labels",
+         "distillation": paper.recipe.retrainings["onecycle"].changed(epochs=last)}
 
 VARIANTS = {
     "five rounds": five,
+    "five rounds, more plain retraining": five.changed(**plain),
     "one round": one,
-    "one round, more plain retraining": one.changed(
-        teachers="labels", distillation=paper.recipe.retrainings["onecycle"].changed(epochs=last)),
+    "one round, more plain retraining": one.changed(**plain),
     "one round, the baseline as only teacher": one.changed(teachers="baseline"),
     "one round, random filters": one.changed(criterion="random"),
     "the paper's order": paper,
