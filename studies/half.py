@@ -18,7 +18,7 @@ def to_half(recipe, allocation="paper", rounds=5):
 
 
 VARIANTS = {
-    "in proportion to the paper's rates": to_half(whole),
+    "kesi2": to_half(whole),
     "all layers alike": to_half(whole, "uniform"),
     "one round": to_half(whole, rounds=1).changed(retraining={"epochs": 75}),
     "more plain retraining": to_half(whole).changed(
