@@ -13,8 +13,8 @@ paper = recipe("resnet20", "imagefolder", "filter").changed(epochs=(60, 15, 15),
 whole = kesi2(paper)
 
 
-def to_half(recipe, allocation="paper", rounds=5):
-    return Variant(recipe.towards("macs", 0.5, 10, 16, allocation, rounds=rounds))
+def to_half(one, allocation="paper", rounds=5):
+    return Variant(one.towards("macs", 0.5, 10, 16, allocation, rounds=rounds))
 
 
 VARIANTS = {
