@@ -1,5 +1,5 @@
-"""Few images: the numbers of kesi2. Weight decay, batches, and the lengths of its parts at an equal
-total.
+"""Few images: the numbers of kesi2. Weight decay, batches, averaged weights, and the lengths of its
+parts at an equal total.
 
     kesi study studies/rest.py --data FOLDER --image-size 16 --seeds 0 1 2
 """
@@ -25,6 +25,7 @@ VARIANTS = {
     "decay 2e-3": everywhere(weight_decay=2e-3),
     "batches of 128, as in the paper": everywhere(batch_size=128),
     "batches of 32": everywhere(batch_size=32),
+    "averaged weights in every training": everywhere(ema=0.99),
     "90 + 5 x 9 + 15": whole.changed(epochs=(90, 9, 15)),
     "30 + 5 x 21 + 15": whole.changed(epochs=(30, 21, 15)),
 }

@@ -1,0 +1,22 @@
+"""Few images: what the tenth of them is worth that is held out. Handing over the better of distilled
+network and last snapshot, and weighting the teachers by their accuracy, against kesi2 as it is.
+
+    kesi study studies/heldout.py --data FOLDER --image-size 16 --val-fraction 0.1 --seeds 0 1 2
+"""
+
+from kesi.method.objectives import WithLabels
+from kesi.method.recipes import kesi2, recipe
+from kesi.method.teachers import ByAccuracy
+from kesi.runs.study import Variant
+
+paper = Variant(recipe("resnet20", "imagefolder", "filter").changed(
+    amounts=0.25, epochs=(60, 15, 15), compare=False))
+kesi = Variant(kesi2(paper.recipe))
+
+VARIANTS = {
+    "kesi2": kesi,
+    "kesi2, the better handed over": kesi.changed(hand_over="best"),
+    "teachers by held-out accuracy": kesi.changed(loss=WithLabels(weights=ByAccuracy())),
+    "the paper's order": paper,
+    "the paper's order, the better handed over": paper.changed(hand_over="best"),
+}
