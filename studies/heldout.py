@@ -1,5 +1,5 @@
-"""Few images: what the tenth of them is worth that is held out. Handing over the better of distilled
-network and last snapshot, and weighting the teachers by their accuracy, against kesi2 as it is.
+"""Few images: what a held-out tenth of them is good for. The better of distilled network and last
+snapshot handed over, and teachers weighted by their accuracy.
 
     kesi study studies/heldout.py --data FOLDER --image-size 16 --val-fraction 0.1 --seeds 0 1 2
 """
