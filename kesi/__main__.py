@@ -11,6 +11,7 @@ COMMANDS = {  # name: (module, function, what it does)
     "compress": ("kesi.cli.pipeline", "compress",
                  "a folder of images in, a network as small as asked for out"),
     "study": ("kesi.cli.study", "study", "variants of the method against each other, over seeds"),
+    "pool": ("kesi.cli.runs", "pool", "finished studies of the same variants as one table"),
     "plan": ("kesi.cli.runs", "plan", "the sizes of every round, before any training"),
     "report": ("kesi.cli.runs", "report",
                "tables, plots and a page of finished or half-finished runs"),

@@ -2,6 +2,7 @@
 importing torch anew would take seconds each time."""
 
 import contextlib
+import csv
 import io
 import re
 import runpy
@@ -59,3 +60,9 @@ def fails(path: str, *arguments: object, code: int, says: str) -> str:
     assert err.count("\n") == 1 and err.startswith("error: "), outcome.err
     assert says in err, outcome.err
     return err
+
+
+def table_of(folder: Path) -> dict[tuple[str, int], dict[str, str]]:
+    """The outcomes of a study by variant and seed."""
+    with open(folder / "study.csv") as file:
+        return {(row["variant"], int(row["seed"])): row for row in csv.DictReader(file)}

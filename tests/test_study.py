@@ -1,12 +1,8 @@
 """kesi study: variants share their stages, come out like plain runs, and are compared in pairs."""
 
-import csv
 import itertools
 import json
-import math
 import os
-import random
-import re
 import shutil
 import statistics
 
@@ -14,7 +10,7 @@ import pytest
 import torch
 
 from datagen import write_imagefolder
-from doors import ROOT, fails, script, works
+from doors import ROOT, fails, script, table_of, works
 from kesi import checkpoints
 from kesi.cli import study as cli
 from kesi.data import INFO, DatasetInfo, Images, load, register_dataset
@@ -24,7 +20,6 @@ from kesi.method.objectives import KullbackLeibler
 from kesi.method.sizes import macs as macs_of
 from kesi.method.teachers import Shares
 from kesi.method.training import Options, predict
-from kesi.report.statistics import Paired, paired, t_quantile
 from kesi.runs.clock import Clock, spoken
 from kesi.runs.study import Variant, keys_of
 from kesi.system.errors import UsageError
@@ -81,11 +76,6 @@ def study(tmp_path_factory):
     file = folder / "tiny.py"
     file.write_text(FILE)
     return folder / "runs", file, works(*words(file, folder / "runs", "--seeds", 0, 1))
-
-
-def table_of(folder):
-    with open(folder / "study.csv") as file:
-        return {(row["variant"], int(row["seed"])): row for row in csv.DictReader(file)}
 
 
 @pytest.mark.slow
@@ -526,29 +516,6 @@ def test_no_file_and_no_python(tmp_path):
           says="no variant 'nobody' to hold the others against; it has: paper, labels")
 
 
-@pytest.mark.parametrize("freedom, tabled", [(1, 12.7062), (2, 4.3027), (3, 3.1824), (4, 2.7764),
-                                             (9, 2.2622), (30, 2.0423)])
-def test_the_quantiles_are_those_of_the_tables(freedom, tabled):
-    assert t_quantile(0.95, freedom) == pytest.approx(tabled, abs=5e-5)
-
-
-def test_the_interval_is_students():
-    """Its ends are where the density of t, integrated, leaves 2.5 % on either side."""
-    draw = random.Random(0)
-    first, second = ([draw.gauss(0, 1) for _ in range(6)] for _ in range(2))
-    found = paired(first, second)
-    differences = torch.tensor(second, dtype=torch.float64) - torch.tensor(first)
-    assert found.mean == pytest.approx(float(differences.mean()), abs=1e-6)
-    t = found.half / float(differences.std()) * math.sqrt(6)
-    places = torch.linspace(-t, t, 20001, dtype=torch.float64)
-    density = torch.exp(torch.lgamma(torch.tensor(3.0)) - torch.lgamma(torch.tensor(2.5))) / (
-        math.sqrt(5 * math.pi)) * (1 + places.square() / 5) ** -3
-    assert float(torch.trapezoid(density, places)) == pytest.approx(0.95, abs=1e-5)
-    assert paired([1.0], [2.0]).half is None and paired([1.0], [2.0]).told_from_chance is None
-    assert paired([1.0, 2.0], [1.5, 2.5]).told_from_chance is None  # twice the same, of two
-    assert paired([1.0, 2.0], [1.0, 2.0]).told_from_chance is False
-
-
 def test_a_key_knows_all_that_decides():
     """Whatever differs between two variants gives other stages from there on, and none before."""
     paper, order = tiny(), ["baseline", "onecycle-1", "onecycle-2", "kesi"]
@@ -668,8 +635,8 @@ VARIANTS = {"snapshots": paper, "independent": paper.changed(teachers=3)}
 
 @pytest.mark.parametrize("file", sorted((ROOT / "studies").glob("*.py")), ids=lambda one: one.stem)
 def test_our_own_studies_compare_equal_work_and_macs(file, tmp_path):
-    held_out = ["--val-fraction", "0.1"] * ("--val-fraction" in file.read_text())
-    asked = cli.parse([str(file), "--data", str(tmp_path), "--unlabelled", str(tmp_path), *held_out])
+    more = ["--val-fraction", "0.1"] * ("--val-fraction" in file.read_text())
+    asked = cli.parse([str(file), "--data", str(tmp_path), "--unlabelled", str(tmp_path), *more])
     work = {name: sum(asked.planned[key].work(1) for key in keys_of(variant))
             for name, variant in asked.variants.items()}
     whole = work[next(iter(work))]
@@ -679,108 +646,3 @@ def test_our_own_studies_compare_equal_work_and_macs(file, tmp_path):
     assert all(abs(work[name] / whole - 1) <= 0.01 for name in work if name.endswith("work"))
     macs = [asked.planned[keys_of(variant)[-1]].size.macs for variant in asked.variants.values()]
     assert max(macs) <= 1.02 * min(macs)
-
-
-PUBLISHED = sorted(path.parent for path in (ROOT / "results").glob("*/study.csv"))
-
-
-def accuracies(folder, column="test_accuracy"):
-    rows = table_of(folder)
-    seeds = sorted({seed for _, seed in rows})
-    return {name: [float(rows[name, seed][column]) for seed in seeds]
-            for name, _ in rows if rows[name, seeds[0]].get(column)}
-
-
-@pytest.mark.parametrize("folder", PUBLISHED, ids=lambda path: path.name)
-def test_a_published_table_follows_from_its_outcomes(folder):
-    values = accuracies(folder)
-    names = list(values)
-    text = (folder / "study.md").read_text()
-    for name in names:
-        line = next(line for line in text.splitlines() if line.startswith(f"| {name} | "))
-        mean, deviation = statistics.fmean(values[name]), statistics.stdev(values[name])
-        assert f"| {mean:.2f} ± {deviation:.2f} |" in line
-        if name != names[0]:
-            against = paired(values[names[0]], values[name])
-            assert f"| {against.mean:+.2f} | {against.interval} |" in line
-        assert line.endswith(f"| {len(values[name])} |")
-
-
-def chance(found, freedom):
-    """How probable a mean this far from zero is by chance: where its quantile is reached."""
-    low, high, t = 0.0, 1.0, abs(found.mean) / found.half * t_quantile(0.95, freedom)
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if t_quantile(middle, freedom) < t else (low, middle)
-    return 1 - low
-
-
-def holm(chances):
-    """How many stay when corrected for their number: the smallest of m by 0.05 / m, the next by
-    0.05 / (m - 1), and so on (Holm 1979)."""
-    ordered = sorted(chances)
-    return next((place for place, p in enumerate(ordered) if p > 0.05 / (len(ordered) - place)),
-                len(ordered))
-
-
-def prose(page):
-    return " ".join((ROOT / page).read_text().split())
-
-
-def test_the_evidence_says_how_many_comparisons_there_are():
-    found = []
-    for folder in PUBLISHED:
-        base, *others = accuracies(folder).values()
-        found += [(paired(base, one), len(base) - 1) for one in others]
-    told = sum(one.told_from_chance for one, _ in found)
-    stay = holm(chance(*one) for one in found)
-    assert (f"of {len(found)} comparisons with the first variant of a table {told} are told, and "
-            f"{stay} when corrected for their number (Holm)") in prose("results/studies.md")
-
-
-def together(sets):
-    """The mean of differences on several data sets, as many on each, that count alike, with the
-    spread within the sets."""
-    each = len(sets[0])
-    spread = math.sqrt(statistics.fmean(map(statistics.variance, sets)))
-    freedom, number = len(sets) * (each - 1), len(sets) * each
-    return Paired(statistics.fmean(map(statistics.fmean, sets)),
-                  t_quantile(0.95, freedom) * spread / math.sqrt(number))
-
-
-def of_both_sets():
-    """Every difference of two variants that studies of both data sets have, and its degrees of
-    freedom."""
-    for first, second in itertools.combinations(PUBLISHED, 2):
-        if first.name.split("-")[0] == second.name.split("-")[0]:
-            sets = accuracies(first), accuracies(second)
-            for names in itertools.permutations(set.intersection(*map(set, sets)), 2):
-                differences = [[b - a for a, b in zip(*map(one.get, names), strict=True)]
-                               for one in sets]
-                yield together(differences), 2 * len(differences[0]) - 2
-
-
-def test_the_page_says_how_many_fields_of_its_table_are_told():
-    known = {(f"{one.mean:+.2f}", one.interval): (one, freedom) for one, freedom in of_both_sets()}
-    table = (ROOT / "docs" / "beyond.md").read_text().split("| otherwise |")[1].split("\n\n")[0]
-    fields = [known[one] for one in re.findall(r"([+-]\d+\.\d\d) \(([^)]*)\)", table)]
-    told = sum(one.told_from_chance for one, _ in fields)
-    stay = holm(chance(*one) for one in fields)
-    assert (f"of these {len(fields)} fields {told} are told, and {stay} when corrected for their "
-            "number (Holm)") in prose("docs/beyond.md")
-
-
-@pytest.mark.parametrize("page", ["docs/beyond.md", "results/studies.md"])
-def test_what_pages_tell_of_studies_are_differences_of_their_variants(page):
-    tables = [accuracies(folder, column) for folder in PUBLISHED
-              for column in ("test_accuracy", "ensemble_accuracy")]
-    found = [paired(one, other) for table in tables
-             for one, other in itertools.permutations(table.values(), 2)]
-    known = {(f"{one.mean:+.2f}", one.interval)
-             for one in [*found, *(one for one, _ in of_both_sets())]}
-    told = re.findall(r"([+-]?\d+\.\d\d)(?: \(|, )([+-]?\d+\.\d\d) to ([+-]?\d+\.\d\d)",
-                      prose(page))
-    assert len(told) > 30
-    for numbers in told:
-        mean, low, high = map(float, numbers)
-        assert (f"{mean:+.2f}", f"{low:+.2f} to {high:+.2f}") in known, numbers

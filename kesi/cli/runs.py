@@ -1,4 +1,4 @@
-"""Commands about runs: plan, report, verify, tensorboard."""
+"""Commands about runs: plan, report, verify, tensorboard; and about finished studies: pool."""
 
 import csv
 import sys
@@ -10,7 +10,7 @@ from pathlib import Path
 from kesi.cli import entry, flags
 from kesi.method.plan import sizes, table
 from kesi.method.snapshot import BASELINE, KESI, chain
-from kesi.report import published
+from kesi.report import published, studies
 from kesi.report.page import page
 from kesi.report.report import report as write_report
 from kesi.report.tables import Table
@@ -20,6 +20,7 @@ from kesi.report.verify.publication import verify as verify_published
 from kesi.runs.results import load_runs
 from kesi.system import execution
 from kesi.system.errors import KesiError, UsageError, first_line
+from kesi.system.files import write_text
 from kesi.system.provenance import device_name
 from kesi.tools.compare import compare
 from kesi.tools.formats import load_with_metadata
@@ -186,3 +187,34 @@ def tensorboard(argv: Sequence[str] | None = None) -> None:
     logdir = args.logdir or args.run / "tensorboard"
     files = write_events(args.run, logdir)
     print(f"{len(files)} stages of {args.run}: tensorboard --logdir {logdir}")
+
+
+def pool(argv: Sequence[str] | None = None) -> None:
+    """Finished studies of the same variants, such as on several sets of images, as one table:
+    each by itself, and the mean of their differences.
+
+        kesi pool results/few-cifar10-jpeg results/few-imagenet100-32
+        kesi pool runs/a runs/b --against kesi2 --out both.md
+
+    A variant counts by its name. One data set, or the same seeds run elsewhere, is no second study:
+    with --save kesi study takes more seeds into a folder that it has begun.
+    """
+    parser = entry.parser(pool.__doc__, "kesi pool")
+    parser.add_argument("studies", nargs="+", type=Path, metavar="STUDY",
+                        help="a folder of kesi study, which has study.csv")
+    parser.add_argument("--against", metavar="NAME", help="the variant that the others are held "
+                        "against (default: the first of the first study)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="also write the table there, as "
+                        "Markdown")
+    args = parser.parse_args(argv)
+    if len({one.resolve() for one in args.studies}) < max(2, len(args.studies)):
+        raise UsageError("pool takes several studies, each once: what one says is in its study.md")
+    short = {one.resolve().name for one in args.studies}
+    found = {one.resolve().name if len(short) == len(args.studies) else str(one): studies.read(one)
+             for one in args.studies}
+    table = studies.pool(found, args.against or next(iter(next(iter(found.values())))))
+    if args.out is not None:
+        write_text(args.out, table.markdown().replace("## ", "# ", 1) + "\n")
+    print(table.text())
+    if args.out is not None:
+        print(f"\ntable: {args.out}")

@@ -15,7 +15,7 @@ from kesi.method.plan import Speed, StagePlan, ensemble_seconds
 from kesi.method.recipes import METHODS, Recipe
 from kesi.method.training import Options
 from kesi.models import ARCHITECTURES
-from kesi.report import study as reports
+from kesi.report import studies as reports
 from kesi.runs import study as studies
 from kesi.runs.clock import spoken
 from kesi.runs.study import Variant

@@ -2,10 +2,11 @@
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 LEVEL = 0.95  # of intervals
+SAME = 1e-9  # differences that vary by less do not vary
 
 
 @dataclass(frozen=True)
@@ -25,10 +26,12 @@ def spread(values: Sequence[float]) -> Spread | None:
 
 @dataclass(frozen=True)
 class Paired:
-    """Differences over seeds: their mean, and half the width of its interval (None of one seed)."""
+    """Differences over seeds: their mean, half the width of its interval (None of one seed), and
+    how probable a mean as far from 0 is where there is no difference (None where they vary not)."""
 
     mean: float
     half: float | None = None
+    p_value: float | None = None
 
     @property
     def interval(self) -> str | None:
@@ -40,23 +43,46 @@ class Paired:
     def told_from_chance(self) -> bool | None:
         """Whether 0 lies outside of the interval; None without one, and where all differences are
         equal: of chance they say nothing."""
-        if self.half is None or self.half < 1e-9 < abs(self.mean):
+        if self.half is None or self.half < SAME < abs(self.mean):
             return None
         return abs(self.mean) > self.half
 
 
 def paired(first: Sequence[float], second: Sequence[float], level: float = LEVEL) -> Paired:
-    """``second`` - ``first``, seed by seed, with the interval of Student's t for their mean.
+    """``second`` - ``first``, seed by seed, with the interval of Student's t for their mean
+    (Student 1908, "The Probable Error of a Mean")."""
+    return pooled([[b - a for a, b in zip(first, second, strict=True)]], level)
 
-    The half width is t * s / sqrt(n), s the sample standard deviation of n differences and t the
-    quantile of n - 1 degrees of freedom (Student 1908, "The Probable Error of a Mean").
+
+def pooled(groups: Sequence[Sequence[float]], level: float = LEVEL) -> Paired:
+    """The mean of the groups' means, each group counting alike, with the interval of Student's t by
+    the variance within the groups, which is taken to be one.
+
+    With k groups of n_i differences, and s^2 their squared deviations from the group's own mean by
+    the sum of n_i - 1, which are the degrees of freedom, the half width is
+    t * s * sqrt(sum of 1 / n_i) / k (a contrast in a one-way analysis of variance; Scheffe 1959).
     """
-    differences = [b - a for a, b in zip(first, second, strict=True)]
-    mean, count = statistics.fmean(differences), len(differences)
-    if count < 2:
+    means = [statistics.fmean(one) for one in groups]
+    mean, freedom = statistics.fmean(means), sum(len(one) - 1 for one in groups)
+    if not freedom:
         return Paired(mean)
-    return Paired(mean, t_quantile(level, count - 1) * statistics.stdev(differences)
-                  / math.sqrt(count))
+    squares = sum((value - middle) ** 2 for one, middle in zip(groups, means, strict=True)
+                  for value in one)
+    error = math.sqrt(squares / freedom * sum(1 / len(one) for one in groups)) / len(groups)
+    if error < SAME:
+        return Paired(mean, 0.0)
+    return Paired(mean, t_quantile(level, freedom) * error,
+                  1 - _within(math.atan(abs(mean) / error / math.sqrt(freedom)), freedom))
+
+
+def holm(found: Iterable[Paired], level: float = LEVEL) -> int:
+    """How many differences are told from chance when corrected for their number m, so that with
+    probability ``level`` none is told that is nothing: the smallest p value by (1 - level) / m, the
+    next by (1 - level) / (m - 1), and so on to the first that is larger (Holm 1979, "A Simple
+    Sequentially Rejective Multiple Test Procedure")."""
+    ordered = sorted(one.p_value for one in found if one.p_value is not None)
+    return next((place for place, p in enumerate(ordered)
+                 if p > (1 - level) / (len(ordered) - place)), len(ordered))
 
 
 def t_quantile(level: float, freedom: int) -> float:

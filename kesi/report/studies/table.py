@@ -1,26 +1,19 @@
-"""What a study says: its variants in one table and one picture, each against the first one.
+"""What a study says: its variants in one table, each against the first one.
 
 Differences are paired: of one seed, which decides the first weights and the order of the images,
 so that what seeds have in common falls out.
 """
 
 import statistics
-import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 
-from kesi.report.report import NO_PLOTS
-from kesi.report.statistics import Paired, paired, spread
+from kesi.report.statistics import Paired, holm, paired, spread
 from kesi.report.tables import NONE, Table, cell
 from kesi.runs.record import Ensemble
 from kesi.runs.study import Outcome
-from kesi.system import files
-from kesi.system.files import csv_text
 
 NEARLY = 0.02  # by which work may differ from equal work
-
-NAME, TITLE = 40, 77  # letters in a line of the picture
 
 Outcomes = Mapping[str, Mapping[int, Outcome]]
 
@@ -74,8 +67,7 @@ def table(found: Outcomes, title: str) -> Table:
              if column not in ("held out (%)", "ensemble (%)", "apart (%)")
              or any(line[place] != NONE for line in lines)]
     notes = [f'Differences are to "{first}", seed by seed; the interval is that of Student\'s t. '
-             "Told from chance: 0 lies outside of it. Of twenty comparisons that are nothing but "
-             f"chance, one is told from it; these are {len(against)}.",
+             f"{told(against.values())}",
              "Images processed: in all trainings that lead to a variant, those that it shares "
              "included; what teachers see is not counted. Parameters are those that are not zero.",
              *["Ensemble: of all networks before the last step, on the test images; apart: the "
@@ -100,18 +92,35 @@ def remarks(found: Outcomes) -> list[str]:
             lines.append(f'"{name}" is finished with seeds {has}, "{first}" with {wanted}: {which} '
                          "the accuracies are of different seeds.")
     for name, both in pairs(found).items():
-        images, macs = (statistics.fmean(value(one) / value(before)
-                                         for before, one in both.values())
-                        for value in (lambda one: one.images, lambda one: one.result.macs))
         if all(one.result.network_digest == before.result.network_digest
                for before, one in both.values()):
             lines.append(f'"{name}" is "{first}": it has the very same networks.')
-            continue
-        if abs(images - 1) > NEARLY:
-            lines.append(f'"{name}" processes {images:.2f} times as many images as "{first}".')
-        if abs(macs - 1) > NEARLY:
-            lines.append(f'"{name}" has {macs:.2f} times the MACs of "{first}".')
+        else:
+            lines += unequal(name, first, [(before.images, one.images, before.result.macs,
+                                            one.result.macs) for before, one in both.values()])
     return lines
+
+
+def unequal(name: str, first: str, both: Sequence[tuple[float, float, float, float]]) -> list[str]:
+    """Where two variants are not of equal work or MACs, a line each. ``both``: of every seed, the
+    images that the first and the other processed, and the MACs of their networks."""
+    images, macs = (statistics.fmean(one[place + 1] / one[place] for one in both)
+                    for place in (0, 2))
+    lines = []
+    if abs(images - 1) > NEARLY:
+        lines.append(f'"{name}" processes {images:.2f} times as many images as "{first}".')
+    if abs(macs - 1) > NEARLY:
+        lines.append(f'"{name}" has {macs:.2f} times the MACs of "{first}".')
+    return lines
+
+
+def told(found: Collection[Paired]) -> str:
+    """What being told from chance means of so many comparisons, in two sentences."""
+    some = sum(bool(one.told_from_chance) for one in found)
+    corrected = (f", of which {some} are told from it, and {holm(found)} when corrected for their "
+                 "number (Holm 1979)" if any(one.half is not None for one in found) else "")
+    return ("Told from chance: 0 lies outside of it. Of twenty comparisons that are nothing but "
+            f"chance, one is told from it; these are {len(found)}{corrected}.")
 
 
 def _against(one: Paired | None) -> list[str]:
@@ -143,48 +152,3 @@ def rows(found: Outcomes) -> list[dict]:
              "ensemble_accuracy": one.ensemble and one.ensemble.test_accuracy,
              "disagreement": one.ensemble and apart(one.ensemble), "stages": " ".join(one.stages)}
             for name, by_seed in found.items() for seed, one in by_seed.items()]
-
-
-def write(found: Outcomes, title: str, out: Path, missing: Sequence[str] = ()) -> str:
-    """Write study.md, study.csv (every outcome as numbers) and study.png; returns the table as
-    text, and what could not be drawn. ``missing``: variants that no seed has finished."""
-    made = table(found, title)
-    made.notes += [f'Not here, as no seed has finished it: "{name}".' for name in missing]
-    files.write_text(out / "study.csv", csv_text(rows(found)))
-    picture, said = "\n\n![study](study.png)", f"picture: {out / 'study.png'}"
-    try:
-        draw(found, title, out / "study.png")
-    except ImportError:
-        picture, said = "", NO_PLOTS
-    files.write_text(out / "study.md", made.markdown().replace("## ", "# ", 1) + picture + "\n")
-    return f"{made.text()}\n\n{said}\nreport: {out / 'study.md'}"
-
-
-def draw(found: Outcomes, title: str, path: Path) -> None:
-    """The differences with their intervals, and those of every seed as dots, as PNG."""
-    import matplotlib
-
-    from kesi.report.figures import BASELINE_COLOUR, KESI_COLOUR, STYLE, save, small
-
-    first, *others = found
-    against, both = differences(found), pairs(found)
-    labels = [textwrap.fill(name, NAME) for name in others]
-    title = "\n".join(textwrap.fill(line, TITLE) for line in (title, f"against: {first}"))
-    row = max([0.36, *(0.18 * (1 + label.count("\n")) for label in labels)])  # inches
-    with matplotlib.rc_context(STYLE):
-        figure, axis = small(7.0, 1.3 + 0.15 * (1 + title.count("\n")) + row * len(others))
-        axis.axvline(0, color=BASELINE_COLOUR, linewidth=1)
-        for place, name in enumerate(others):
-            if name not in both:
-                continue
-            points = [one.result.test_accuracy - before.result.test_accuracy
-                      for before, one in both[name].values()]
-            axis.plot(points, [place] * len(points), "o", color=BASELINE_COLOUR, markersize=3,
-                      alpha=0.6)
-            axis.errorbar([against[name].mean], [place], xerr=against[name].half, fmt="D",
-                          color=KESI_COLOUR, markersize=5, capsize=3)
-        axis.set_yticks(range(len(others)), labels)
-        axis.set_ylim(max(len(others), 1) - 0.5, -0.5)
-        axis.set_xlabel("points of accuracy: mean, 95 % interval, every seed")
-        figure.suptitle(title, fontsize=10)
-        save(figure, path)

@@ -1,0 +1,120 @@
+"""Finished studies of the same variants, such as on several sets of images, in one table."""
+
+import csv
+import io
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from kesi.report.statistics import Paired, pooled, spread
+from kesi.report.studies.table import told, unequal
+from kesi.report.tables import NONE, Table, cell
+from kesi.system.errors import KesiError, UsageError
+from kesi.system.files import read_text
+
+CSV = "study.csv"
+NUMBERS = ("test_accuracy", "images", "macs")
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """An outcome as study.csv keeps it: test accuracy in percent, images processed, MACs and
+    digest of the network."""
+
+    accuracy: float
+    images: float
+    macs: float
+    network: str
+
+
+Study = Mapping[str, Mapping[int, Recorded]]  # by variant and seed
+
+
+def read(folder: Path) -> Study:
+    """The outcomes of a finished study, in the order of its table.
+
+    Raises UsageError where there is none, and KesiError where it is not what a study writes.
+    """
+    path = folder / CSV
+    if not path.is_file():
+        raise UsageError(f"{folder} is no finished study: it has no {CSV}")
+    found: dict[str, dict[int, Recorded]] = {}
+    try:
+        for row in csv.DictReader(io.StringIO(read_text(path))):
+            numbers = [float(row[name]) for name in NUMBERS]
+            if not row["network_digest"] or not all(0 <= one < float("inf") for one in numbers):
+                raise ValueError
+            found.setdefault(row["variant"], {})[int(row["seed"])] = Recorded(
+                *numbers, row["network_digest"])
+        if not found:
+            raise ValueError
+    except (csv.Error, KeyError, TypeError, ValueError) as error:
+        raise KesiError(f"{path} is not what a study writes: a line an outcome, with its variant, "
+                        f"seed, {', '.join(NUMBERS)} and network_digest") from error
+    return found
+
+
+def pool(studies: Mapping[str, Study], first: str) -> Table:
+    """One row for every variant that all studies have, by their names: its accuracy in each, the
+    difference to the first variant there, and the mean of these differences.
+
+    Raises UsageError where a study lacks the first variant, where no other is in all of them, and
+    where two have the same networks, which would count twice.
+    """
+    check(studies, first)
+    names = list(dict.fromkeys(name for study in studies.values() for name in study))
+    pairs = {name: [[(study[first][seed], study[name][seed])
+                     for seed in sorted(study[first].keys() & study.get(name, {}).keys())]
+                    for study in studies.values()] for name in names}
+    shared = [name for name in names if name != first and all(pairs[name])]
+    if not shared:
+        raise UsageError(f"no variant but {first!r} is in all of them, with a seed of its own "
+                         "seeds: there is nothing to hold against it")
+    lines, against, notes = [], [], []
+    for name in [first, *shared]:
+        differences = [[one.accuracy - before.accuracy for before, one in both]
+                       for both in pairs[name]]
+        together = pooled(differences)
+        dash = name == first
+        line = [name]
+        for study, found in zip(studies.values(), differences, strict=True):
+            line += [cell(spread([one.accuracy for one in study[name].values()])),
+                     NONE if dash else _shown(pooled([found]))]
+        line += [NONE, NONE] if dash else [_shown(together),
+                                           "yes" if together.told_from_chance else "no"]
+        lines.append([*line, " + ".join(str(len(one)) for one in differences)])
+        if not dash:
+            against.append(together)
+            notes += [f"{title}: {text}" for title, both in zip(studies, pairs[name], strict=True)
+                      for text in unequal(name, first, [
+                          (before.images, one.images, before.macs, one.macs)
+                          for before, one in both])]
+    notes += [f'Not in all of them: "{name}".' for name in names if name not in (first, *shared)]
+    columns = ["variant", *(column for title in studies
+                            for column in (f"{title} (%)", "difference (points)")),
+               "together (points)", "told from chance", "seeds"]
+    return Table(f"{len(studies)} studies together", columns, lines, [
+        f'Differences are to "{first}", seed by seed, with their 95 % interval. Together: the mean '
+        "of the mean differences, each study counting alike; the interval is Student's t by the "
+        "spread within the studies, taken to be the same in all of them. It is about these sets of "
+        f"images, and not about others. {told(against)}", *notes])
+
+
+def check(studies: Mapping[str, Study], first: str) -> None:
+    """Raises UsageError where a study lacks the first variant, and where two have the same networks
+    of it."""
+    for title, study in studies.items():
+        if first not in study:
+            raise UsageError(f"{title} has no variant {first!r} to hold the others against; it "
+                             f"has: {', '.join(study)}")
+    for one, other in itertools.combinations(studies, 2):
+        mine, theirs = ({found.network for found in studies[title][first].values()}
+                        for title in (one, other))
+        if mine & theirs:
+            raise UsageError(f"{one} and {other} have the same networks of {first!r}, which would "
+                             "count twice: studies of different images are wanted")
+
+
+def _shown(one: Paired) -> str:
+    return f"{one.mean:+.2f}" + (f" ({one.interval})" if one.interval else "")
