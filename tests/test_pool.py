@@ -98,11 +98,13 @@ def test_what_cannot_be_pooled_is_one_line(tmp_path):
     (tmp_path / "again").mkdir()
     again = outcomes(tmp_path / "again" / "one", plain=(1, 2), more=(2, 3))
     bad = outcomes(tmp_path / "bad", plain=("nan", 2), more=(2, 3))
+    loud = outcomes(tmp_path / "loud", **{"plain": (1, 2), "\x1b[2J": (2, 3)})
     for words, code, says in (
             ([one], 2, "takes several studies"), ([one, two, one], 2, "each once"),
             ([one, tmp_path], 2, "has no study.csv"), ([one, other], 2, "no variant but 'plain'"),
             ([one, two, "--against", "third"], 2, "one has no variant 'third'"),
-            ([one, again], 2, "would count twice"), ([one, bad], 1, "not what a study writes")):
+            ([one, again], 2, "would count twice"), ([one, bad], 1, "not what a study writes"),
+            ([one, loud], 1, "not what a study writes")):
         fails("kesi", "pool", *words, code=code, says=says)
 
 

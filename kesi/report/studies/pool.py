@@ -10,7 +10,7 @@ from pathlib import Path
 from kesi.report.statistics import Paired, pooled, spread
 from kesi.report.studies.table import told, unequal
 from kesi.report.tables import NONE, Table, cell
-from kesi.system.errors import KesiError, UsageError
+from kesi.system.errors import KesiError, UsageError, controls
 from kesi.system.files import read_text
 
 CSV = "study.csv"
@@ -43,7 +43,8 @@ def read(folder: Path) -> Study:
     try:
         for row in csv.DictReader(io.StringIO(read_text(path))):
             numbers = [float(row[name]) for name in NUMBERS]
-            if not row["network_digest"] or not all(0 <= one < float("inf") for one in numbers):
+            if controls(row["variant"]) or not row["network_digest"] or not all(
+                    0 <= one < float("inf") for one in numbers):
                 raise ValueError
             found.setdefault(row["variant"], {})[int(row["seed"])] = Recorded(
                 *numbers, row["network_digest"])
