@@ -3,13 +3,18 @@ allocation of `--macs 0.5 --round-to 1`, one round, plain retraining and the pap
 
     kesi study studies/half.py --data FOLDER --image-size 16 --seeds 0 1 2
 
-The lengths are those of few.py; all variants process as many images.
+The lengths are those of few.py; --set LENGTH=6 for six times as long, LENGTH=36 for those of `kesi
+compress` with 5,000 images. All variants process as many images.
 """
+
+import os
 
 from kesi.method.recipes import kesi2, recipe
 from kesi.runs.study import Variant
 
-paper = recipe("resnet20", "imagefolder", "filter").changed(epochs=(60, 15, 15), compare=False)
+length = int(os.environ.get("LENGTH", 1))
+paper = recipe("resnet20", "imagefolder", "filter").changed(
+    epochs=(60 * length, 15 * length, 15 * length), compare=False)
 whole = kesi2(paper)
 
 
@@ -20,7 +25,7 @@ def to_half(one, allocation="paper", rounds=5):
 VARIANTS = {
     "kesi2": to_half(whole),
     "all layers alike": to_half(whole, "uniform"),
-    "one round": to_half(whole, rounds=1).changed(retraining={"epochs": 75}),
+    "one round": to_half(whole, rounds=1).changed(retraining={"epochs": 75 * length}),
     "more plain retraining": to_half(whole).changed(
         teachers="labels", distillation=whole.retrainings["onecycle"]),
     "the paper's order": to_half(paper),
