@@ -3,8 +3,8 @@ allocation of `--macs 0.5 --round-to 1`, one round, plain retraining and the pap
 
     kesi study studies/half.py --data FOLDER --image-size 16 --seeds 0 1 2
 
-The lengths are those of few.py; --set LENGTH=6 for six times as long, LENGTH=36 for those of `kesi
-compress` with 5,000 images. All variants process as many images.
+The lengths are those of few.py; --set LENGTH=6 for six times as long, LENGTH=36 for as many images
+as `kesi compress` has processed of 5,000. All variants process as many images.
 """
 
 import os
