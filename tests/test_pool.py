@@ -73,7 +73,7 @@ def outcomes(folder, **variants):
 
 
 def test_studies_are_pooled_by_the_names_of_their_variants(tmp_path):
-    one = outcomes(tmp_path / "one", plain=(50, 51, 52), more=(51, 53, 52.5), alone=(1, 2, 3))
+    one = outcomes(tmp_path / "one", plain=(50, 51, 52), more=(51, 53, 52.5, 99), alone=(1, 2, 3))
     two = outcomes(tmp_path / "two", more=(21, 22), plain=(20, 21.5))
     said = works("kesi", "pool", one, two, "--out", tmp_path / "both.md")
     together = pooled([[1, 2, 0.5], [1, 0.5]])
@@ -83,6 +83,7 @@ def test_studies_are_pooled_by_the_names_of_their_variants(tmp_path):
     text = (tmp_path / "both.md").read_text()
     assert f"| {together.mean:+.2f} ({together.interval}) | yes | 3 + 2 |" in text
     assert "| plain | 51.00 ± 1.00 | – | 20.75 ± 1.06 | – | – | – | 3 + 2 |" in text
+    assert "| more | 52.17 ± 1.04 |" in text  # of the seeds that plain has
     assert 'one: "more" processes 1.10 times as many images as "plain".' in text
     assert 'Not in all of them: "alone".' in text
     assert "these are 1, of which 1 are told from it, and 1 when corrected" in text
@@ -97,14 +98,20 @@ def test_what_cannot_be_pooled_is_one_line(tmp_path):
     other = outcomes(tmp_path / "other", plain=(1, 2), third=(2, 3))
     (tmp_path / "again").mkdir()
     again = outcomes(tmp_path / "again" / "one", plain=(1, 2), more=(2, 3))
+    same, twice, none = (outcomes(tmp_path / name, plain=(1, 2), more=(2, 3))
+                         for name in ("same", "twice", "none"))
+    text = (one / "study.csv").read_text()
+    (same / "study.csv").write_text(re.sub("(plain.*)one", r"\1other", text))
+    (twice / "study.csv").write_text(text + "more,0,1,2,3,x\n")
+    (none / "study.csv").write_text(text + "more,2,0,2,3,x\n")  # images
     bad = outcomes(tmp_path / "bad", plain=("nan", 2), more=(2, 3))
     loud = outcomes(tmp_path / "loud", **{"plain": (1, 2), "\x1b[2J": (2, 3)})
     for words, code, says in (
             ([one], 2, "takes several studies"), ([one, two, one], 2, "each once"),
             ([one, tmp_path], 2, "has no study.csv"), ([one, other], 2, "no variant but 'plain'"),
             ([one, two, "--against", "third"], 2, "one has no variant 'third'"),
-            ([one, again], 2, "would count twice"), ([one, bad], 1, "not what a study writes"),
-            ([one, loud], 1, "not what a study writes")):
+            ([one, again], 2, "would count twice"), ([one, same], 2, "would count twice"),
+            *(([one, what], 1, "not what a study writes") for what in (twice, none, bad, loud))):
         fails("kesi", "pool", *words, code=code, says=says)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kesi.report.statistics import Paired, pooled, spread
-from kesi.report.studies.table import told, unequal
+from kesi.report.studies.table import against_chance, told, unequal
 from kesi.report.tables import NONE, Table, cell
 from kesi.system.errors import KesiError, UsageError, controls
 from kesi.system.files import read_text
@@ -43,11 +43,12 @@ def read(folder: Path) -> Study:
     try:
         for row in csv.DictReader(io.StringIO(read_text(path))):
             numbers = [float(row[name]) for name in NUMBERS]
-            if controls(row["variant"]) or not row["network_digest"] or not all(
-                    0 <= one < float("inf") for one in numbers):
+            by_seed = found.setdefault(row["variant"], {})
+            if (controls(row["variant"]) or not row["network_digest"] or not 0 <= numbers[0] <= 100
+                    or not all(0 < one < float("inf") for one in numbers[1:])
+                    or int(row["seed"]) in by_seed):
                 raise ValueError
-            found.setdefault(row["variant"], {})[int(row["seed"])] = Recorded(
-                *numbers, row["network_digest"])
+            by_seed[int(row["seed"])] = Recorded(*numbers, row["network_digest"])
         if not found:
             raise ValueError
     except (csv.Error, KeyError, TypeError, ValueError) as error:
@@ -57,8 +58,8 @@ def read(folder: Path) -> Study:
 
 
 def pool(studies: Mapping[str, Study], first: str) -> Table:
-    """One row for every variant that all studies have, by their names: its accuracy in each, the
-    difference to the first variant there, and the mean of these differences.
+    """One row for every variant that all studies have, by their names: its accuracy in each, of the
+    seeds that the first variant has there, too, the difference to that, and the mean of these.
 
     Raises UsageError where a study lacks the first variant, where no other is in all of them, and
     where two have the same networks, which would count twice.
@@ -79,18 +80,19 @@ def pool(studies: Mapping[str, Study], first: str) -> Table:
         together = pooled(differences)
         dash = name == first
         line = [name]
-        for study, found in zip(studies.values(), differences, strict=True):
-            line += [cell(spread([one.accuracy for one in study[name].values()])),
+        for both, found in zip(pairs[name], differences, strict=True):
+            line += [cell(spread([one.accuracy for _, one in both])),
                      NONE if dash else _shown(pooled([found]))]
-        line += [NONE, NONE] if dash else [_shown(together),
-                                           "yes" if together.told_from_chance else "no"]
+        line += [NONE, NONE] if dash else [_shown(together), against_chance(together)]
         lines.append([*line, " + ".join(str(len(one)) for one in differences)])
         if not dash:
             against.append(together)
-            notes += [f"{title}: {text}" for title, both in zip(studies, pairs[name], strict=True)
-                      for text in unequal(name, first, [
-                          (before.images, one.images, before.macs, one.macs)
-                          for before, one in both])]
+            for title, both in zip(studies, pairs[name], strict=True):
+                texts = unequal(name, first, [(before.images, one.images, before.macs, one.macs)
+                                              for before, one in both])
+                if len(both) < len(studies[title][first]):
+                    texts += [f'"{name}" is of {len(both)} of the seeds of "{first}".']
+                notes += [f"{title}: {text}" for text in texts]
     notes += [f'Not in all of them: "{name}".' for name in names if name not in (first, *shared)]
     columns = ["variant", *(column for title in studies
                             for column in (f"{title} (%)", "difference (points)")),
@@ -103,18 +105,18 @@ def pool(studies: Mapping[str, Study], first: str) -> Table:
 
 
 def check(studies: Mapping[str, Study], first: str) -> None:
-    """Raises UsageError where a study lacks the first variant, and where two have the same networks
-    of it."""
+    """Raises UsageError where a study lacks the first variant, and where two have a network in
+    common."""
     for title, study in studies.items():
         if first not in study:
             raise UsageError(f"{title} has no variant {first!r} to hold the others against; it "
                              f"has: {', '.join(study)}")
     for one, other in itertools.combinations(studies, 2):
-        mine, theirs = ({found.network for found in studies[title][first].values()}
-                        for title in (one, other))
+        mine, theirs = ({found.network for by_seed in studies[title].values()
+                         for found in by_seed.values()} for title in (one, other))
         if mine & theirs:
-            raise UsageError(f"{one} and {other} have the same networks of {first!r}, which would "
-                             "count twice: studies of different images are wanted")
+            raise UsageError(f"{one} and {other} have networks in common, which would count twice: "
+                             "studies of different images are wanted")
 
 
 def _shown(one: Paired) -> str:

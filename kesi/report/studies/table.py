@@ -124,9 +124,13 @@ def told(found: Collection[Paired]) -> str:
 
 
 def _against(one: Paired | None) -> list[str]:
-    if one is None or one.half is None:
-        return [NONE if one is None else f"{one.mean:+.2f}", NONE, NONE]
-    return [f"{one.mean:+.2f}", one.interval, "yes" if one.told_from_chance else "no"]
+    return ([NONE] * 3 if one is None else
+            [f"{one.mean:+.2f}", one.interval or NONE, against_chance(one)])
+
+
+def against_chance(one: Paired) -> str:
+    """Whether a difference is told from chance, as tables say it."""
+    return NONE if one.half is None else "yes" if one.told_from_chance else "no"
 
 
 def apart(ensemble: Ensemble) -> float:
