@@ -1,5 +1,6 @@
 """What attacks on files, flags and the environment found: each is one line before it does harm."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -211,7 +212,7 @@ class _Meanwhile:
 
 
 def _settings(folder, act):
-    recipe = replace(recipes.recipe("resnet20", "digits", "filter").changed((3, 1, 1), 300),
+    recipe = replace(recipes.recipe("resnet20", "digits", "filter").changed((3, 1, 1)),
                      rounds=((0.25,) * 9,))
     return pipeline.Settings(recipe, load("digits"), folder, watch=_Meanwhile(act))
 
@@ -256,6 +257,20 @@ def test_another_machine_that_locks_do_not_keep_out_is_noticed(tmp_path):
     assert not (run / ".lock").exists()
     with warnings.catch_warnings(), held(run):
         warnings.simplefilter("error")  # one's own machine is no news
+
+
+def test_two_machines_that_share_a_lock_leave_none(tmp_path, monkeypatch):
+    """At two stages of one run: neither warns of the other, and the last removes the run's lock."""
+    (tmp_path / "run.json").write_text("{}")
+    with warnings.catch_warnings(), contextlib.ExitStack() as one, contextlib.ExitStack() as other:
+        warnings.simplefilter("error")
+        one.enter_context(held(tmp_path / "a"))
+        monkeypatch.setattr("socket.gethostname", lambda: "elsewhere")
+        other.enter_context(held(tmp_path / "b"))
+        other.close()
+        monkeypatch.undo()
+        assert (tmp_path / ".lock").exists()
+    assert not (tmp_path / ".lock").exists()
 
 
 def test_another_number_of_threads_is_said(filter_run, tmp_path):

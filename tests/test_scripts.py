@@ -103,13 +103,33 @@ def test_scripts_by_hand_give_the_pipelines_networks_bit_for_bit(runs, method, t
         parent = tmp_path / ("baseline" if number == 1 else "onecycle-1")
         out = works(f"{scripts}/prune.py", "--model", parent)
         assert f"round {number}: 269,722 parameters" in out or number == 2
-        works(f"{scripts}/finetune.py", "--refine", tmp_path / f"onecycle-{number}", "--seed", 3,
-              *SHORT)
-    out = works(f"{scripts}/ensemble_finetune.py", "--refine", tmp_path / "onecycle-2", "--seed", 3,
-                *SHORT)
+        works(f"{scripts}/finetune.py", "--refine", tmp_path / f"onecycle-{number}", *SHORT)
+    out = works(f"{scripts}/ensemble_finetune.py", "--refine", tmp_path / "onecycle-2", *SHORT)
     assert "3 teachers, found beside" in out
     for stage in ("baseline", "onecycle-1", "onecycle-2", "kesi"):
         assert same_weights(pipeline / stage, tmp_path / stage), stage
+
+
+def test_scripts_by_hand_see_the_images_as_the_baseline_did(tmp_path):
+    """Their size, mirroring and held-out share, which the filters' scores depend on, too."""
+    images = write_imagefolder(tmp_path / "images")
+    data = ("--data", images, "--batch-size", 8)
+    how = ("--arch", "resnet20", "--dataset", "imagefolder", "--image-size", 16, "--no-flip",
+           "--val-fraction", 0.3)
+    out = works("cifar/pipeline.py", *how, *data, "--epochs", 1, 1, 1, "--rounds", 1, "--recipe",
+                "paper", "--criterion", "taylor", "--save", tmp_path / "run", "--no-report")
+    works("cifar/train.py", *how, *data, "--epochs", 1, "--save", tmp_path / "baseline")
+    works(PRUNE, "--model", tmp_path / "baseline", "--criterion", "taylor", "--data", images)
+    works(FINETUNE, "--refine", tmp_path / "onecycle-1", *data, "--epochs", 1)
+    works("cifar/filter_pruning/ensemble_finetune.py", "--refine", tmp_path / "onecycle-1", *data,
+          "--epochs", 1)
+    for stage in ("baseline", "onecycle-1", "kesi"):
+        assert same_weights(tmp_path / "run" / "seed0" / stage, tmp_path / stage), stage
+        assert not checkpoints.load(tmp_path / stage).info.data["augmentation"]["flip"]
+    said = works("cifar/train.py", "--evaluate", tmp_path / "kesi", "--dataset", "imagefolder",
+                 "--data", images)
+    accuracy = re.search(r"kesi.*test accuracy ([\d.]+) %", out).group(1)
+    assert f"test accuracy {accuracy} %" in said
 
 
 def test_pruning_again_leaves_the_file_of_which_the_snapshot_knows(runs, tmp_path):
@@ -175,8 +195,9 @@ def test_other_images_and_labels_of_the_same_number_are_noticed(tmp_path):
 
 
 def test_changed_settings_are_named_down_to_the_number(runs):
-    words = (*TINY, "--seeds", 3, "--save", runs[0] / "filter", "--no-report")
-    fails("cifar/pipeline.py", *words, "--rounds", 3, code=2,
+    words = ("--arch", "resnet20", "--dataset", "digits", "--seeds", 3, "--save",
+             runs[0] / "filter", "--no-report")
+    fails("cifar/pipeline.py", *words, *SHORT, "--rounds", 3, code=2,
           says="another number of rounds (2, now 3)")
     fails("cifar/pipeline.py", *words, "--rounds", 2, "--epochs", 5, 1, 1, code=2,
           says="other baseline epochs (2, now 5)")
@@ -297,6 +318,20 @@ def test_a_trained_baseline_can_be_given(runs, tmp_path):
     assert not (tmp_path / "p").exists()
     fails(*command, "--fresh", "--save", runs[0] / "filter", code=2,
           says="lies in the run that --fresh moves aside")
+    # one network for all seeds is known by itself, wherever it lies, and however much is lost
+    one, other = tmp_path / "one", tmp_path / "two"
+    shutil.copytree(runs[0] / "filter" / "seed3" / "baseline", one)
+    works("cifar/train.py", *TINY, "--save", other)
+    single = ("cifar/pipeline.py", *TINY, "--rounds", 1, "--no-report", "--save", tmp_path / "s")
+    works(*single, "--model", one)
+    pruned = tmp_path / "s" / "seed0" / "onecycle-1" / "pruned.pth.tar"
+    before = pruned.read_bytes()
+    one.rename(tmp_path / "elsewhere")
+    assert "epoch" not in works(*single, "--model", tmp_path / "elsewhere")
+    (tmp_path / "s" / "seed0" / "baseline" / "checkpoint.pth.tar").unlink()
+    for more in ((), ("--seeds", 1)):
+        fails(*single, *more, "--model", other, code=2, says="holds another baseline than")
+    assert pruned.read_bytes() == before
     works("cifar/train.py", *TINY, "--fresh", "--save", tmp_path / "w" / "seed3" / "baseline")
     assert (tmp_path / "w" / "seed3" / "baseline.old-1" / "checkpoint.pth.tar").is_file()
 
@@ -375,6 +410,10 @@ def test_other_settings_are_refused_and_fresh_moves_the_old_run_aside(runs, tmp_
     fails("cifar/train.py", *arguments, "--lr", 0.5, code=2,
           says="holds a run with another lr (0.1, now 0.5)")
     assert (tmp_path / "b" / "checkpoint.pth.tar").read_bytes() == before
+    shutil.copytree(tmp_path / "b", tmp_path / "c")
+    (tmp_path / "c" / "checkpoint.pth.tar").unlink()
+    fails("cifar/train.py", *TINY, "--save", tmp_path / "c", "--lr", 0.5, code=2,
+          says="holds a run with another lr (0.1, now 0.5)")
     out = works("cifar/train.py", *arguments, "--seed", 1, "--fresh")
     assert "b.old-1" in out and (tmp_path / "b.old-1" / "checkpoint.pth.tar").read_bytes() == before
     fails("cifar/pipeline.py", *TINY, "--rounds", 2, "--seeds", 3, "--save", runs[0] / "filter",
@@ -400,6 +439,10 @@ def test_both_methods_have_one_report_in_a_folder_of_its_own(tmp_path, monkeypat
     assert "report: runs/digits-resnet20-both/report/table.md\n" in out
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == [
         f"digits-resnet20-{name}" for name in ("both", "filter", "weight")]
+    works("kesi", "run", "--arch", "resnet20", *tiny, "--save", "both")
+    (tmp_path / "both").rename(tmp_path / "moved")
+    said = works("kesi", "run", "--arch", "resnet20", *tiny, "--save", tmp_path / "moved")
+    assert said.count("is finished already") == 5
 
 
 def test_plan_as_csv():
@@ -447,6 +490,7 @@ PRUNE, FINETUNE = "cifar/filter_pruning/prune.py", "cifar/filter_pruning/finetun
     ((TRAIN, *TINY, "--lr", "-1"), "learning rate must be above 0"),
     ((TRAIN, *TINY, "--gamma", "-0.1"), "gamma, by which the learning rate falls, must be above"),
     ((TRAIN, *TINY, "--batch-size", "0"), "batch size must be at least 1"),
+    ((TRAIN, *TINY, "--epochs", "2"), "give epochs, or what they are multiplied by"),
     ((TRAIN, *TINY, "--device", "cuda:77"), "--device cuda:77"),
     ((TRAIN, "--arch", "vgg16", "--dataset", "digits", "--image-size", "8"),
      "needs images of 16 px or more"), ((TRAIN, *TINY, "--val-fraction", "1.5"), "1.5"),
@@ -484,6 +528,8 @@ def test_what_does_not_fit_is_said_in_one_line(runs, tmp_path):
           says="was never pruned: run prune.py on it first")
     fails(FINETUNE, "--refine", pipeline / "onecycle-1" / "checkpoint.pth.tar", code=2,
           says="is retrained already")
+    fails(FINETUNE, "--refine", pipeline / "onecycle-1", "--gamma", 0.5, code=2,
+          says="--gamma would do nothing")
     fails(PRUNE, "--model", pipeline / "baseline", "--percent", 1.5, "--save", tmp_path, code=2,
           says="not 1.5")
     fails(PRUNE, "--model", pipeline / "baseline", "--percent", 0.1, 0.2, "--save", tmp_path,

@@ -19,6 +19,7 @@ from kesi.method.pruning import prune_weights
 from kesi.method.recipes import DISTILLATION, OWN, RETRAININGS
 from kesi.method.schedules import optimizer_for, schedule_for
 from kesi.method.snapshot import Snapshot
+from kesi.method.training import Options
 from kesi.system import execution
 from kesi.system.errors import UsageError
 from kesi.system.execution import machine, make_step, set_up
@@ -217,6 +218,9 @@ def test_precisions_by_name():
     assert set_up("cpu", "auto", False) == "fp32" and set_up("cpu", "bf16", False) == "bf16"
     with pytest.raises(UsageError, match="tf32 is for GPUs"):
         set_up("cpu", "tf32", False)
+    for wrong in ({"precision": "fp16"}, {"compile": "yes"}, {"save_every": 0}, {"eval_every": -1}):
+        with pytest.raises(UsageError, match=next(iter(wrong)).replace("_", "-")):
+            Options(**wrong)
     assert isinstance(execution.autocast("cpu", "fp32"), contextlib.nullcontext)
 
 

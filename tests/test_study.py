@@ -160,6 +160,12 @@ def test_what_is_finished_stays_and_what_is_lost_comes_back(study, tmp_path, mon
     after = table_of(copy)
     assert {key: row["network_digest"] for key, row in after.items()} == {
         key: row["network_digest"] for key, row in before.items()}
+    # what is damaged is made again
+    ensemble = next(copy.glob("seed1/ensemble-*"))
+    for damaged in (last, ensemble):
+        (damaged / "result.json").write_text("{")
+    works(*words(file, copy, "--seeds", 0, 1))
+    assert table_of(copy) == after
 
 
 def test_a_variant_is_trained_with_its_own_objective(tmp_path):

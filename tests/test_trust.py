@@ -34,6 +34,7 @@ from kesi.runs import resume
 from kesi.runs import steps as run_steps
 from kesi.runs.stage import Context
 from kesi.system.errors import KesiError
+from kesi.system.provenance import commit
 from saving import keep
 from tinyrun import same_command
 
@@ -445,6 +446,12 @@ def test_an_accuracy_of_chance_is_reported_and_recorded(digits, tmp_path):
 
 
 # -- provenance
+
+def test_the_commit_is_the_codes_whatever_repository_the_process_is_in(tmp_path, monkeypatch):
+    before = commit.__wrapped__()
+    monkeypatch.setenv("GIT_DIR", str(tmp_path))  # as in a hook of another one
+    assert commit.__wrapped__() == before != (None, None)
+
 
 def test_every_result_and_every_row_of_the_report_says_where_it_comes_from(filter_run):
     rows = {row["stage"]: row for row in csv.DictReader((filter_run / "report/stages.csv").open())}

@@ -2,13 +2,14 @@
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from kesi import models
 from kesi.checkpoints import pretrained
 from kesi.cli import targets
 from kesi.data import DATASETS, INFO, Dataset, load
-from kesi.data.datasets import check_wanted
+from kesi.data.datasets import check_wanted, family_of, load_described
 from kesi.data.sources.imagefolder import class_names, counts
 from kesi.data.split import Size
 from kesi.method import recipes
@@ -124,6 +125,8 @@ def add_data(group: argparse.ArgumentParser, default: str | None, family: str = 
     group.add_argument("--dataset", choices=DATASETS, default=default, metavar="NAME",
                        help=f"{', '.join(DATASETS)} (default: {said})")
     add_images(group, family)
+    if default is None:  # of that, see dataset_for()
+        group.set_defaults(val_fraction=None)
 
 
 def add_images(group: argparse.ArgumentParser, family: str | None = "cifar",
@@ -206,7 +209,8 @@ def add_stage(group: argparse.ArgumentParser) -> None:
     group.add_argument("--wd", type=float, help="weight decay")
     group.add_argument("--momentum", type=float)
     group.add_argument("--schedule", type=int, nargs="+", metavar="EPOCH",
-                       help="multiply the learning rate by --gamma after these epochs")
+                       help="multiply the learning rate by --gamma after these epochs, whatever "
+                            "the recipe's schedule is")
     group.add_argument("--gamma", type=float)
 
 
@@ -217,9 +221,10 @@ def add_pretrained(group: argparse.ArgumentParser) -> None:
                             "its download (resnet18, resnet34; the last layer is refitted)")
 
 
-def add_seed_and_save(group: argparse.ArgumentParser, default: str) -> None:
-    """--seed, --save, --fresh, --resume of one stage."""
-    group.add_argument("--seed", type=seeds.seed, default=0, help="default: %(default)s")
+def add_seed_and_save(group: argparse.ArgumentParser, default: str, seed: int | None = 0) -> None:
+    """--seed, --save, --fresh, --resume of one stage; ``seed``: None where a checkpoint has one."""
+    group.add_argument("--seed", type=seeds.seed, default=seed, metavar="N", help="default: "
+                       + ("that of the checkpoint" if seed is None else "%(default)s"))
     group.add_argument("--save", type=Path, metavar="DIR",
                        help=f"where the stage goes (default: {default})")
     group.add_argument("--fresh", action="store_true",
@@ -230,10 +235,15 @@ def add_seed_and_save(group: argparse.ArgumentParser, default: str) -> None:
 
 def training_for(args: argparse.Namespace, training: Training) -> Training:
     """The recipe's training with what the command line overrides.
-    Raises UsageError for values out of range."""
-    return training.changed(
+    Raises UsageError for values out of range, and for a gamma that nothing falls by."""
+    made = training.changed(
         args.epochs, args.epochs_scale, args.schedule, batch_size=args.batch_size,
         lr=args.lr, weight_decay=args.wd, momentum=args.momentum, gamma=args.gamma)
+    if args.gamma is not None and not made.milestones:
+        raise UsageError(f"--gamma would do nothing: the learning rate of this training falls by "
+                         f"{made.schedule}; --schedule EPOCH ... says after which epochs it is "
+                         "multiplied")
+    return made
 
 
 def recipe_for(args: argparse.Namespace, family: str, method: str | None = None,
@@ -294,18 +304,20 @@ def options_for(args: argparse.Namespace) -> Options:
     name = device_for(args.device)
     eval_every = args.eval_every if args.eval_every is not None else (
         INFO[args.dataset].eval_every if args.dataset in INFO else 1)
-    if eval_every < 0 or args.save_every < 1:
-        raise UsageError("--eval-every must be at least 0 and --save-every at least 1")
+    options = Options(name, eval_every, args.save_every, args.precision, args.compile,
+                      args.deterministic, args.sync_bn)
     execution.set_up(name, args.precision, args.deterministic)
-    name = distributed.start(name)
-    return Options(name, eval_every, args.save_every, args.precision, args.compile,
-                   args.deterministic, args.sync_bn)
+    return replace(options, device=distributed.start(name))
 
 
-def dataset_for(args: argparse.Namespace, family: str) -> Dataset:
-    """Load the images that the flags name."""
+def dataset_for(args: argparse.Namespace, family: str, said: dict | None = None) -> Dataset:
+    """Load the images that the flags name; where they leave open how, as a checkpoint of the same
+    data set has ``said`` of its images, the same ones held out."""
+    given = {"image_size": args.image_size, "val_fraction": args.val_fraction,
+             "channels": args.channels, "flip": args.flip, "family": family,
+             "unlabelled": getattr(args, "unlabelled", None)}
     with distributed.main_first():
-        return load(args.dataset, args.data, image_size=args.image_size,
-                    val_fraction=args.val_fraction, download=args.download, family=family,
-                    channels=args.channels, unlabelled=getattr(args, "unlabelled", None),
-                    flip=args.flip)
+        if said and said.get("name") == args.dataset and family_of(said) == family:
+            return load_described(said, args.data, args.download, **given)
+        return load(args.dataset, args.data, download=args.download,
+                    **given | {"val_fraction": args.val_fraction or 0.0})

@@ -166,6 +166,9 @@ def run_pipeline(doc: str, family: str, argv: Sequence[str] | None = None, prog:
                                 dataset.image_size, images and images[0], args.seeds, out))
             if recipe.fitted_to and args.budget is None:
                 print(recipe.fit())
+        if images is None and recipes.fits(args.dataset) and (
+                args.epochs is args.epochs_scale is None):
+            print("the epochs are made to fit the number of images, which is not known yet")
         print(hours)
         return
     dataset = flags.dataset_for(args, family)

@@ -29,8 +29,7 @@ from kesi.tools.tensorboard import write_events
 
 
 def plan(argv: Sequence[str] | None = None) -> None:
-    """What a recipe will give, before any training:
-    sizes of every round, and the work of every stage.
+    """What a recipe will give, before any training: the sizes of every round.
 
         kesi plan --arch vgg16 --dataset cifar10 --method filter
         kesi plan --arch resnet34 --dataset tinyimagenet --method filter --csv

@@ -39,7 +39,8 @@ def train(doc: str, family: str) -> None:
     training, options = flags.training_for(args, recipe.baseline), flags.options_for(args)
     if args.evaluate is not None:
         path = checkpoints.find(args.evaluate)
-        _tell(path, flags.dataset_for(args, family), options.device)
+        said = checkpoints.load(path).info.data
+        _tell(path, flags.dataset_for(args, family, said), options.device)
         return
     folder = (args.save or Path("runs", f"{args.dataset}-{args.arch}-{args.method}",
                                 f"seed{args.seed}", "baseline"))
@@ -83,7 +84,7 @@ def prune(doc: str, family: str, method: str) -> None:
 
     def images():
         _need_dataset(args)
-        return flags.dataset_for(args, family)
+        return flags.dataset_for(args, family, parent.info.data)
 
     evidence = Evidence(images, parent.info.seed or 0)
     if args.evaluate:
@@ -121,7 +122,7 @@ def finetune(doc: str, family: str) -> None:
     name = "usual" if args.no_onecycle else recipes.OWN
     training = flags.training_for(args, recipe.retrainings[name])
     options = flags.options_for(args)
-    dataset = flags.dataset_for(args, family)
+    dataset = flags.dataset_for(args, family, parent.info.data)
     if args.evaluate:
         _tell(parent.path, dataset, options.device, args.arch)
         return
@@ -165,7 +166,7 @@ def ensemble_finetune(doc: str, family: str, checkpoint_paths: Sequence[str] = (
         paths, how = [one.path for one in snapshots_of(parent)], f"found beside {parent.path}"
     check_labels(recipe.loss, args.unlabelled is not None, training.mixup)
     print(f"{len(paths)} teachers, {how}:", *paths, sep="\n  ", flush=True)
-    dataset = flags.dataset_for(args, family)
+    dataset = flags.dataset_for(args, family, parent.info.data)
     # every one, before anything is computed
     teachers = [lineage.fitting(path, dataset, args.arch) for path in paths]
     lineage.fitting(parent.path, dataset, args.arch)
@@ -197,7 +198,7 @@ def _add_refine(parser, text: str) -> None:
 
 def _parse_retraining(parser, default_save: str, family: str):
     flags.add_data(parser, None, family)
-    flags.add_seed_and_save(parser, default_save)
+    flags.add_seed_and_save(parser, default_save, None)
     flags.add_stage(parser)
     flags.add_run(parser)
     return parser.parse_args()
@@ -205,11 +206,13 @@ def _parse_retraining(parser, default_save: str, family: str):
 
 def _refined(args, prefer: str) -> Checkpoint:
     """The checkpoint of --refine; a folder means its file ``prefer``.
-    Fills in --dataset from what it says."""
+    Fills in --dataset and --seed from what it says."""
     path = args.refine / prefer if (args.refine / prefer).is_file() else args.refine
     checkpoint = checkpoints.load(path, args.arch)
     args.dataset = args.dataset or _dataset_of(checkpoint)
     _need_dataset(args)
+    if args.seed is None:
+        args.seed = checkpoint.info.seed or 0
     return checkpoint
 
 

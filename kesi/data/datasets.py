@@ -94,18 +94,22 @@ def family_of(said: dict) -> str:
     return "tinyimagenet" if name == RandomResizedCrop.__name__ else "cifar"
 
 
-def load_described(said: dict, root: str | Path, download: bool = False) -> Dataset:
-    """Load the data set that describes itself like this, the same images held out.
+def load_described(said: dict, root: str | Path, download: bool = False,
+                   **given: object) -> Dataset:
+    """Load the data set that describes itself like this, the same images held out; ``given``: what
+    load() is to be told otherwise, if it is not None.
 
     Raises UsageError for a name that is not in INFO.
     """
     size = said.get("image_size")
     size = tuple(size) if isinstance(size, list) else size
-    found = load(said["name"], root, image_size=size, download=download, family=family_of(said),
-                 channels=len(said.get("mean") or "RGB"),
-                 flip=(said.get("augmentation") or {}).get("flip"))
+    told = {"image_size": size, "family": family_of(said),
+            "channels": len(said.get("mean") or "RGB"),
+            "flip": (said.get("augmentation") or {}).get("flip")}
+    told |= {name: value for name, value in given.items() if value is not None}
+    found = load(said["name"], root, download=download, **told)
     held_out = said.get("images", {}).get("val")
-    if not held_out:
+    if not held_out or "val_fraction" in told:
         return found
     train, val = hold_out(found.train, fraction_of(found.train, held_out))
     return replace(found, train=train, val=val)

@@ -101,6 +101,9 @@ class Training:
         """
         made = self
         if scale is not None:
+            if epochs is not None:
+                raise UsageError("give epochs, or what they are multiplied by (--epochs-scale), "
+                                 "not both")
             if not 0 < scale <= 1e6:
                 raise UsageError(f"--epochs-scale must be above 0, not {scale}")
             made = made.scaled(scale)

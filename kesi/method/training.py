@@ -15,8 +15,8 @@ from kesi.data import Dataset, Split, TrainBatches, eval_batches
 from kesi.method.objectives import CrossEntropy, Objective, check_labels
 from kesi.method.pruning.masks import Masks
 from kesi.method.schedules import DIVERGED, Average, Training, optimizer_for, schedule_for
-from kesi.system import distributed, seeds
-from kesi.system.errors import TrainingFailed
+from kesi.system import distributed, execution, seeds
+from kesi.system.errors import TrainingFailed, UsageError, check_choice
 from kesi.system.execution import Ahead, Step, full_precision, make_forward, make_step, set_up
 from kesi.system.norms import reestimate
 from kesi.system.seeds import derive
@@ -30,7 +30,8 @@ class Options:
     ``eval_every``: test (and validation) accuracy every so many epochs; 0 for the last epoch only.
     ``save_every``: the state from which an interrupted stage continues, every so many epochs.
     ``precision``, ``compile``, ``deterministic``: see kesi.system.execution. ``sync_bn``: with
-    several processes, batch norm over the batch of all of them.
+    several processes, batch norm over the batch of all of them. Raises UsageError for what these
+    may not be.
     """
 
     device: str = "cpu"
@@ -40,6 +41,12 @@ class Options:
     compile: str = "auto"
     deterministic: bool = False
     sync_bn: bool = False
+
+    def __post_init__(self):
+        check_choice("precision", self.precision, execution.PRECISIONS)
+        check_choice("compile", self.compile, execution.COMPILE)
+        if self.eval_every < 0 or self.save_every < 1:
+            raise UsageError("eval-every must be at least 0 and save-every at least 1")
 
 
 @dataclass(frozen=True)

@@ -34,10 +34,11 @@ def finished(folder: Path, settings: dict) -> Result | None:
     None if there is none.
 
     A checkpoint or a result that is damaged, or that are not of one another, are warned of, and the
-    stage is not finished. Raises UsageError where it was made with other settings.
+    stage is not finished. Raises UsageError where it was made with other settings, also where its
+    checkpoint is gone.
     """
     path, done = folder / CHECKPOINT, folder / RESULT
-    if not (path.is_file() and done.is_file()):
+    if not done.is_file():
         return None
     try:
         result = read_result(done)
@@ -46,6 +47,8 @@ def finished(folder: Path, settings: dict) -> Result | None:
     except KesiError as error:
         return _not_finished(error)
     refuse_changes(folder, result.settings, settings)
+    if not path.is_file():
+        return None
     try:
         if checkpoints.read(path).get("digest") != result.digest:
             raise KesiError(f"{path} is not the checkpoint that {done} describes")

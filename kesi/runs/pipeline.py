@@ -5,6 +5,7 @@
                                   /report/                       the paper's table and its plots
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -74,7 +75,10 @@ def run(settings: Settings) -> Path:
     if settings.baseline is not None and not settings.shared:  # before anything is moved or written
         for seed in settings.seeds:
             found = checkpoints.find(_source(settings, seed))
-            steps.given_baseline(found, settings.dataset, settings.recipe.arch)
+            given = steps.given_baseline(found, settings.dataset, settings.recipe.arch)
+            if "{seed}" not in settings.baseline and not settings.fresh:  # one for all seeds
+                for begun in settings.folder.glob(f"seed*/{BASELINE}"):
+                    steps.refuse_other_baseline(begun, given)
             if settings.fresh and found.resolve().is_relative_to(settings.folder.resolve()):
                 raise UsageError(f"{found} lies in the run that --fresh moves aside: use another "
                                  "--save")
@@ -212,9 +216,10 @@ def _open(settings: Settings) -> None:
         refuse_changes(folder, {name: old[name] for name in old if name in new},
                        {name: new[name] for name in new if name in old})
         refuse_changes(folder, before.recipe, recipe | {"trainings": old})
-        refuse_changes(folder, {"baseline": _as_noted(before.baseline, folder),
-                                "pretrained": before.pretrained},
-                       {"baseline": baseline, "pretrained": settings.pretrained})
+        if not _same_baseline(before.baseline, baseline, folder):
+            refuse_changes(folder, {"baseline": before.baseline}, {"baseline": baseline})
+        refuse_changes(folder, {"pretrained": before.pretrained},
+                       {"pretrained": settings.pretrained})
         refuse_changes(folder, before.data, data)
         refuse_changes(folder, {"images without labels": before.unlabelled},
                        {"images without labels": more})
@@ -235,11 +240,23 @@ def _open(settings: Settings) -> None:
 
 
 def _as_noted(baseline: str | None, folder: Path) -> str | None:
-    """The path of a baseline as run.json has it: from the run's folder where it lies in that, so
-    that the folder may move and be named in other ways."""
-    if baseline is None or not (path := Path(baseline).resolve()).is_relative_to(folder.resolve()):
-        return baseline
-    return path.relative_to(folder.resolve()).as_posix()
+    """The path of a baseline as run.json has it: from the run's folder where it lies in or beside
+    that, so that both may move and be named in other ways; else absolute."""
+    if baseline is None:
+        return None
+    path, home = Path(baseline).resolve(), folder.resolve()
+    if path.is_relative_to(home.parent):
+        path = Path(os.path.relpath(path, home))
+    return path.as_posix()
+
+
+def _same_baseline(before: str | None, now: str | None, folder: Path) -> bool:
+    """Whether a run that noted one baseline may go on with another, which is noted as ``now``: of
+    one network for all seeds that is decided by the network, see run(). Earlier versions noted a
+    path as it was given."""
+    if now in (before, _as_noted(before, folder)):
+        return True
+    return before is not None and now is not None and "{seed}" not in before + now
 
 
 def _clock(settings: Settings) -> Clock:

@@ -25,7 +25,7 @@ from kesi.method.schedules import DIVERGED, Training
 from kesi.method.sizes import parameters
 from kesi.method.snapshot import BASELINE, ENSEMBLE, KESI, Pruned, Snapshot, StageName, digest_of
 from kesi.method.training import Epoch, evaluate
-from kesi.runs.folder import finished
+from kesi.runs.folder import finished, lost
 from kesi.runs.lineage import fitting, method_of, reference, warn_of_other_images
 from kesi.runs.record import CHECKPOINT, PRUNED, RESULT, Ensemble, read_result
 from kesi.runs.stage import Context, finished_info, result_of, train
@@ -61,13 +61,21 @@ def adopt_baseline(context: Context, source: Path, arch: str, folder: Path) -> C
     distributed.barrier()  # all processes find the same in the folder
     with held(folder):
         done = None if context.fresh else finished(folder, {})
+        if not context.fresh:
+            refuse_other_baseline(folder, parent)
         if done is None:
             _adopt(context, parent, folder)
-        elif done.network_digest != parent.digest:
-            raise UsageError(
-                f"{folder} holds another baseline than {source}: use another --save, or --fresh")
     distributed.barrier()  # the first has written it
     return checkpoints.load(folder / CHECKPOINT)
+
+
+def refuse_other_baseline(folder: Path, given: Checkpoint) -> None:
+    """Raises UsageError where a seed began with another network than ``given``, also where its
+    copy of that is gone."""
+    before = lost(folder, {})
+    if before is not None and before.network_digest != given.digest:
+        raise UsageError(
+            f"{folder} holds another baseline than {given.path}: use another --save, or --fresh")
 
 
 def given_baseline(source: Path, dataset: Dataset, arch: str) -> Checkpoint:
@@ -120,7 +128,8 @@ def prune(parent: Checkpoint, recipe: Recipe, amount: Amount, folder: Path,
 def keep(pruned: Pruned, folder: Path) -> Checkpoint:
     """The pruned network of a checkpoint as a file, which is written unless it is there.
 
-    Raises UsageError where ``folder`` has one of the same parent that was pruned in another way.
+    Raises UsageError where ``folder`` has one of the same parent that was pruned in another way, or
+    one of another parent that was retrained.
     """
     path, parent = Path(folder) / PRUNED, pruned.parent
     said = {name: describe(getattr(pruned, name))
@@ -131,6 +140,9 @@ def keep(pruned: Pruned, folder: Path) -> Checkpoint:
             if parent.is_named_by(found.info.parent):
                 _refuse_other_pruning(path, found.info, said)
                 return found
+            if (path.parent / RESULT).is_file():
+                raise UsageError(f"{path.parent} was pruned from another network (now "
+                                 f"{parent.path}) and retrained: use another --save, or --fresh")
         except UsageError:
             raise
         except KesiError as error:

@@ -141,7 +141,7 @@ def _lock(folder: Path, shared: bool = False,
             with contextlib.suppress(OSError):
                 if shared:  # by the last that shares it
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if _elsewhere(folder) is None and _is_at(descriptor, folder / LOCK):
+                if _elsewhere(folder, shared) is None and _is_at(descriptor, folder / LOCK):
                     (folder / LOCK).unlink()
             os.close(descriptor)
 
@@ -171,8 +171,8 @@ def _acquire(folder: Path, shared: bool,
                 os.close(descriptor)
                 return None, None
             if _is_at(descriptor, path):
-                _warn_of_another_machine(folder)
-                return descriptor, _sign(descriptor)
+                _warn_of_another_machine(folder, shared)
+                return descriptor, _sign(descriptor, shared)
         except BaseException:
             os.close(descriptor)
             raise
@@ -219,26 +219,29 @@ def _is_at(descriptor: int, path: Path) -> bool:
         return False
 
 
-def _elsewhere(folder: Path) -> str | None:
-    """The other machine that a folder's lock says has it; None where it says none, or this one."""
+def _elsewhere(folder: Path, shared: bool) -> str | None:
+    """The other machine that a folder's lock says has it; None where it says none, or this one, or
+    one that shares it with this one."""
     try:
-        host = json.loads((folder / LOCK).read_text(encoding="utf-8"))["host"]
-    except (OSError, ValueError, KeyError, TypeError):  # empty: it is new
+        said = json.loads((folder / LOCK).read_text(encoding="utf-8"))
+        host, shares = said["host"], shared and said.get("shared")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # empty: it is new
         return None
-    return host if host != socket.gethostname() else None
+    return host if host != socket.gethostname() and not shares else None
 
 
-def _warn_of_another_machine(folder: Path) -> None:
-    if _elsewhere(folder) is not None:
+def _warn_of_another_machine(folder: Path, shared: bool) -> None:
+    if _elsewhere(folder, shared) is not None:
         warnings.warn(f"{folder} was not let go of by {holder(folder)}: if that is still "
                       "at work there, end one of the two, since locks do not reach every machine",
                       stacklevel=2)
 
 
-def _sign(descriptor: int) -> bytes | None:
+def _sign(descriptor: int, shared: bool) -> bytes | None:
     """Say who holds the lock; a full disk is no reason not to hold it."""
     text = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "command": command(),
-                       "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())})
+                       "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                       "shared": shared})
     with contextlib.suppress(OSError):
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, text.encode(), 0)

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import os
 import platform
 import shlex
 import subprocess
@@ -24,9 +25,13 @@ def commit() -> tuple[str | None, bool | None]:
     else (None, None)."""
     if not (ROOT / ".git").exists():  # an installed copy, perhaps inside somebody else's checkout
         return None, None
+    # what git says of a repository to its hooks would be another one's
+    around = {name: value for name, value in os.environ.items()
+              if name not in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")}
     try:
         head, changes = (subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True,
-                                        text=True, check=True, timeout=20).stdout.strip()
+                                        text=True, check=True, timeout=20,
+                                        env=around).stdout.strip()
                          for words in (("rev-parse", "HEAD"),
                                        ("status", "--porcelain", "--untracked-files=no")))
     except (OSError, subprocess.SubprocessError):

@@ -126,7 +126,11 @@ def _begin(study: Study, keys: Mapping[str, Sequence[str]], clock: Clock) -> Non
             raise KesiError(f"{root} is in use by {holder}: wait for it, or leave out --seeds "
                             f"{seed}")
         for name, stages in made_of(root, said).items():
-            outcome(root, stages, study.variants[name])
+            try:
+                outcome(root, stages, study.variants[name])
+            except KesiError as error:
+                warnings.warn(f"{error}: what is damaged is made again", stacklevel=2)
+                continue
             for key, one in zip(keys[name], stages, strict=True):
                 clock.settle(root / key, root / one)
     if distributed.is_main():
