@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from torchvision.transforms import functional
 
@@ -32,6 +33,14 @@ class Items(torch.utils.data.Dataset):
 
     def __getitem__(self, place):  # as torchvision with ToTensor gives them
         return functional.to_tensor(IMAGES[place].permute(1, 2, 0).numpy()), int(LABELS[place])
+
+
+class Pictures(Items):  # as torchvision's ImageFolder with loader=Image.open gives them
+    def __init__(self, mode):
+        self.mode = mode
+
+    def __getitem__(self, place):
+        return Image.new(self.mode, (16, 12)), int(LABELS[place])
 
 
 class Stream(IterableDataset):
@@ -122,6 +131,11 @@ def test_a_given_mean_and_std_are_those_of_the_batches():
     ([], "there are no training images"),
     (TensorDataset(IMAGES, torch.rand(24)), "it has to give (image, whole label)"),
     (TensorDataset(IMAGES), "cannot be read from a TensorDataset"),
+    *((Pictures(mode), f"images hold one of Pillow's mode {mode}: convert it to RGB")
+      for mode in ("1", "P", "PA", "LA", "RGBA", "CMYK", "HSV")),
+    (DataLoader(Pictures("P"), 6, collate_fn=lambda items: tuple(zip(*items, strict=True))),
+     "mode P"),
+    (Pictures("I;16"), "are uint16: give them as uint8"),  # which convert() would make white
 ])
 def test_what_is_wrong_with_images_is_said_in_one_line(train, says):
     refused(says, train, TEST)

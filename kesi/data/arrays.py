@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.utils.data
+from PIL import Image
 from torch import Tensor
 
 from kesi.data.augment import PadCrop
@@ -77,8 +78,9 @@ def split_of(images: Pairs, which: str = "given") -> Split:
     - a torch Dataset of (image, label), without augmentation: it is read once, in order.
     - batches of (images, labels), such as a DataLoader; one that shuffles is read in order.
 
-    Images are uint8, or floats in 0..1 that came from uint8 (a multiple of 1/255 each). Raises
-    UsageError for others; `which` says in the message whose images they are.
+    Images are uint8, or floats in 0..1 that came from uint8 (a multiple of 1/255 each), or
+    Pillow's, RGB or grey. Raises UsageError for others; `which` says in the message whose images
+    they are.
     """
     if _is_pair(images):
         parts: Iterable = [images]
@@ -133,7 +135,15 @@ def _batches(dataset: torch.utils.data.Dataset, which: str) -> Iterator[tuple[Te
 
 
 def _tensor(values: Any, what: str) -> Tensor:
-    """Anything that holds numbers as a plain tensor on the CPU."""
+    """Anything that holds numbers as a plain tensor on the CPU.
+
+    Of Pillow's images these are grey ones and RGB. Others hold the numbers of colours, or bands of
+    another meaning; those of more than 8 bits (I, F) are judged by their values, as arrays are.
+    """
+    for image in values if isinstance(values, (tuple, list)) else [values]:
+        mode = image.mode if isinstance(image, Image.Image) else "L"
+        if mode not in ("L", "RGB") and mode[0] not in "IF":
+            raise UsageError(f"the {what} hold one of Pillow's mode {mode}: convert it to RGB")
     try:
         if not isinstance(values, Tensor):
             values = np.asarray(values)
