@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 from torchvision.transforms import functional
 
 from doors import ROOT
@@ -49,6 +57,10 @@ class Stream(IterableDataset):
                 for image, label in zip(IMAGES, LABELS.numpy(), strict=True))
 
 
+def unstacked(items):
+    return tuple(zip(*items, strict=True))
+
+
 @pytest.mark.parametrize("train", [
     (IMAGES.permute(0, 2, 3, 1), LABELS),
     (IMAGES.numpy(), LABELS.tolist()),
@@ -62,6 +74,9 @@ class Stream(IterableDataset):
     Items(), Stream(),
     DataLoader(Items(), batch_size=5),
     DataLoader(Items(), batch_size=5, shuffle=True, drop_last=True),
+    DataLoader(Items(), batch_sampler=BatchSampler(RandomSampler(range(24)), 5, drop_last=False)),
+    DataLoader(Items(), sampler=range(24)), DataLoader(Stream(), 5, collate_fn=unstacked),
+    DataLoader(Items() + Items(), sampler=RandomSampler(IMAGES)),
     [(IMAGES[:12], LABELS[:12]), (IMAGES[12:], LABELS[12:])],
     ((IMAGES[i:i + 7], LABELS[i:i + 7]) for i in range(0, 24, 7)),
 ])
@@ -133,8 +148,13 @@ def test_a_given_mean_and_std_are_those_of_the_batches():
     (TensorDataset(IMAGES), "cannot be read from a TensorDataset"),
     *((Pictures(mode), f"images hold one of Pillow's mode {mode}: convert it to RGB")
       for mode in ("1", "P", "PA", "LA", "RGBA", "CMYK", "HSV")),
-    (DataLoader(Pictures("P"), 6, collate_fn=lambda items: tuple(zip(*items, strict=True))),
-     "mode P"),
+    (DataLoader(Pictures("P"), 6, collate_fn=unstacked), "mode P"),
+    (DataLoader(Items(), sampler=SubsetRandomSampler(range(24))), "change (SubsetRandomSampler)"),
+    (DataLoader(Items(), sampler=RandomSampler(range(99))), "cannot be read from a Subset"),
+    (DataLoader(Items(), batch_sampler=BatchSampler(WeightedRandomSampler([1] * 24, 24), 5, False)),
+     "change (WeightedRandomSampler)"),
+    (DataLoader(Items(), batch_sampler=SubsetRandomSampler([[0, 1], [2, 3]])), "may change"),
+    (DataLoader(Items(), num_workers=2, in_order=False), "change (in_order=False)"),
     (Pictures("I;16"), "are uint16: give them as uint8"),  # which convert() would make white
 ])
 def test_what_is_wrong_with_images_is_said_in_one_line(train, says):

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.utils.data
 from PIL import Image
 from torch import Tensor
+from torch.utils import data
 
 from kesi.data.augment import PadCrop
 from kesi.data.datasets import SMALLEST, Dataset
@@ -19,7 +19,7 @@ from kesi.system.errors import UsageError, first_line
 
 # (images, labels); or (image, label) by position; or batches of (images, labels)
 Pairs = tuple[Tensor | np.ndarray, Tensor | np.ndarray | Sequence[int]] | (
-    torch.utils.data.Dataset | Iterable[tuple])
+    data.Dataset | Iterable[tuple])
 
 ITEMS = 512  # of a torch Dataset at a time, so that floats take little memory
 
@@ -76,7 +76,8 @@ def split_of(images: Pairs, which: str = "given") -> Split:
     - a pair (images, labels) of tensors or arrays: images (N, C, H, W), (N, H, W, C) or (N, H, W),
       whole labels (N,). The fewer of C and H or W are the channels.
     - a torch Dataset of (image, label), without augmentation: it is read once, in order.
-    - batches of (images, labels), such as a DataLoader; one that shuffles is read in order.
+    - batches of (images, labels), such as a DataLoader; one that shuffles is read in order, and
+      others whose order may change are refused.
 
     Images are uint8, or floats in 0..1 that came from uint8 (a multiple of 1/255 each), or
     Pillow's, RGB or grey. Raises UsageError for others; `which` says in the message whose images
@@ -84,10 +85,9 @@ def split_of(images: Pairs, which: str = "given") -> Split:
     """
     if _is_pair(images):
         parts: Iterable = [images]
-    elif isinstance(images, torch.utils.data.DataLoader) and isinstance(
-            images.sampler, torch.utils.data.RandomSampler):
-        parts = _batches(images.dataset, which)
-    elif isinstance(images, torch.utils.data.Dataset):
+    elif isinstance(images, data.DataLoader):
+        parts = _in_order(images, which)
+    elif isinstance(images, data.Dataset):
         parts = _batches(images, which)
     elif isinstance(images, Iterable) and not isinstance(
             images, (str, bytes, dict, Tensor, np.ndarray)):
@@ -119,16 +119,32 @@ def _is_pair(images: Any) -> bool:
                 and getattr(labels[0], "ndim", 0) > 1)
 
 
-def _batches(dataset: torch.utils.data.Dataset, which: str) -> Iterator[tuple[Tensor, list]]:
+def _in_order(loader: data.DataLoader, which: str) -> Iterable:
+    """What a DataLoader gives, where it can be the same at each reading; else UsageError."""
+    sampler, batches = loader.sampler, loader.batch_sampler
+    if batches is not None:  # which holds the sampler, or is one of somebody's own
+        sampler = batches.sampler if type(batches) is data.BatchSampler else batches
+    if isinstance(sampler, data.RandomSampler):
+        return _batches(data.Subset(loader.dataset, range(len(sampler.data_source))), which)
+    fixed = type(sampler) is data.SequentialSampler or isinstance(
+        sampler, (Sequence, Tensor, np.ndarray)) or isinstance(loader.dataset, data.IterableDataset)
+    if not fixed or not loader.in_order:
+        raise UsageError(f"the {which} images come from a DataLoader whose order may change "
+                         f"({'in_order=False' if fixed else type(sampler).__name__}): give its "
+                         f"dataset, or torch.utils.data.Subset(dataset, numbers) for some of it")
+    return loader
+
+
+def _batches(dataset: data.Dataset, which: str) -> Iterator[tuple[Tensor, list]]:
     """The items of a torch Dataset in order, ITEMS at a time: (B, ...) and labels."""
-    stream = isinstance(dataset, torch.utils.data.IterableDataset)
+    stream = isinstance(dataset, data.IterableDataset)
     try:
         items = iter(dataset) if stream else (dataset[i] for i in range(len(dataset)))
         while several := list(itertools.islice(items, ITEMS)):
             images, labels = zip(*several, strict=True)
             yield (torch.stack([_tensor(image, f"{which} images") for image in images]),
                    [operator.index(label) for label in labels])
-    except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
+    except (TypeError, ValueError, LookupError, RuntimeError) as error:
         raise UsageError(f"the {which} images cannot be read from a {type(dataset).__name__}: "
                          f"{first_line(error)}; it has to give (image, whole label), images of one "
                          f"size") from error
