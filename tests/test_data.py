@@ -201,6 +201,27 @@ def test_a_wrong_source_is_answered_in_one_line(monkeypatch, source, says):
     assert says in one_line(error)
 
 
+@pytest.mark.parametrize("by_source", [True, False])
+@pytest.mark.parametrize("mean, std, says", [
+    ((0.5,) * 3, None, "data set wrong: give both mean and std of its images, or neither"),
+    (None, (0.5,) * 3, "or neither"),
+    ((0.5,) * 2, (0.5,) * 2, "data set wrong: mean (0.5, 0.5): give 3 number(s), one a channel"),
+    ((0.5,), (0.5,) * 3, "mean (0.5,): give 3 number(s)"),
+    (0.5, 0.5, "mean 0.5: give 3 number(s)"),
+    ((0.5,) * 3, np.ones((3, 3)), "give 3 number(s)"),
+    ((float("nan"),) * 3, (0.5,) * 3, "give finite numbers"),
+    ((0.5,) * 3, (0.5, 0.5, 0), "data set wrong: std (0.5, 0.5, 0): give finite numbers, for std"),
+])
+def test_wrong_statistics_are_answered_in_one_line(monkeypatch, by_source, mean, std, says):
+    digits = load("digits")
+    found = Images(digits.train, digits.test, digits.classes, *((mean, std) if by_source else ()))
+    monkeypatch.setitem(INFO, "wrong", DatasetInfo(
+        lambda *_: found, statistics=None if by_source else (mean, std)))
+    with pytest.raises(UsageError) as error:
+        load("wrong")
+    assert says in one_line(error)
+
+
 # Validation split
 
 

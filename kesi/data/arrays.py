@@ -1,7 +1,6 @@
 """Images that are in memory already, or that Python gives one after the other, as a data set."""
 
 import itertools
-import math
 import operator
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -14,7 +13,7 @@ from torch.utils import data
 
 from kesi.data.augment import PadCrop
 from kesi.data.datasets import SMALLEST, Dataset
-from kesi.data.split import UNKNOWN, Images, Split, histogram, hold_out, mean_and_std
+from kesi.data.split import UNKNOWN, Images, Split, histogram, hold_out, mean_and_std, statistic
 from kesi.system.errors import UsageError, first_line
 
 # (images, labels); or (image, label) by position; or batches of (images, labels)
@@ -44,7 +43,7 @@ def from_arrays(train: Pairs, test: Pairs, classes: int | Sequence[str] | None =
     images = Images(train_split, test_split, names)
     height, width, channels = train_split.images.shape[1:]
     counted = mean_and_std(histogram(train_split.images))
-    mean, std = (_statistic(what, given, channels) or own for what, given, own in
+    mean, std = (statistic(what, given, channels) or own for what, given, own in
                  (("mean", mean, counted[0]), ("std", std, counted[1])))
     short = min(height, width)
     padding = short // 8 if padding is None else padding
@@ -237,16 +236,3 @@ def _class_names(classes: Any, *splits: Split) -> tuple[str, ...]:
         raise UsageError(f"there would be {classes} classes, but there are {images} images: number "
                          f"the labels from 0 without gaps")
     return tuple(map(str, range(classes)))
-
-
-def _statistic(what: str, values: Any, channels: int) -> tuple[float, ...] | None:
-    """Mean or std as given, checked; None where none is."""
-    if values is None:
-        return None
-    found = _tensor(values, what)
-    if tuple(found.shape) != (channels,) or found.is_complex():
-        raise UsageError(f"{what} {values!r:.60}: give {channels} number(s), one a channel")
-    numbers = tuple(found.double().tolist())
-    if not all(map(math.isfinite, numbers)) or what == "std" and min(numbers) <= 0:
-        raise UsageError(f"{what} {values!r:.60}: give finite numbers, for std above 0")
-    return numbers

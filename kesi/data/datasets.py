@@ -18,6 +18,7 @@ from kesi.data.split import (
     Images,
     Size,
     Split,
+    fixed_statistics,
     fraction_of,
     height_width,
     histogram,
@@ -156,8 +157,10 @@ def load(
                         f"{first_line(error)}") from error
     _check_found(name, found, channels)
     train, test = (_at(split, stored) for split in (found.train, found.test))
-    statistics = info.statistics or (found.mean and (found.mean, found.std))
-    mean, std = statistics or mean_and_std(histogram(train.images))
+    has = train.images.shape[3]
+    mean, std = (fixed_statistics(name, info.statistics, has)
+                 or fixed_statistics(name, (found.mean, found.std), has)
+                 or mean_and_std(histogram(train.images)))
     others = None
     if unlabelled is not None:
         tested, folder = (path.resolve() for path in (imagefolder.test_folder(Path(root)),

@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -209,6 +211,34 @@ def mean_and_std(histogram: np.ndarray) -> tuple[tuple[float, ...], tuple[float,
     mean = (histogram * values).sum(axis=1) / total
     std = np.sqrt((histogram * (values - mean[:, None]) ** 2).sum(axis=1) / total)
     return tuple(mean.tolist()), tuple(np.maximum(std, 1 / 255).tolist())
+
+
+def statistic(what: str, values: Any, channels: int) -> tuple[float, ...] | None:
+    """Mean or std (the last word of `what`) as given; None where none is. Raises UsageError for
+    anything else than a finite number for each channel, of a std above 0."""
+    if values is None:
+        return None
+    try:
+        numbers = tuple(map(float, values))
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        numbers = ()
+    shown = f"{what} {' '.join(repr(values).split()):.60}"
+    if len(numbers) != channels:
+        raise UsageError(f"{shown}: give {channels} number(s), one a channel")
+    if not all(map(math.isfinite, numbers)) or what.endswith("std") and min(numbers) <= 0:
+        raise UsageError(f"{shown}: give finite numbers, for std above 0")
+    return numbers
+
+
+def fixed_statistics(name: str, given: Any, channels: int) -> tuple[tuple[float, ...], ...] | None:
+    """(mean, std) as a data set gives them, checked; None where it gives none."""
+    pair = (None, None) if given is None else given
+    if not isinstance(pair, (tuple, list)) or [one is None for one in pair] not in (
+            [True, True], [False, False]):
+        raise UsageError(f"data set {name}: give both mean and std of its images, or neither")
+    mean, std = (statistic(f"data set {name}: {what}", values, channels)
+                 for what, values in zip(("mean", "std"), pair, strict=True))
+    return mean and (mean, std)
 
 
 def histogram(images: Tensor) -> np.ndarray:
