@@ -17,7 +17,7 @@ from kesi.checkpoints.fields import LARGEST
 from kesi.data import DATASETS, INFO, Dataset, load
 from kesi.data.augment import Augmentation, PadCrop, RandomResizedCrop
 from kesi.data.datasets import family_of
-from kesi.data.split import Size, fixed_statistics, height_width, spoken_size
+from kesi.data.split import Size, height_width, spoken_size
 from kesi.method.sizes import channels_of
 from kesi.models import Network
 from kesi.runs.lineage import check_classes
@@ -115,8 +115,7 @@ def inputs_of(checkpoint: Checkpoint, dataset: str | None = None, image_size: Si
         found = Inputs(224 if large else 32, None, None, ("",) * model.num_classes, None,
                        "tinyimagenet" if large else "cifar")
     else:
-        found = _of_dataset(dataset, "tinyimagenet" if large else "cifar", root,
-                            channels_of(model))
+        found = _of_dataset(dataset, "tinyimagenet" if large else "cifar", root)
     if image_size is not None:
         if not all(1 <= side <= LARGEST for side in height_width(image_size)):
             raise UsageError(f"--image-size {spoken_size(image_size)}: it takes 1 to {LARGEST} "
@@ -162,19 +161,18 @@ def _as_said(checkpoint: Checkpoint, said: dict) -> Inputs:
                   tuple(said["std"]), tuple(said["classes"]), said["name"], family_of(said))
 
 
-def _of_dataset(name: str, family: str, root: str | Path, channels: int) -> Inputs:
+def _of_dataset(name: str, family: str, root: str | Path) -> Inputs:
     """Without the images where the data set is one whose statistics are fixed; else from the
     images.
     """
     info = INFO[name]
-    fixed = fixed_statistics(name, info.statistics, channels)
-    if fixed and info.num_classes:
+    if info.statistics and info.num_classes:
         size = info.default_size(family)
         try:
             classes = load(name, root, download=False, family=family).classes
         except KesiError:
             classes = ("",) * info.num_classes
-        return Inputs(size, *fixed, classes, name, family)
+        return Inputs(size, *info.statistics, classes, name, family)
     images = load(name, root, download=False, family=family)
     return Inputs(images.image_size, images.mean, images.std, images.classes, name, family)
 
