@@ -180,6 +180,7 @@ def test_what_was_begun_with_one_criterion_does_not_continue_with_another(run, t
 
 OWN = """
 import functools
+from dataclasses import dataclass
 LIMIT = 3
 calls = 0
 
@@ -200,6 +201,10 @@ class Held:
 
     def __call__(self, x):
         return helper(self.factor)
+
+@dataclass(frozen=True)
+class Fields:
+    limit: int = LIMIT  # which each of them says itself
 """
 
 
@@ -209,23 +214,26 @@ def test_what_code_takes_from_around_it_is_part_of_it(tmp_path):
         path.write_text(text)
         linecache.clearcache()
         module = load_module(str(path), "")
-        things = (module.plain, module.made(2), module.Held(2), partial(module.plain, k=2))
+        things = (module.plain, module.made(2), module.Held(2), partial(module.plain, k=2),
+                  module.Fields)
         return [code_digest(one) for one in things], module
 
     before, module = digests(OWN)
     module.plain([1])
-    others = [module.plain, module.made(3), module.Held(3), partial(module.plain, k=3)]
+    others = [module.plain, module.made(3), module.Held(3), partial(module.plain, k=3),
+              module.Fields]
     assert [code_digest(one) == old for one, old in zip(others, before, strict=True)] == [
-        True, False, False, False]
-    for old, new, changed in (("LIMIT = 3", "LIMIT = 4", [True, False, True, True]),
-                              ("min(x", "max(x", [True, False, True, True]),
-                              ("# what", "# That", [False] * 4)):
+        True, False, False, False, True]
+    for old, new, changed in (("LIMIT = 3", "LIMIT = 4", [True, False, True, True, False]),
+                              ("min(x", "max(x", [True, False, True, True, False]),
+                              ("# what", "# That", [False] * 5)):
         again = digests(OWN.replace(old, new))[0]
         assert [one != other for one, other in zip(again, before, strict=True)] == changed
 
 
 AROUND = """
 import functools
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 def base(x):
@@ -246,28 +254,54 @@ class First:
     def shown(self, x):
         return x + 3
 
-class Second(First):
-    pass
+ONCE, OFTEN, INNER, FACTOR = 11, 12, 13, 14
 
+def far(x):
+    return x - 15
+
+class Second(First):
+    factor = FACTOR
+    table = {"far": far}
+
+    @functools.cached_property
+    def once(self):
+        return ONCE
+
+    @functools.lru_cache
+    def often(self):
+        return OFTEN
+
+    class Inner:
+        def shown(self):
+            return INNER
+
+@dataclass(frozen=True, slots=True)
+class Depth:
+    depth: int
+
+DEPTH = Depth(16)
 SIZES = SimpleNamespace(width=5)
 HALF = functools.partial(usual, power=7)
 TABLE = {"base": base, "half": HALF}
 ONE = Second()
 
+@functools.lru_cache
 @kept
 def entry(x):
-    return usual(ONE.shown(TABLE["base"](HALF(x) + SIZES.width)))
+    return usual(ONE.shown(TABLE["base"](HALF(x) + SIZES.width)), DEPTH.depth)
 """
 
 
 @pytest.mark.parametrize(("old", "new"), [
     ("2 * function", "3 * function"), ('len("ab")', 'len("abc")'), ("x + 3", "x + 4"),
     ("width=5", "width=6"), ("power=7", "power=8"), ('"base": base', '"base": usual'),
-    ("return x\n", "return -x\n")])
+    ("return x\n", "return -x\n"), *((f"{n}", f"{n + 10}") for n in range(11, 15)),
+    ("x - 15", "x - 25"), ("Depth(16)", "Depth(26)")])
 def test_what_code_takes_from_its_file_by_a_detour_is_part_of_it(
         tmp_path, monkeypatch, old, new):
-    """A wrapper, a helper's default, a class that another derives from, objects, functions that a
-    dictionary holds; also in a file whose package has the name of ours."""
+    """A cache, a wrapper, a helper's default, a class that another derives from, its attributes,
+    properties and classes, objects, functions that a dictionary holds; also in a file whose package
+    has the name of ours."""
     monkeypatch.setattr(sys, "dont_write_bytecode", True)  # which knows no change within a second
     package, found = tmp_path / "models", []
     package.mkdir()
@@ -283,6 +317,7 @@ def test_what_code_takes_from_its_file_by_a_detour_is_part_of_it(
 
 
 ODD = """
+import contextlib
 import functools
 import json
 import threading
@@ -314,7 +349,12 @@ class Layer(threading.Thread):
     def forward(self, x):
         return walk(x)
 
+@contextlib.contextmanager
+def quiet():
+    yield
+
 @torch.no_grad()
+@quiet()
 def listed(network, layers, evidence):
     return FILTER_CRITERIA["l1"](network, layers, evidence)
 
@@ -334,8 +374,12 @@ class Held:
     def by(self, x):
         return x * self.held + 7
 
+class Bag(set):
+    pass
+
 THINGS = {"walk": walk, "layer": Layer, "listed": listed, "cached": over(cached),
-          "bound": over(Held(3).by), "reads cached": lambda x: cached(x)}
+          "bound": over(Held(3).by), "reads cached": lambda x: cached(x),
+          "set": Held(Bag([leaf, cached, Held(leaf), Held(cached), Held((leaf, cached))]))}
 """
 
 SAY = """
@@ -365,11 +409,11 @@ def test_odd_things_around_code_have_one_digest_in_all_processes(tmp_path):
 
     first = said(ODD)
     assert said(ODD.replace("THINGS =", 'FILTER_CRITERIA["more"] = leaf; THINGS =')) == first
-    for old, new, changed in (("relu as", "gelu as", "walk layer own"), ("x + 5", "x + 6", "cached "
-                              "reads"), ("held + 7", "held + 8", "bound"), ("Held(3)", "Held(4)",
-                              "bound"), ('["l1"]', '["l2"]', "listed"),
-                              ("Tensor.abs", "Tensor.neg", "walk layer own")):
-        names = ["walk", "layer", "listed", "cached", "bound", "reads", "own"]
+    for old, new, changed in (
+            ("relu as", "gelu as", "walk layer own"), ("x + 5", "x + 6", "cached reads set"),
+            ("held + 7", "held + 8", "bound set"), ("Held(3)", "Held(4)", "bound"),
+            ('["l1"]', '["l2"]', "listed"), ("Tensor.abs", "Tensor.neg", "walk layer own")):
+        names = ["walk", "layer", "listed", "cached", "bound", "reads", "set", "own"]
         assert [name for name, one, other in zip(names, first, said(ODD.replace(old, new)),
                                                  strict=True) if one != other] == changed.split()
 
@@ -381,10 +425,28 @@ def test_a_file_that_takes_the_name_of_our_networks_is_refused(tmp_path):
 
 
 ALIKE = """
-from functools import partial
+import random
+from dataclasses import dataclass
+from functools import lru_cache, partial
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import nn
+
+from kesi.method.objectives import KullbackLeibler
+
+@dataclass(frozen=True)
+class Shape:
+    power: float
+
+    def loss(self, logits, teachers, labels):
+        return self.power * logits.mean()
+
+class Soft(nn.Module):
+    def __init__(self, part, buffer=1.0):
+        super().__init__()
+        self.part = part
+        self.register_buffer("buffer", torch.tensor(buffer), persistent=False)
 
 class Mine:
     def __init__(self, held):
@@ -402,6 +464,17 @@ def taken(held):
 def by(function):
     return lambda logits, teachers, labels: function(logits, teachers.mean(0))
 
+def ring(held):
+    mine = Mine(held)
+    mine.me, mine.method, mine.called = mine, mine.loss, lambda *given: mine(*given)
+    mine.partial = partial(mine.loss, mine)
+    return mine
+
+def shares(*held):
+    mine = Mine([Mine(1), Mine(2)])
+    mine.more = [mine.held[one] for one in held]
+    return mine
+
 PAIRS = {
     "a default": [lambda l, t, y, T=T: F.mse_loss(l / T, t.mean(0)) for T in (1.0, 4.0)],
     "what it calls": [
@@ -417,6 +490,21 @@ PAIRS = {
     "a dictionary that it holds": [Mine({"a": {1, 2}}), Mine({"a": {1, 3}})],
     "a large array of a partial": [partial(by, np.eye(99)), partial(by, np.eye(99, k=50))],
     "a method's object": [Mine(1).loss, Mine(2).loss],
+    "a method's equal object": [Shape(one).loss for one in (1, 1.0)],
+    "a module's part": [Soft(nn.CrossEntropyLoss(label_smoothing=one)) for one in (0.0, 0.9)],
+    "a module's buffer": [Soft(None), Soft(None, 2.0)],
+    "a function that it holds": [Mine(F.mse_loss), Mine(F.l1_loss)],
+    "its own function": [Mine(taken(1)), Mine(taken(2))],
+    "a function of ours that it holds": [Mine(KullbackLeibler(one).__call__) for one in (1, 2)],
+    "a function of chance": [Mine(random.choice), Mine(random.random)],
+    "cached ones of a line": [lru_cache(lambda l, t, y: l), lru_cache(lambda l, t, y: t)],
+    "a dataclass that it holds": [Mine(Shape(1)), Mine(Shape(2))],
+    "one of ours that it holds": [Mine(KullbackLeibler(1.0)), Mine(KullbackLeibler(2.0))],
+    "an object that it holds": [Mine([Mine(1), taken]), Mine([Mine(2), taken])],
+    "an object of a partial": [partial(by, Mine(1)), partial(by, k=Mine(2))],
+    "a partial that it holds": [Mine(partial(by, Shape(1))), Mine(partial(by, Shape(2)))],
+    "a ring": [ring(1), ring(2)],
+    "the same again": [shares(0, 1, 0), shares(0, 1, 1)],
     "weights": [torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)],
 }
 """

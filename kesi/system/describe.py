@@ -25,6 +25,8 @@ from kesi.system.source import constant, digest, in_words
 # any training: what is written into the file later is not what runs.
 _known: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
+_asked: list[int] = []  # the id() of what a digest is being made of, and of what that is a part of
+
 
 def describe(thing: Any) -> Any:
     """Strings, numbers, lists and dictionaries that tell ``thing`` from everything else
@@ -72,25 +74,34 @@ def code_digest(thing: Any) -> str:
     its code without comments and docstrings.
 
     A class counts with those that it derives from; functools.partial, a method of an object, and an
-    object that can be called, with what they hold. Of something without source text of its own
-    (made in an interpreter, or one of several lambdas in a line) the byte code counts. Of code that
-    is somebody's own, so does what it takes from around it: values of an enclosing function,
-    defaults, and values, functions, classes and objects of its own file. Values are what data
-    consists of: numbers, texts, arrays, tensors, and lists and dictionaries of these.
+    object that can be called, with what they hold: data, code, and objects of these. Of something
+    without source text of its own (made in an interpreter, or one of several lambdas in a line) the
+    byte code counts. Of code that is somebody's own, so does what it takes from around it: values
+    of an enclosing function, defaults, attributes of its class, and values, functions, classes and
+    objects of its own file. Values are what data consists of: numbers, texts, arrays, tensors, and
+    lists and dictionaries of these.
     """
+    if id(thing) in _asked:
+        return "itself"
+    if not _asked:  # of a part of something that it holds, less is told than of it alone
+        with contextlib.suppress(TypeError):  # it has no hash
+            if thing in _known:
+                return _known[thing]
+    _asked.append(id(thing))
     try:
-        if thing not in _known:
-            _known[thing] = _code_digest(thing)
-        return _known[thing]
-    except TypeError:  # cannot be kept: it has no hash, or no reference to it is weak
-        return _code_digest(thing)
+        found = _code_digest(thing)
+    finally:
+        _asked.pop()
+    if not _asked:
+        with contextlib.suppress(TypeError):  # no reference to it is weak
+            _known[thing] = found
+    return found
 
 
 def _code_digest(thing: Any) -> str:
+    thing, held = source.behind(thing), []
     if isinstance(thing, functools.partial):
-        given = [thing.args, thing.keywords]
-        return digest([code_digest(thing.func), in_words(given) or repr(describe(given))])
-    held = []
+        return digest([code_digest(thing.func), _contents([thing.args, thing.keywords])])
     if inspect.ismethod(thing):
         held = [code_digest(thing.__self__)]
     elif not isinstance(thing, type) and not hasattr(thing, "__name__"):  # an object
@@ -106,14 +117,38 @@ def _code_digest(thing: Any) -> str:
     return parts[0] if len(parts) == 1 else digest(parts)
 
 
-def _held(thing: Any) -> list[str]:
-    """The attributes of an object; of a torch.nn.Module its state, not what torch keeps there."""
+def _held(thing: Any, within: tuple[int, ...] = ()) -> list[str]:
+    """What an object holds, by name; of a torch.nn.Module its state and its parts, not what torch
+    keeps there. ``within``: what the object is a part of, by id()."""
     found = dict(getattr(thing, "__dict__", {}))
     if isinstance(thing, torch.nn.Module):
         found = {name: value for name, value in found.items()
-                 if name[:1] != "_" or constant(value)} | thing.state_dict()
+                 if name[:1] != "_" or constant(value)}
+        found |= thing._modules | dict(thing.named_buffers()) | thing.state_dict()
+    elif dataclasses.is_dataclass(thing):  # also one with slots
+        found |= {one.name: getattr(thing, one.name, None) for one in dataclasses.fields(thing)}
     return [f"{name} {said}" for name, value in sorted(found.items())
-            if (said := in_words(value)) is not None]
+            if (said := _contents(value, (*within, id(thing))))]
+
+
+def _contents(value: Any, within: tuple[int, ...] = ()) -> str:
+    """What a value that something holds says of the outcome: data, code, objects with what they
+    hold, and collections of these; of an object of a package that holds no weights its type."""
+    if (said := in_words(value)) is not None:
+        return said
+    if id(value) in within or isinstance(value, ModuleType):
+        return ""
+    if isinstance(value, (dict, list, tuple, set, frozenset)):
+        parts = [_contents(one, (*within, id(value)))
+                 for one in (_flat(value) if isinstance(value, dict) else value)]
+        return f"({', '.join(sorted(parts) if isinstance(value, (set, frozenset)) else parts)})"
+    if inspect.ismethod(value):
+        return f"{value.__func__.__qualname__} {_contents(value.__self__, within)}"
+    if isinstance(value, (type, functools.partial)) or hasattr(value, "__name__"):
+        return _called(value)
+    kind = type(value)
+    holds = isinstance(value, torch.nn.Module) or dataclasses.is_dataclass(value) or _own(kind)
+    return f"{_called(kind)} ({', '.join(_held(value, within) if holds else '')})"
 
 
 def own_digest(kind: type) -> str | None:
@@ -154,8 +189,11 @@ def _around(thing: Any, seen: set[int]) -> list[str]:
     found = []
     functions = [value for one in thing.__mro__ for value in vars(one).values()] if isinstance(
         thing, type) else [thing]
-    for function in functions:
-        function = getattr(function, "__func__", getattr(function, "fget", function))
+    for one in filter(_own, getattr(thing, "__mro__", ())):
+        fields = getattr(one, "__dataclass_fields__", ())  # which every object says itself
+        found += [f"{name}{said}" for name, value in source.assigned(one).items()
+                  if name not in fields and (said := _said(value, one.__module__, seen))]
+    for function in map(source.behind, functions):
         if (not isinstance(function, FunctionType) or not _own(function)
                 or function.__code__.co_filename == "<string>"):  # what dataclasses write
             continue
@@ -182,8 +220,7 @@ def _said(value: Any, module: str, seen: set[int]) -> str:
     Of an object of the file the code of its class counts, and what it holds where that does not
     change: what an object counts for itself decides nothing.
     """
-    if isinstance(value, functools._lru_cache_wrapper):
-        value = value.__wrapped__
+    value = source.behind(value)
     if (said := in_words(value)) is not None:
         return f" {said}"
     if id(value) in seen or isinstance(value, ModuleType):
@@ -221,9 +258,10 @@ def _parts(value: Any, here: bool) -> list[Any] | None:
         return _held(value)
     if isinstance(value, enum.Enum):
         return [value.name]
-    if isinstance(value, SimpleNamespace) or (
-            here and dataclasses.is_dataclass(value) and value.__dataclass_params__.frozen):
+    if isinstance(value, SimpleNamespace):
         return _flat(vars(value))
+    if here and dataclasses.is_dataclass(value) and value.__dataclass_params__.frozen:
+        return _flat({one.name: getattr(value, one.name) for one in dataclasses.fields(value)})
     return [] if here else None
 
 
@@ -256,5 +294,5 @@ def _called(value: Any) -> str:
         return ""
     module = getattr(value, "__module__", None) or type(value).__module__
     name = f"{module}.{getattr(value, '__qualname__', type(value).__qualname__)}"
-    told = _owns(str(module)) or isinstance(value, torch.nn.Module)  # which has weights
+    told = _owns(str(module)) or isinstance(value, (torch.nn.Module, functools.partial))
     return f"{name} {code_digest(value)}" if told else name

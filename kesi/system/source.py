@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import dis
+import functools
 import hashlib
 import inspect
 import textwrap
@@ -79,6 +80,34 @@ def unwritten(function: FunctionType) -> list[Any]:
     except (OSError, TypeError, SyntaxError, ValueError, StopIteration):
         return values
     return []
+
+
+# where what they stand for is
+BEHIND = {staticmethod: "__func__", classmethod: "__func__", property: "fget",
+          functools.cached_property: "func", functools._lru_cache_wrapper: "__wrapped__"}
+
+
+def behind(thing: Any) -> Any:
+    """The function that a property, a method of a class or a cache stands for; else the thing."""
+    while name := next((name for kind, name in BEHIND.items() if isinstance(thing, kind)), None):
+        thing = getattr(thing, name)
+    return thing
+
+
+def assigned(kind: type) -> dict[str, Any]:
+    """The classes in the body of a class, and the attributes that it gives by naming something: of
+    all others its text says what they are."""
+    try:
+        body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0].body
+    except (OSError, TypeError, SyntaxError, AttributeError):
+        return {}
+    names = {line.name for line in body if isinstance(line, ast.ClassDef)}
+    for line in body:
+        value = getattr(line, "value", None)
+        if value is not None and any(isinstance(one, ast.Name) for one in ast.walk(value)):
+            names |= {one.id for one in ast.walk(line)
+                      if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store)}
+    return {name: value for name, value in vars(kind).items() if name in names}
 
 
 def constant(value: Any) -> bool:
