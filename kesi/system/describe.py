@@ -109,12 +109,15 @@ def _code_digest(thing: Any) -> str:
         thing = type(thing)
     parts = [source.code(thing)]
     if isinstance(thing, type):
-        parts = [source.code(one) for one in thing.__mro__
+        parts = [_text(one) for one in thing.__mro__
                  if one.__module__ not in ("builtins", "typing", "abc")]
     parts += held + _around(thing, {id(thing)})
     if isinstance(thing, FunctionType) and _own(thing):
         parts += [_called(one) for one in source.defaults(thing)]
     return parts[0] if len(parts) == 1 else digest(parts)
+
+
+_text = functools.lru_cache(source.code)  # of a class, which is looked for in all of its file
 
 
 def _held(thing: Any, within: tuple[int, ...] = ()) -> list[str]:
