@@ -143,7 +143,7 @@ class Sandbox:
         if not flags:  # the name of a command rather than a line to type
             return
         if additions:
-            self.apart([*additions, name, *flags, *QUICK], command)
+            self.apart([*additions, name, *without(flags, "--epochs"), *QUICK], command)
         elif name in ("run", "compress"):
             planned = self.planned(f"kesi {name}", flags)
             self.read("kesi", [name, *flags], command) if planned else self.run(
