@@ -29,7 +29,8 @@ from kesi.tools.tensorboard import write_events
 
 
 def plan(argv: Sequence[str] | None = None) -> None:
-    """What a recipe will give, before any training: the sizes of every round.
+    """What a recipe will give, before any training:
+    the sizes of every round.
 
         kesi plan --arch vgg16 --dataset cifar10 --method filter
         kesi plan --arch resnet34 --dataset tinyimagenet --method filter --csv
@@ -195,8 +196,8 @@ def pool(argv: Sequence[str] | None = None) -> None:
         kesi pool results/few-cifar10-jpeg results/few-imagenet100-32
         kesi pool runs/a runs/b --against kesi2 --out both.md
 
-    A variant counts by its name. One data set, or the same seeds run elsewhere, is no second study:
-    with --save kesi study takes more seeds into a folder that it has begun.
+    Variants are the same where their names are. Of one set of images there is one study: kesi study
+    --save takes more seeds into a folder that it has begun.
     """
     parser = entry.parser(pool.__doc__, "kesi pool")
     parser.add_argument("studies", nargs="+", type=Path, metavar="STUDY",
