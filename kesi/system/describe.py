@@ -101,7 +101,7 @@ def code_digest(thing: Any) -> str:
 def _code_digest(thing: Any) -> str:
     thing, held = source.behind(thing), []
     if isinstance(thing, functools.partial):
-        return digest([code_digest(thing.func), _contents([thing.args, thing.keywords])])
+        return digest([code_digest(thing.func), _contents([thing.args, thing.keywords], {})])
     if inspect.ismethod(thing):
         held = [code_digest(thing.__self__)]
     elif not isinstance(thing, type) and not hasattr(thing, "__name__"):  # an object
@@ -120,9 +120,10 @@ def _code_digest(thing: Any) -> str:
 _text = functools.lru_cache(source.code)  # of a class, which is looked for in all of its file
 
 
-def _held(thing: Any, within: tuple[int, ...] = ()) -> list[str]:
+def _held(thing: Any, seen: dict[int, tuple[int, Any]] | None = None) -> list[str]:
     """What an object holds, by name; of a torch.nn.Module its state and its parts, not what torch
-    keeps there. ``within``: what the object is a part of, by id()."""
+    keeps there. ``seen``: what was met already, with its number, by id()."""
+    seen = {id(thing): (0, thing)} if seen is None else seen
     found = dict(getattr(thing, "__dict__", {}))
     if isinstance(thing, torch.nn.Module):
         found = {name: value for name, value in found.items()
@@ -131,27 +132,30 @@ def _held(thing: Any, within: tuple[int, ...] = ()) -> list[str]:
     elif dataclasses.is_dataclass(thing):  # also one with slots
         found |= {one.name: getattr(thing, one.name, None) for one in dataclasses.fields(thing)}
     return [f"{name} {said}" for name, value in sorted(found.items())
-            if (said := _contents(value, (*within, id(thing))))]
+            if (said := _contents(value, seen))]
 
 
-def _contents(value: Any, within: tuple[int, ...] = ()) -> str:
+def _contents(value: Any, seen: dict[int, tuple[int, Any]]) -> str:
     """What a value that something holds says of the outcome: data, code, objects with what they
-    hold, and collections of these; of an object of a package that holds no weights its type."""
+    hold, and collections of these, each once; of an object of a package without weights its type.
+    """
     if (said := in_words(value)) is not None:
         return said
-    if id(value) in within or isinstance(value, ModuleType):
-        return ""
-    if isinstance(value, (dict, list, tuple, set, frozenset)):
-        parts = [_contents(one, (*within, id(value)))
-                 for one in (_flat(value) if isinstance(value, dict) else value)]
-        return f"({', '.join(sorted(parts) if isinstance(value, (set, frozenset)) else parts)})"
+    if id(value) in seen or isinstance(value, ModuleType):
+        return f"#{seen[id(value)][0]}" if id(value) in seen else ""
+    seen[id(value)] = len(seen), value  # itself as well, so that nothing else gets its id()
+    if isinstance(value, (set, frozenset)):  # whose order is one of addresses
+        return f"({', '.join(sorted(_contents(one, dict(seen)) for one in value))})"
+    if isinstance(value, (dict, list, tuple)):
+        parts = _flat(value) if isinstance(value, dict) else value
+        return f"({', '.join(_contents(one, seen) for one in parts)})"
     if inspect.ismethod(value):
-        return f"{value.__func__.__qualname__} {_contents(value.__self__, within)}"
+        return f"{value.__func__.__qualname__} {_contents(value.__self__, seen)}"
     if isinstance(value, (type, functools.partial)) or hasattr(value, "__name__"):
         return _called(value)
     kind = type(value)
     holds = isinstance(value, torch.nn.Module) or dataclasses.is_dataclass(value) or _own(kind)
-    return f"{_called(kind)} ({', '.join(_held(value, within) if holds else '')})"
+    return f"{_called(kind)} ({', '.join(_held(value, seen) if holds else '')})"
 
 
 def own_digest(kind: type) -> str | None:
@@ -264,7 +268,8 @@ def _parts(value: Any, here: bool) -> list[Any] | None:
     if isinstance(value, SimpleNamespace):
         return _flat(vars(value))
     if here and dataclasses.is_dataclass(value) and value.__dataclass_params__.frozen:
-        return _flat({one.name: getattr(value, one.name) for one in dataclasses.fields(value)})
+        return _flat({one.name: getattr(value, one.name, None)
+                      for one in dataclasses.fields(value)})
     return [] if here else None
 
 
