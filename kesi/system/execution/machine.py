@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import functools
 import os
 import warnings
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from kesi.system import distributed
 from kesi.system.errors import UsageError, first_line
 
 PRECISIONS = ("auto", "fp32", "tf32", "bf16")
+BF16 = ("avx512_bf16", "amx_bf16", "bf16")  # instructions of x86 and, the last, of ARM
 
 
 def resolved(device: str, precision: str) -> str:
@@ -34,10 +36,13 @@ def set_up(device: str, precision: str, deterministic: bool) -> str:
     fp32: full precision everywhere. tf32: matrix products of a GPU with a mantissa of 10 bits.
     bf16: autocast, convolutions and matrix products in bfloat16, weights and sums in fp32; the
     default on a GPU that has it. ``deterministic``: only algorithms that give the same bits in
-    every run. Raises UsageError for a precision that the device does not have.
+    every run. Warns where a processor only imitates bf16. Raises UsageError for a precision that
+    the device does not have.
     """
     cuda = torch.device(device).type == "cuda"
     precision = resolved(device, precision)
+    if precision == "bf16" and not cuda:
+        warn_of_imitation()
     if cuda and torch.device(device).index is not None:
         torch.cuda.set_device(device)  # graphs are captured on the current one
     if cuda and deterministic:  # cuBLAS reads it when it starts
@@ -50,6 +55,14 @@ def set_up(device: str, precision: str, deterministic: bool) -> str:
     if not cuda:
         _keep_freed_memory()
     return precision
+
+
+@functools.cache
+def warn_of_imitation() -> None:
+    """Warn where a processor has no instructions for bf16; once in a process."""
+    if not any(map(torch.cpu.get_capabilities().get, BF16)):
+        warnings.warn("--precision bf16: this processor has no instructions for it, and as a rule "
+                      "trains faster in fp32", stacklevel=2)
 
 
 @contextlib.contextmanager
