@@ -127,10 +127,10 @@ def compress(model: nn.Module | Factory, train: Pairs | Dataset, test: Pairs | N
     (logits (B, C), teachers' logits (K, B, C), labels (B,)) -> mean over the batch. ``objective``:
     what baseline and retrainings minimise instead of the cross-entropy, a function (logits, images,
     labels) -> mean. Functions are named ones or frozen dataclasses, and recorded with a digest of
-    their code. ``val_fraction``: the share of every training class that is held out; the network
-    that does best on it is handed over, of the distilled one and the last snapshots. ``on_epoch``:
-    told of every epoch, a kesi.method.training.Epoch; an exception in it ends the run, which the
-    same call continues.
+    their code. ``val_fraction``: the share of every training class that is held out; a last
+    snapshot that is clearly better on it than the distilled network is handed over instead
+    (kesi.runs.results.clearly_above). ``on_epoch``: told of every epoch, a
+    kesi.method.training.Epoch; an exception in it ends the run, which the same call continues.
 
     ``unlabelled``: more images without labels, an array; the last step draws as many an epoch as it
     would without, from these and the training images.

@@ -90,15 +90,25 @@ def load_run(folder: Path) -> Run:
     return run
 
 
+def clearly_above(one: float, other: float, images: int) -> bool:
+    """Whether an accuracy in percent of so many images is above another by more than the standard
+    error of their difference, which is that of two independent shares. Networks of one chain err
+    alike, so that theirs is smaller: what is clear here is rarely chance."""
+    return one - other > (sum(share * (100 - share) for share in (one, other)) / images) ** 0.5
+
+
 def handed_over(run: Run, seed: int) -> str:
-    """The stage of a finished seed whose network a user gets: of the distilled one and the last
-    snapshots, which are of its size, the best on held-out images; the test images have no say."""
+    """The stage of a finished seed whose network a user gets: the distilled one, unless one of the
+    last snapshots, which are of its size, is clearly above it on held-out images. The test images
+    have no say."""
     last = [KESI, *(chain(name, run.record.rounds)[-1] for name in run.record.retrainings)]
     held_out = {name: run.seeds[seed][name].val_accuracy for name in last
                 if name in run.seeds[seed]}
-    if None in held_out.values():  # nothing was held out
+    images = run.record.data.get("images", {}).get("val")
+    if not images or None in held_out.values():
         return KESI
-    return max(held_out, key=held_out.get)  # the distilled one where they are alike
+    best = max(held_out, key=held_out.get)
+    return best if clearly_above(held_out[best], held_out[KESI], images) else KESI
 
 
 def stage_of(path: Path) -> Path:

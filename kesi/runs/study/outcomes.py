@@ -8,6 +8,7 @@ from pathlib import Path
 from kesi.checkpoints import fields
 from kesi.method.snapshot import ENSEMBLE, digest_of
 from kesi.runs.record import RESULT, Ensemble, Result, read_result
+from kesi.runs.results import clearly_above
 from kesi.runs.study.variants import Variant
 from kesi.system.errors import KesiError
 from kesi.system.files import read_json
@@ -68,11 +69,19 @@ def said_of(variants: Mapping[str, Variant]) -> dict[str, tuple[dict, int]]:
 
 def made_of(root: Path, said: Mapping[str, tuple[dict, int]]) -> dict[str, list[str]]:
     """The stages of those variants, as said_of() says them, that a seed has finished."""
-    noted = notes(root / NOTE)
-    stages = {name: noted[key]["stages"] for name, (now, _) in said.items()
-              if (key := digest_of(now)[:12]) in noted}
+    before = notes(root / NOTE)
+    stages = {name: before[key]["stages"] for name, (now, _) in said.items()
+              if (key := digest_of(now)[:12]) in before}
     return {name: made for name, made in stages.items() if len(made) == said[name][1]
             and all((root / one / RESULT).is_file() for one in made)}
+
+
+def noted(folder: Path) -> dict:
+    """What a study's folder says of its images, and of how they are computed with; {} where there
+    is none yet. Raises KesiError where that is damaged."""
+    path = folder / NOTE
+    return (fields.checked(path, read_json(path), {"data": fields.described}, ("data",))
+            if path.exists() else {})
 
 
 def notes(path: Path) -> dict[str, dict]:
@@ -80,9 +89,9 @@ def notes(path: Path) -> dict[str, dict]:
     if not path.exists():
         return {}
     found = read_json(path)
-    noted = {"is": fields.dictionary, "stages": fields.several(fields.folder_name)}
+    kept = {"is": fields.dictionary, "stages": fields.several(fields.folder_name)}
     if not isinstance(found, dict) or not all(
-            isinstance(one, dict) and all(check(one.get(name)) for name, check in noted.items())
+            isinstance(one, dict) and all(check(one.get(name)) for name, check in kept.items())
             for one in found.values()):
         raise KesiError(f"{path} is damaged: remove it, and the same command writes it anew")
     return found
@@ -106,8 +115,11 @@ def outcome(root: Path, stages: Sequence[str], variant: Variant) -> Outcome:
     if path.is_file() and not isinstance(ensemble := read_result(path), Ensemble):
         raise KesiError(f"{path} is damaged: it is no ensemble's")
     last = results[-1]
-    if variant.hand_over == "best":  # the last one where they are alike
-        alike = [one for one in reversed(results)
-                 if (one.params, one.nonzero_params) == (last.params, last.nonzero_params)]
-        last = max(alike, key=lambda one: one.val_accuracy)
+    if variant.hand_over == "best":
+        best = max((one for one in results
+                    if (one.params, one.nonzero_params) == (last.params, last.nonzero_params)),
+                   key=lambda one: one.val_accuracy)
+        images = noted(root.parent).get("data", {}).get("images", {}).get("val")
+        if images and clearly_above(best.val_accuracy, last.val_accuracy, images):
+            last = best
     return Outcome(last, sum(one.images for one in results), list(stages), ensemble)

@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from kesi.checkpoints import fields
 from kesi.checkpoints.checkpoint import Checkpoint
 from kesi.data import Dataset
 from kesi.method import algorithm
@@ -31,6 +30,7 @@ from kesi.runs.study.outcomes import (
     NOTE,
     ensemble_folder,
     made_of,
+    noted,
     notes,
     outcome,
     said_of,
@@ -46,7 +46,7 @@ from kesi.runs.study.variants import (
 from kesi.runs.trial import try_out
 from kesi.system import distributed, execution
 from kesi.system.errors import KesiError, PruningFailed, TrainingFailed, UsageError
-from kesi.system.files import read_json, write_json
+from kesi.system.files import write_json
 from kesi.system.locks import held, held_by_one, in_use
 from kesi.system.seeds import MOST, derive
 
@@ -155,9 +155,7 @@ def refuse_others(folder: Path, dataset: Dataset,
                 "sync_bn": options.sync_bn}
     if dataset.unlabelled is not None:
         now["unlabelled"] = dataset.unlabelled.digest
-    path, before = Path(folder) / NOTE, {}
-    if path.exists():
-        before = fields.checked(path, read_json(path), {"data": fields.described}, ("data",))
+    before = noted(Path(folder))
     whole = {**before, **now}
     refuse_changes(folder, {**now, **before}, whole, "use another --save")
     return before, whole

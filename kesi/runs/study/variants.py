@@ -58,7 +58,8 @@ class Variant:
     the stages are run that its teachers need. ``images`` of the last step: the "training" images,
     or also those without labels, "unlabelled", as many an epoch. ``hand_over``: what comes out is
     the "last" network, or the "best" on held-out images of those of its size, the last snapshot
-    among them. Raises UsageError for what will not do.
+    among them, if it is clearly above the last (kesi.runs.results.clearly_above). Raises
+    UsageError for what will not do.
     """
 
     recipe: Recipe
