@@ -239,6 +239,33 @@ def test_rates_by_name_leave_the_others_alone_and_one_filter_stays(registry):
     assert smaller.cfg == [1, 1, 1, 1] and smaller(torch.randn(2, 3, 16, 16)).shape == (2, 10)
 
 
+def test_a_rate_is_for_all_widths_that_a_convolution_is_added_to(registry):
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 16, 3, 2), nn.Conv2d(3, 8, 3, 2)
+            self.y, self.head = nn.Conv2d(24, 24, 3, padding=1), nn.Linear(24, 10)
+
+        def forward(self, x):
+            x = torch.cat([self.a(x), self.b(x)], 1).relu()
+            return self.head((x + self.y(x)).mean((2, 3)))
+
+    graph = kesi.register("both", Both, image_size=16)
+    assert graph.cfg == (16, 8) and graph.rates({"y": 0.5}) == (0.5, 0.5)
+    with pytest.raises(UsageError, match="y and b lose their filters together"):
+        graph.rates({"y": 0.5, "b": 0.25})
+
+
+@pytest.mark.parametrize(("wrong", "says"), [
+    ({"image_size": -3}, "image_size is the pixels"), ({"image_size": "16"}, "image_size is"),
+    ({"image_size": (16,)}, "image_size is"), ({"channels": 0}, "channels is a number of at least"),
+    ({"channels": "3"}, "channels is a number"), ({"num_classes": "10"}, "num_classes is a number"),
+    ({"name": 3}, "a network's name consists of letters.*unlike 3")])
+def test_what_is_no_size_or_name_is_said_in_one_line(wrong, says, registry):
+    with pytest.raises(UsageError, match=says):
+        kesi.register(**{"name": "one", "factory": Concatenating} | wrong)
+
+
 def test_filters_that_cannot_go_alone_are_found_out_and_left_alone():
     graph = analyse(Chunked(), 16)
     assert (graph.left_alone, graph.convs) == (("first",), (("second",),))

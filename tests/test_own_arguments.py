@@ -1,6 +1,7 @@
 """What compress() takes besides a network and images, on a network of two convolutions."""
 
 import json
+import random
 import shutil
 from dataclasses import replace
 
@@ -164,6 +165,46 @@ def test_a_criterion_is_the_same_for_a_network_of_ones_own(criterion):
         assert torch.equal(smaller[norm].weight, whole[norm].weight[kept])
 
 
+def test_layers_that_keep_all_their_filters_need_no_batch_norm(tmp_path):
+    """The second convolution has none."""
+    with pytest.raises(UsageError, match="no batch norm is known to scale the filters of 3"):
+        squeeze(tmp_path / "refused", criterion="batch-norm")
+    result = squeeze(tmp_path / "run", criterion="batch-norm", ignore=["3"], epochs=(1, 1, 1))
+    assert [len(result.network[place].weight) for place in (0, 3)] == [12, 16]
+    without = network()
+    without[1] = nn.BatchNorm2d(16, affine=False)
+    with pytest.raises(UsageError, match="no batch norm is known to scale the filters of 0"):
+        squeeze(tmp_path / "refused too", model=without, criterion="batch-norm", ignore=["3"])
+
+
+class Fickle(nn.Module):
+    """Few steps go through ``b``, and training alone through ``aux``."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 16, 3, 2), nn.Conv2d(16, 16, 3, padding=1)
+        self.c, self.aux = nn.Conv2d(16, 12, 3, 2), nn.Linear(16, 10)
+        self.head = nn.Linear(12, 10)
+
+    def forward(self, x):
+        x = self.a(x).relu()
+        if not self.training or random.random() < 0.1:
+            x = x + self.b(x).relu()
+        logits = self.head(self.c(x).relu().mean((2, 3)))
+        return logits + 0.3 * self.aux(x.mean((2, 3))) if self.training else logits
+
+
+def test_what_only_some_steps_go_through_is_trained_and_what_reads_it_keeps_its_inputs(tmp_path):
+    torch.manual_seed(0)
+    model, found = Fickle(), []
+    for seed in (1, 2):
+        random.seed(seed)  # of the caller's; a training has its own
+        found.append(squeeze(tmp_path / str(seed), model=model).network)
+    first, second = (one.state_dict() for one in found)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert [len(first[f"{name}.weight"]) for name in "abc"] == [16, 16, 9]
+
+
 def captured(weight):
     def loss(logits, images, labels):
         return weight * F.cross_entropy(logits, labels)
@@ -184,6 +225,8 @@ def captured(weight):
     ({"ignore": 5}, "ignore takes names of layers, not 5"),
     ({"recipe": recipes.recipe("resnet20", "digits", "filter"), "compare": True},
      "a whole recipe says itself .*: leave rounds and compare out"),
+    ({"recipe": 3}, "recipe is a str or a Recipe, not 3"), ({"rounds": 1001}, "at most 1000"),
+    ({"rounds": 3, "method": "weight", "sparsities": (0.5, 0.6)}, "2 sparsities, one a round"),
     ({"seeds": (10**19,)}, "seeds are whole numbers from 0 to"),
     ({"trained": True, "accuracy": 0.93}, "accuracy is in percent"),
     ({"accuracy": 95.0}, "accuracy is that of a network .*say trained=True"),

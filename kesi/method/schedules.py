@@ -222,8 +222,15 @@ def optimizer_for(model: nn.Module, training: Training) -> Optimizer:
     if training.optimizer == "adam":
         return torch.optim.Adam(model.parameters(), lr=training.lr,
                                 weight_decay=training.weight_decay, fused=True)
-    return torch.optim.SGD(model.parameters(), lr=training.lr, momentum=training.momentum,
-                           weight_decay=training.weight_decay, fused=True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=training.lr, momentum=training.momentum,
+                                weight_decay=training.weight_decay, fused=True)
+    if training.momentum:
+        # the fused kernel takes momentum of all parameters or of none, and a network may leave
+        # layers out of a step; from zero, the first step is what it is without
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def schedule_for(optimizer: Optimizer, training: Training, steps: int) -> lr_scheduler.LRScheduler:

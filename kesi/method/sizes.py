@@ -98,7 +98,7 @@ class _Extras(TorchDispatchMode):
 
 
 def parameters(model: nn.Module) -> int:
-    """The number of trainable parameters (batch norm's running statistics are not counted)."""
+    """The number of parameters, frozen ones included; batch norm's running statistics are none."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 

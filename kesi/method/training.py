@@ -19,7 +19,6 @@ from kesi.system import distributed, execution, seeds
 from kesi.system.errors import TrainingFailed, UsageError, check_choice
 from kesi.system.execution import Ahead, Step, full_precision, make_forward, make_step, set_up
 from kesi.system.norms import reestimate
-from kesi.system.seeds import derive
 
 
 @dataclass(frozen=True)
@@ -134,8 +133,8 @@ def fit(model: nn.Module,
     with bar, distributed.synchronised_norms(model, options.sync_bn):
         for epoch in range(done + 1, training.epochs + 1):
             started = perf_counter()
-            torch.manual_seed(derive(seed, "dropout", epoch,
-                                     *([distributed.rank()] if distributed.rank() else [])))
+            seeds.seed_globally(seed, "dropout", epoch,
+                                *([distributed.rank()] if distributed.rank() else []))
             mixed = seeds.generator(seed, "mixup", epoch, distributed.rank())
             given = ahead((mix(images, mixed) if training.mixup else images, labels)
                           for images, labels in batches.epoch(epoch))

@@ -17,6 +17,7 @@ from kesi.method.pruning.allocation import ALLOCATIONS, LATENCY
 from kesi.method.pruning.filters import pruned_widths
 from kesi.method.pruning.weights import conv_weights
 from kesi.method.recipes import Recipe
+from kesi.method.recipes.definition import check_rounds
 from kesi.own.graphs import Graph
 from kesi.own.registry import RATE, SPARSITIES
 from kesi.runs.trial import try_losses
@@ -43,8 +44,18 @@ def check_arguments(model, method, rounds, epochs, batch_size, lr, seeds) -> Non
     for name, value in (("rounds", rounds), ("batch_size", batch_size)):
         if value is not None and not (_whole_numbers([value]) and value > 0):
             raise UsageError(f"{name} must be at least 1, not {value!r:.60}")
+    if rounds is not None:
+        check_rounds(rounds)
     if lr is not None and not fields.number(lr):
         raise UsageError(f"lr is a number, not {lr!r:.60}")
+
+
+def check_kinds(**given: tuple[object, tuple[type, ...]]) -> None:
+    """Raises UsageError for values, by name, that are neither None nor of these types."""
+    for name, (value, kinds) in given.items():
+        if value is not None and not isinstance(value, kinds):
+            raise UsageError(f"{name} is a {' or a '.join(one.__name__ for one in kinds)}, not "
+                             f"{value!r:.60}")
 
 
 def _whole_numbers(values) -> bool:
@@ -170,7 +181,8 @@ def amounts(graph: Graph, method: str, rounds: int | None, rates: float | dict[s
     except (TypeError, ValueError) as error:
         raise UsageError(f"sparsities are shares, one a round, such as (0.5, 0.75), not "
                          f"{sparsities!r:.60}") from error
-    if rounds is not None and (rounds > len(shares) or sparsities is not None):
+    if rounds is not None and (rounds > len(shares)
+                               or sparsities is not None and rounds != len(shares)):
         raise UsageError(f"there are {len(shares)} sparsities, one a round: give as many as there "
                          "are to be rounds")
     return shares[:rounds]

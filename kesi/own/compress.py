@@ -58,8 +58,8 @@ class Compressed:
     ``masks`` of its weights, or None after filter pruning. ``accuracies``: in percent on the test
     images by stage ("baseline", "onecycle-1" ..., "ensemble", "kesi"), means over the seeds.
     ``checkpoint``: the file of ``network``, which is that of the first seed; ``stage``: which one
-    it is, "kesi" unless a snapshot of its size does better on held-out images. ``latency``: where
-    it was asked for, that of the baseline and of ``network``, in ``seconds``.
+    it is, "kesi" unless a snapshot of its size is clearly better on held-out images. ``latency``:
+    where it was asked for, that of the baseline and of ``network``, in ``seconds``.
     """
 
     network: nn.Module
@@ -141,6 +141,8 @@ def compress(model: nn.Module | Factory, train: Pairs | Dataset, test: Pairs | N
     files.
     """
     arguments.check_arguments(model, method, rounds, epochs, batch_size, lr, seeds)
+    arguments.check_kinds(name=(name, (str,)), folder=(folder, (str, Path)), flip=(flip, (bool,)),
+                          recipe=(recipe, (str, Recipe)), options=(options, (Options,)))
     epochs = None if epochs is None else tuple(map(operator.index, epochs))
     batch_size = batch_size and operator.index(batch_size)
     target = arguments.target(method, {"macs": macs, "params": params, "latency": latency,

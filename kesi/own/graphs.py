@@ -78,7 +78,8 @@ class Graph:
         Li et al. (2017), where the width is that of one convolution. Of equal scores the earlier
         stays.
         """
-        names = {name for convs in self.convs for name in convs}
+        names = {name for convs, width, keep in zip(self.convs, model.cfg, cfg, strict=True)
+                 if keep < width for name in convs}
         makers = [axis for axis in self.axes if axis.output and axis.module in names]
         found = scores_of(criterion, model, [axis.module for axis in makers], evidence)
         scores = [torch.zeros(width) for width in model.cfg]
@@ -119,11 +120,12 @@ class Graph:
                 raise UsageError(
                     f"no convolution {name!r} whose filters can be removed; there are "
                     f"{', '.join(dict.fromkeys(conv for convs in self.convs for conv in convs))}")
-            other = said.setdefault(places[0], name)
-            if other != name and wanted[other] != rate:
-                raise UsageError(f"{other} and {name} lose their filters together: give both the "
-                                 "same rate, or one of them alone")
-            rates[places[0]] = rate
+            for place in places:  # several, where its filters are added to two others' side by side
+                other = said.setdefault(place, name)
+                if other != name and wanted[other] != rate:
+                    raise UsageError(f"{other} and {name} lose their filters together: give both "
+                                     "the same rate, or one of them alone")
+                rates[place] = rate
         return tuple(rates)
 
     def _positions(self, cfg: Sequence[int],

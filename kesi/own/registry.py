@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from kesi import models
+from kesi.checkpoints import fields
 from kesi.data.split import Size, height_width, spoken_size
 from kesi.method.sizes import macs
 from kesi.method.snapshot import digest_of
@@ -39,9 +40,15 @@ def register(name: str, factory: Factory, num_classes: int | None = None,
     networks that only take images of one size. A name may be registered again. Raises UsageError
     for a name of a network in models/, and for a factory or a network that will not do.
     """
-    if not re.fullmatch(r"[\w.-]+", name):
-        raise UsageError(
-            f"a network's name consists of letters, digits, '_', '-' and '.', unlike {name!r}")
+    if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name):
+        raise UsageError(f"a network's name consists of letters, digits, '_', '-' and '.', unlike "
+                         f"{name!r:.60}")
+    if not fields.size(list(image_size) if isinstance(image_size, tuple) else image_size):
+        raise UsageError("image_size is the pixels of a side, or (height, width), not "
+                         f"{image_size!r:.60}")
+    for what, value in (("channels", channels), ("num_classes", num_classes)):
+        if value is not None and not fields.whole(1)(value):
+            raise UsageError(f"{what} is a number of at least 1, not {value!r:.60}")
     if reserved(name):
         raise UsageError(f"{name} is a network of KESI's: choose another name")
     with torch.random.fork_rng(devices=[]):

@@ -190,7 +190,7 @@ def _sound(graph: Graph, network: nn.Module, image_size: Size, known: list[int],
 @torch.no_grad()
 def _holds(graph: Graph, network: nn.Module, image_size: Size) -> bool:
     """Whether random weights, pruned twice at random,
-    give what they give with those channels at zero."""
+    give what they give with those channels at zero, and can be trained."""
     draw = torch.Generator().manual_seed(0)
     network = _randomised(network, draw)
     images = torch.randn(IMAGES, channels_of(network), *height_width(image_size), generator=draw)
@@ -207,6 +207,8 @@ def _holds(graph: Graph, network: nn.Module, image_size: Size) -> bool:
             wanted = [zeroed(one) for one in both]
             graph._remove(network, cfg, gone)
             cfg = keep
+            with torch.random.fork_rng(devices=[]):
+                copy.deepcopy(network).train()(images)  # which may have branches of its own
             for one, expected in zip(both, wanted, strict=True):
                 found = network(one)
                 if found.shape != expected.shape or bool(expected.isfinite().all()) and not bool(

@@ -1,7 +1,9 @@
 """Randomness as a function of what it is for, never of what ran before."""
 
 import hashlib
+import random
 
+import numpy
 import torch
 
 from kesi.system.errors import UsageError
@@ -20,6 +22,15 @@ def derive(*parts: int | str) -> int:
     """A seed of 63 bits from any number of whole numbers and names; the same on every machine."""
     text = "/".join(str(part) for part in parts)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def seed_globally(*parts: int | str) -> None:
+    """Seed what a network may draw from without a generator of its own, torch's, Python's and
+    NumPy's, with derive(*parts)."""
+    number = derive(*parts)
+    torch.manual_seed(number)
+    random.seed(number)
+    numpy.random.seed(number % 2**32)
 
 
 def generator(*parts: int | str) -> torch.Generator:

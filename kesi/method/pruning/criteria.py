@@ -93,11 +93,11 @@ def batch_norm(network: nn.Module, layers: Sequence[str], evidence: Evidence) ->
     """The absolute scale that batch norm gives a filter's output (Liu et al.
     2017, "Network Slimming").
 
-    Raises UsageError where no batch norm reads a convolution.
+    Raises UsageError where no batch norm with a scale reads a convolution.
     """
     norms = _norms(network)
     for layer in layers:
-        if layer not in norms:
+        if layer not in norms or network.get_submodule(norms[layer]).weight is None:
             raise UsageError(
                 f"no batch norm is known to scale the filters of {layer}: use another criterion")
     return {layer: network.get_submodule(norms[layer]).weight.detach().abs() for layer in layers}
