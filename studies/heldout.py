@@ -1,5 +1,5 @@
-"""Few images: what a held-out tenth of them is good for. The better of distilled network and last
-snapshot handed over, and teachers weighted by their accuracy.
+"""Few images: what a held-out tenth of them is good for. The last
+snapshot handed over where it is clearly better, and teachers weighted by their accuracy.
 
     kesi study studies/heldout.py --data FOLDER --image-size 16 --val-fraction 0.1 --seeds 0 1 2
 """
@@ -15,8 +15,8 @@ kesi = Variant(kesi2(paper.recipe))
 
 VARIANTS = {
     "kesi2": kesi,
-    "kesi2, the better handed over": kesi.changed(hand_over="best"),
+    "kesi2, a clearly better snapshot handed over": kesi.changed(hand_over="best"),
     "teachers by held-out accuracy": kesi.changed(loss=WithLabels(weights=ByAccuracy())),
     "the paper's order": paper,
-    "the paper's order, the better handed over": paper.changed(hand_over="best"),
+    "the paper's order, a clearly better snapshot handed over": paper.changed(hand_over="best"),
 }

@@ -19,6 +19,7 @@ from kesi.method.schedules import learning_rates, optimizer_for, schedule_for
 from kesi.method.snapshot import Snapshot
 from kesi.method.training import Options, evaluate, fit, mix
 from kesi.system.errors import KesiError, UsageError
+from kesi.system.execution import machine
 
 LAST_ONLY = Options(eval_every=0)
 
@@ -187,6 +188,18 @@ def test_averaged_weights_are_the_average_and_their_norms_see_the_images(digits)
     assert torch.allclose(averaged.bn1.running_var, seen.running_var, rtol=1e-6)
     assert averaged.bn1.momentum == 0.1 and not torch.equal(averaged.bn1.running_var,
                                                             network.bn1.running_var)
+
+
+@pytest.mark.parametrize("has", ["avx512_bf16", "amx_bf16", "bf16", None])
+def test_bf16_on_a_processor_that_only_imitates_it_is_warned_of(has, digits, monkeypatch, recwarn):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "bf16": False,
+                                                                has: True})
+    machine.warn_of_imitation.cache_clear()
+    few = replace(digits, train=digits.train.subset(torch.arange(8)))
+    stage = replace(ONE_CYCLE, epochs=1)
+    for precision in ("fp32", "bf16", "bf16"):
+        fit(small(), few, stage, seed=0, options=replace(LAST_ONLY, precision=precision))
+    assert ["no instructions for it" in str(one.message) for one in recwarn] == [True] * (not has)
 
 
 def test_averaged_weights_keep_their_zeros_and_are_told_from_others(digits):

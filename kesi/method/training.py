@@ -18,6 +18,7 @@ from kesi.method.schedules import DIVERGED, Average, Training, optimizer_for, sc
 from kesi.system import distributed, execution, seeds
 from kesi.system.errors import TrainingFailed, UsageError, check_choice
 from kesi.system.execution import Ahead, Step, full_precision, make_forward, make_step, set_up
+from kesi.system.execution.machine import warn_of_imitation
 from kesi.system.norms import reestimate
 
 
@@ -110,6 +111,8 @@ def fit(model: nn.Module,
     batches = TrainBatches(dataset, training.batch_size, seed, options.device, distributed.rank(),
                            distributed.world(), unlabelled=unlabelled)
     precision = set_up(options.device, options.precision, options.deterministic)
+    if precision == "bf16" and torch.device(options.device).type == "cpu":
+        warn_of_imitation()
     if hasattr(objective, "prepare"):  # teachers, which may be elsewhere, and yet to be measured
         objective.prepare(dataset, options.device)
     step = make_step(model, objective, options.device, precision, options.compile,

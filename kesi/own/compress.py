@@ -141,7 +141,7 @@ def compress(model: nn.Module | Factory, train: Pairs | Dataset, test: Pairs | N
     files.
     """
     arguments.check_arguments(model, method, rounds, epochs, batch_size, lr, seeds)
-    arguments.check_kinds(name=(name, (str,)), folder=(folder, (str, Path)), flip=(flip, (bool,)),
+    arguments.check_kinds(name=(name, (str,)), folder=(folder, (str, Path)),
                           recipe=(recipe, (str, Recipe)), options=(options, (Options,)))
     epochs = None if epochs is None else tuple(map(operator.index, epochs))
     batch_size = batch_size and operator.index(batch_size)
@@ -256,6 +256,7 @@ def _dataset(train: Pairs | Dataset, test: Pairs | None, flip: bool | None,
         return train
     if test is None:
         raise UsageError("test images are missing: give test=(images, labels)")
+    arguments.check_kinds(flip=(flip, (bool,)))
     return from_arrays(train, test, flip=flip is None or flip, val_fraction=val_fraction,
                        unlabelled=unlabelled)
 

@@ -36,13 +36,10 @@ def set_up(device: str, precision: str, deterministic: bool) -> str:
     fp32: full precision everywhere. tf32: matrix products of a GPU with a mantissa of 10 bits.
     bf16: autocast, convolutions and matrix products in bfloat16, weights and sums in fp32; the
     default on a GPU that has it. ``deterministic``: only algorithms that give the same bits in
-    every run. Warns where a processor only imitates bf16. Raises UsageError for a precision that
-    the device does not have.
+    every run. Raises UsageError for a precision that the device does not have.
     """
     cuda = torch.device(device).type == "cuda"
     precision = resolved(device, precision)
-    if precision == "bf16" and not cuda:
-        warn_of_imitation()
     if cuda and torch.device(device).index is not None:
         torch.cuda.set_device(device)  # graphs are captured on the current one
     if cuda and deterministic:  # cuBLAS reads it when it starts
