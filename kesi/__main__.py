@@ -43,6 +43,11 @@ def main() -> None:
     if not words or words[0] in ("-h", "--help"):
         print(overview())
         return
+    if words[0] == "--version":
+        from kesi.system import provenance
+
+        print(provenance.ours())
+        return
     if words[0] not in COMMANDS:
         close = difflib.get_close_matches(words[0], COMMANDS, 1)
         hint = f"; did you mean {close[0]}?" if close else ""
@@ -65,7 +70,7 @@ def overview() -> str:
     lines = [f"  {name.ljust(width)}  {what}" for name, (_, _, what) in COMMANDS.items()]
     return "\n".join(["usage: kesi COMMAND ...", "", *lines, "", "Begin with: kesi run --arch "
                       "resnet20 --dataset digits", "kesi COMMAND --help tells more; --with FILE "
-                      "adds your own networks and ideas to any command."])
+                      "adds your own networks and ideas to any command; kesi --version."])
 
 
 if __name__ == "__main__":

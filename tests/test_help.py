@@ -13,6 +13,7 @@ from pathlib import Path
 from unittest import mock
 
 from kesi.__main__ import COMMANDS, HELP
+from kesi.system import provenance
 
 ROOT = Path(__file__).parents[1]
 
@@ -45,6 +46,16 @@ def test_help_needs_no_torch():
     found = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, cwd=ROOT)
     assert found.returncode == 0 and found.stdout.count("usage: kesi ") == 2 + len(COMMANDS), (
         found.stderr)
+
+
+def test_the_version_of_everything_that_decides_a_result():
+    found = subprocess.run([sys.executable, "-m", "kesi", "--version"], text=True,
+                           capture_output=True, cwd=ROOT)
+    assert found.returncode == 0 and found.stdout.count("\n") == 1, found.stderr
+    for package, number in provenance.versions().items():
+        assert f"{package} {number}" in found.stdout
+    head, _ = provenance.commit()
+    assert found.stdout.startswith("kesi ") and (not head or head[:12] in found.stdout)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import kesi
 import models
 from datagen import write_imagefolder
 from doors import fails, script, works
+from kesi import checkpoints
 from kesi.data import load
 from kesi.data.arrays import from_arrays
 from kesi.method import algorithm, recipes
@@ -24,7 +25,7 @@ from kesi.method.pruning.criteria import FILTER_CRITERIA, Evidence
 from kesi.method.snapshot import Snapshot
 from kesi.method.teachers import ByConfidence, Shares
 from kesi.method.training import Epoch, Options
-from kesi.own.compress import Compressed
+from kesi.own.compress import START, Compressed
 from kesi.report.verify import verify
 from kesi.runs.record import read_epochs, read_result, read_run
 from kesi.runs.study import Variant
@@ -394,13 +395,19 @@ def test_a_whole_recipe_is_taken_as_it_is(tmp_path):
         for _ in range(2):
             made = kesi.compress(model, (images.images, images.labels), shown(), name="own",
                                  recipe=whole, folder=tmp_path / name, options=CPU)
-        assert (tmp_path / name / "start.pth.tar").is_file() == (name == "network")
+        assert (tmp_path / name / START).is_file() == (name == "network")
         assert read_run(made.folder / "run.json").recipe == whole.describe()
     with pytest.raises(UsageError, match="CrossEntropy reads labels, and mixed images have none"):
         kesi.compress(network(), (images.images, images.labels), shown(), name="own",
                       recipe=whole.trained(retraining={"mixup": True}), folder=tmp_path / "mixed",
                       options=CPU)
     assert not (tmp_path / "mixed" / "seed0").exists()
+    other = network()  # the call that was refused leaves nothing from which this one would start
+    torch.nn.init.normal_(other[0].weight)
+    kesi.compress(other, (images.images, images.labels), shown(), name="own", recipe=whole,
+                  folder=tmp_path / "mixed", options=CPU)
+    start = checkpoints.load(tmp_path / "mixed" / START).network
+    assert torch.equal(start[0].weight, other[0].weight)
 
 
 @pytest.mark.parametrize("make", [lambda share: StochasticDepth(share, "row"),

@@ -37,7 +37,7 @@ from kesi.own.registry import Factory, register, reserved
 from kesi.report.report import Report, report
 from kesi.runs import pipeline
 from kesi.runs.folder import move_aside
-from kesi.runs.record import METRICS, Faster, read_epochs
+from kesi.runs.record import METRICS, RUN, Faster, read_epochs
 from kesi.runs.results import load_run
 from kesi.system import execution
 from kesi.system.errors import UsageError, controls, first_line
@@ -207,7 +207,7 @@ def compress(model: nn.Module | Factory, train: Pairs | Dataset, test: Pairs | N
                                          latency_batch, known)
     elif target is not None:
         recipe = recipe.towards(*target, *inputs, allocation, round_to, rounds=rounds)
-    if trained and (fresh or not (folder / START).is_file()):
+    if trained and (fresh or not _begun(folder)):
         checks.check_baseline(copy.deepcopy(given), dataset, accuracy, options.device)
     if seconds is not None:
         fitted = budgets.within(seconds, [recipe], dataset, len(seeds), options, trained,
@@ -264,7 +264,7 @@ def _dataset(train: Pairs | Dataset, test: Pairs | None, flip: bool | None,
 def _start(name: str, given: nn.Module, dataset: Dataset, folder: Path, trained: bool) -> Path:
     """Keep the weights that were given, so that every later call starts from the very same."""
     path = folder / START
-    if path.is_file():
+    if _begun(folder):
         kept = checkpoints.load(path, name).network.state_dict()
         same = all(torch.equal(kept[key], value) for key, value in given.state_dict().items())
         if trained and not same:
@@ -279,6 +279,11 @@ def _start(name: str, given: nn.Module, dataset: Dataset, folder: Path, trained:
                     **provenance("cpu"))
         checkpoints.save(path, Snapshot(info.stage, models.create(name, dataset.num_classes)), info)
     return path
+
+
+def _begun(folder: Path) -> bool:
+    """Whether a run starts from the weights in a folder: a call that was refused left them, too."""
+    return (folder / START).is_file() and (folder / RUN).is_file()
 
 
 @dataclass(frozen=True)

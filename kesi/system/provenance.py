@@ -51,6 +51,14 @@ def versions() -> dict[str, str]:
     return found
 
 
+def ours() -> str:
+    """The versions in one line, with the commit where the code runs from a checkout."""
+    head, changed = commit()
+    at = f" (commit {head[:12]}{', changed since' if changed else ''})" if head else ""
+    named = {name: f"{name} {number}" for name, number in versions().items()}
+    return ", ".join([named.pop("kesi") + at, *named.values()])
+
+
 @functools.cache
 def processor() -> str:
     """The processor by its name."""
