@@ -386,36 +386,43 @@ SAY = """
 import sys
 from kesi.cli.entry import load_module
 from kesi.system.describe import code_digest, own_digest
-things = load_module(sys.argv[1], "").THINGS
-first = {name: code_digest(one) for name, one in things.items()} | {"own": own_digest(
-    things["layer"])}
-try:
-    things["walk"](things["layer"])
-except TypeError:
-    pass
-assert own_digest(things["layer"]) == first["own"]  # what an object counts decides nothing
-print(*first.values())
+for file in sys.argv[1:]:
+    things = load_module(file, "").THINGS
+    first = {name: code_digest(one) for name, one in things.items()} | {"own": own_digest(
+        things["layer"])}
+    try:
+        things["walk"](things["layer"])
+    except TypeError:
+        pass
+    assert own_digest(things["layer"]) == first["own"]  # what an object counts decides nothing
+    print(*first.values())
 """
 
 
 def test_odd_things_around_code_have_one_digest_in_all_processes(tmp_path):
     """Tables that hold their own readers, keys with addresses, methods without a module, counters,
     threads; an entry that somebody adds to a registry of ours is nothing to another one."""
-    def said(text):
-        (tmp_path / "odd.py").write_text(text)
-        return subprocess.run([sys.executable, "-c", SAY, tmp_path / "odd.py"], cwd=ROOT,
-                              env=ENVIRONMENT, capture_output=True, text=True,
-                              check=True).stdout.split()
+    def said(*texts):
+        """The digests of files of one name, in a process of their own."""
+        files = [tmp_path / str(number) / "odd.py" for number in range(len(texts))]
+        for file, text in zip(files, texts, strict=True):
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(text)
+        lines = subprocess.run([sys.executable, "-c", SAY, *files], cwd=ROOT, env=ENVIRONMENT,
+                               capture_output=True, text=True, check=True).stdout.splitlines()
+        return [line.split() for line in lines]
 
-    first = said(ODD)
-    assert said(ODD.replace("THINGS =", 'FILTER_CRITERIA["more"] = leaf; THINGS =')) == first
-    for old, new, changed in (
-            ("relu as", "gelu as", "walk layer own"), ("x + 5", "x + 6", "cached reads set"),
-            ("held + 7", "held + 8", "bound set"), ("Held(3)", "Held(4)", "bound"),
-            ('["l1"]', '["l2"]', "listed"), ("Tensor.abs", "Tensor.neg", "walk layer own")):
-        names = ["walk", "layer", "listed", "cached", "bound", "reads", "set", "own"]
-        assert [name for name, one, other in zip(names, first, said(ODD.replace(old, new)),
-                                                 strict=True) if one != other] == changed.split()
+    [first] = said(ODD)
+    changes = (("relu as", "gelu as", "walk layer own"), ("x + 5", "x + 6", "cached reads set"),
+               ("held + 7", "held + 8", "bound set"), ("Held(3)", "Held(4)", "bound"),
+               ('["l1"]', '["l2"]', "listed"), ("Tensor.abs", "Tensor.neg", "walk layer own"))
+    again, *others = said(ODD.replace("THINGS =", 'FILTER_CRITERIA["more"] = leaf; THINGS ='),
+                          *(ODD.replace(old, new) for old, new, _ in changes))
+    assert again == first
+    names = ["walk", "layer", "listed", "cached", "bound", "reads", "set", "own"]
+    for other, (_, _, changed) in zip(others, changes, strict=True):
+        assert [name for name, one, now in zip(names, first, other, strict=True)
+                if one != now] == changed.split()
 
 
 def test_a_file_that_takes_the_name_of_our_networks_is_refused(tmp_path):
