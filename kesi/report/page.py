@@ -20,7 +20,7 @@ from kesi.method.snapshot import BASELINE, KESI
 from kesi.report.report import NO_PLOTS
 from kesi.report.sources import origins_table, provenance
 from kesi.report.summary import Row, Summary, main_rows, summarise
-from kesi.report.tables import Table, claims_table, main_table, rounds_table
+from kesi.report.tables import Table, claims_table, headed, main_table, rounds_table
 from kesi.runs.record import METRICS, read_epochs
 from kesi.runs.results import Run, common_folder, load_runs
 from kesi.system.errors import UsageError
@@ -68,7 +68,7 @@ def page(runs: Sequence[Path], out: Path | None = None, data_name: str | None = 
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent),
                                      autoescape=True, undefined=jinja2.StrictUndefined)
     text = environment.get_template("page.html").render(
-        sections=SECTIONS if steps else SECTIONS[:-1],
+        headed=headed, sections=SECTIONS if steps else SECTIONS[:-1],
         style=Markup(Path(__file__).with_name("page.css").read_text()),
         table_=main_table(rows, summaries), origins=origins_table(rows),
         missing=[line for one in summaries for line in one.missing],

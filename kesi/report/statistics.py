@@ -79,8 +79,9 @@ def holm(found: Iterable[Paired], level: float = LEVEL) -> int:
     """How many differences are told from chance when corrected for their number m, so that with
     probability ``level`` none is told that is nothing: the smallest p value by (1 - level) / m, the
     next by (1 - level) / (m - 1), and so on to the first that is larger (Holm 1979, "A Simple
-    Sequentially Rejective Multiple Test Procedure")."""
-    ordered = sorted(one.p_value for one in found if one.p_value is not None)
+    Sequentially Rejective Multiple Test Procedure"). Differences of which chance cannot be told,
+    such as of one seed, count in m."""
+    ordered = sorted(1.0 if one.p_value is None else one.p_value for one in found)
     return next((place for place, p in enumerate(ordered)
                  if p > (1 - level) / (len(ordered) - place)), len(ordered))
 

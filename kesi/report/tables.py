@@ -13,6 +13,12 @@ from kesi.system.markdown import plain
 NONE = "–"
 
 
+def headed(column: str) -> tuple[str, str]:
+    """A header's name, and its unit with the parentheses around it, "" without one."""
+    name, space, unit = column.rpartition(" (")
+    return (name, f"({unit}") if space and unit.endswith(")") else (column, "")
+
+
 @dataclass
 class Table:
     """A table of finished text; headers end with their unit in parentheses, notes below it."""
@@ -31,9 +37,8 @@ class Table:
 
     def text(self) -> str:
         """The same for a terminal, the units of the headers on a line of their own."""
-        heads = [column.partition(" (") for column in self.columns]
-        units = ["".join(head[1:]).strip() for head in heads]
-        lines = [[head[0] for head in heads], units, *self.rows]
+        heads = list(map(headed, self.columns))
+        lines = [[name for name, _ in heads], [unit for _, unit in heads], *self.rows]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         lines.insert(2, ["-" * width for width in widths])
         aligned = [[cell.rjust(width) if place else cell.ljust(width)
@@ -72,7 +77,7 @@ class Column:
 
     def fields(self, rows: Sequence[Row]) -> list[dict]:
         """What table.csv says of every row: nothing, one field, or mean and standard deviation."""
-        name = self.name or self.header.partition(" (")[0]
+        name = self.name or headed(self.header)[0]
         values = [self.value(row) for row in rows]
         if all(value is None for value in values):
             return [{} for _ in rows]

@@ -172,7 +172,15 @@ def csv_text(lines: Sequence[dict]) -> str:
     return text.getvalue()
 
 
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how what a spreadsheet computes begins
+
+
+def as_said(text: str) -> str:
+    """A text of csv_text() without the apostrophe that stands before what would be a formula."""
+    return text.removeprefix("'") if text[1:].startswith(FORMULA) else text
+
+
 def _harmless(value: Any) -> Any:
-    if not isinstance(value, str) or not value.startswith(("=", "+", "-", "@", "\t", "\r")):
+    if not isinstance(value, str) or not value.startswith(FORMULA):
         return value
     return value if re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?", value) else f"'{value}"

@@ -11,7 +11,7 @@ from kesi.report.statistics import Paired, pooled, spread
 from kesi.report.studies.table import against_chance, told, unequal
 from kesi.report.tables import NONE, Table, cell
 from kesi.system.errors import KesiError, UsageError, controls
-from kesi.system.files import read_text
+from kesi.system.files import as_said, read_text
 
 CSV = "study.csv"
 NUMBERS = ("test_accuracy", "images", "macs")
@@ -43,8 +43,9 @@ def read(folder: Path) -> Study:
     try:
         for row in csv.DictReader(io.StringIO(read_text(path))):
             numbers = [float(row[name]) for name in NUMBERS]
-            by_seed = found.setdefault(row["variant"], {})
-            if (controls(row["variant"]) or not row["network_digest"] or not 0 <= numbers[0] <= 100
+            variant = as_said(row["variant"])
+            by_seed = found.setdefault(variant, {})
+            if (controls(variant) or not row["network_digest"] or not 0 <= numbers[0] <= 100
                     or not all(0 < one < float("inf") for one in numbers[1:])
                     or int(row["seed"]) in by_seed):
                 raise ValueError
@@ -93,7 +94,8 @@ def pool(studies: Mapping[str, Study], first: str) -> Table:
                 if len(both) < len(studies[title][first]):
                     texts += [f'"{name}" is of {len(both)} of the seeds of "{first}".']
                 notes += [f"{title}: {text}" for text in texts]
-    notes += [f'Not in all of them: "{name}".' for name in names if name not in (first, *shared)]
+    notes += [f'Not in all of them with a seed that "{first}" has there: "{name}".'
+              for name in names if name not in (first, *shared)]
     columns = ["variant", *(column for title in studies
                             for column in (f"{title} (%)", "difference (points)")),
                "together (points)", "told from chance", "seeds"]

@@ -130,7 +130,7 @@ def _against(one: Paired | None) -> list[str]:
 
 def against_chance(one: Paired) -> str:
     """Whether a difference is told from chance, as tables say it."""
-    return NONE if one.half is None else "yes" if one.told_from_chance else "no"
+    return {None: NONE, True: "yes", False: "no"}[one.told_from_chance]
 
 
 def apart(ensemble: Ensemble) -> float:
