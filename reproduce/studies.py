@@ -10,7 +10,8 @@ from kesi.cli import flags
 from kesi.cli import study as command
 from kesi.cli.study import Asked
 from kesi.method.recipes import Recipe
-from kesi.runs.study import NOTE, Variant, is_finished, refuse_others
+from kesi.runs.record import RUN, STUDY
+from kesi.runs.study import Variant, is_finished, refuse_others
 from kesi.system import locks
 from kesi.system.errors import KesiError
 from reproduce.grid import DONE, MISSING, RUNNING, Status, counts
@@ -59,8 +60,8 @@ def asked(file: str, seeds: Sequence[int], save: Path | None, words: Sequence[st
 
 
 def check(study: Asked) -> None:
-    """Raises UsageError where the study's folder is of other images."""
-    if (study.folder / NOTE).is_file():
+    """Raises UsageError where the study's folder is of other images, or of a run."""
+    if any((study.folder / name).is_file() for name in (RUN, STUDY)):
         refuse_others(study.folder, flags.dataset_for(study.args, study.recipe.family))
 
 

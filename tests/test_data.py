@@ -161,6 +161,7 @@ def test_a_data_set_from_a_file_goes_through_all_commands(addition, tmp_path):
     assert "3 classes, 20 px" in kesi("run", *words, *options, "--dry-run")
     assert "round" in kesi("plan", *words, *options, "--method", "filter")
     kesi("run", *words, *options, "--epochs", 1, 1, 1, "--rounds", 1, "--no-report", "--save", run)
+    assert not (run / "images.json").exists()  # it reads no folder
     assert "checks hold" in kesi("verify", *words, run)
     assert "test images of my-data" in kesi(
         "export", *words, run / "seed0/kesi", "--format", "pt2", "--out", tmp_path / "a.pt2")

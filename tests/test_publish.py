@@ -56,6 +56,8 @@ def test_nothing_says_where_files_lay(shared, filter_run):
              if path.suffix in (".json", ".md", ".csv", ".html", ".jsonl")]
     assert len(texts) > 30 and not any(str(filter_run.parent) in text for text in texts)
     assert "--save tinyrun-filter" in (shared / "table.md").read_text()
+    beside, away = "../../../filter/seed0/kesi/a", "../../../../home/a"  # of a parent
+    assert published.without_places({"is": [beside, away]}) == {"is": [beside, "a"]}
 
 
 def edit(path, **fields):

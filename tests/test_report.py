@@ -493,6 +493,27 @@ def test_an_image_folder_is_called_by_its_name(tmp_path):
         write(folder / "run.json", info | {"command": command})
         assert report.report([folder], plots=False).title == "resnet20 on of birds"
     assert report.report([folder], plots=False, data_name="fowl").title == "resnet20 on fowl"
+    write(folder / "run.json", info | {"command": "kesi compress . --arch resnet20"})
+    assert report.report([folder], plots=False).title == "resnet20 on imagefolder"
+    write(folder / "images.json", {"dataset": "imagefolder", "data": "/pictures/of fish"})
+    assert report.report([folder], plots=False).title == "resnet20 on of fish"
+
+
+def test_one_table_is_of_one_set_of_images(tmp_path):
+    data = {"classes": ["a", "b"], "image_size": 32, "digests": {"test": "0" * 64}}
+    runs = [write_run(tmp_path / "one", **data)]
+    for name, more, says in (("two", {"classes": ["a", "c"]}, "have other classes"),
+                             ("three", {"digests": {"test": "1" * 64}}, "have other test images")):
+        runs[1:] = [write_run(tmp_path / name, method="weight", **data | more)]
+        fails("kesi", "report", *runs, "--no-plots", code=2, says=says)
+    write_run(runs[1], method="weight", **data)
+    works("kesi", "report", *runs, "--no-plots")
+
+
+def test_the_unit_of_a_header_is_what_ends_it():
+    table = Table("t", ["variant", "fowl (old) (%)", "of (all) seeds"], [["a", "1", "2"]])
+    assert table.text().splitlines()[2] == "variant  fowl (old)  of (all) seeds"
+    assert table.text().splitlines()[3].split() == ["(%)"]
 
 
 def test_runs_of_one_recipe_are_joined_wherever_their_baselines_lie(tmp_path):
@@ -502,6 +523,15 @@ def test_runs_of_one_recipe_are_joined_wherever_their_baselines_lie(tmp_path):
         write(run / "run.json", json.loads((run / "run.json").read_text()) | {"baseline": place})
     one, = results.load_runs(runs)
     assert list(one.seeds) == [0, 1]
+    asked = {"speedup": 2.0, "batch": 1, "allocation": "paper", "round_to": 8, "rounds": 5, "arch":
+             "resnet56", "runtime": "torch", "threads": 1, "device": "cpu"}
+    for run, speedup, count in ((runs[0], 2.0, 2), (runs[1], 2.0, 1), (runs[1], 3.0, 2)):
+        before = json.loads((run / "run.json").read_text())  # measured anew, to the same widths
+        write(run / "run.json", before | {"latency": asked | {
+            "speedup": speedup, "seconds": [2.0, 1.0 + count / 100]}})
+        assert len(results.load_runs(runs)) == count
+    for run in runs:
+        write(run / "run.json", json.loads((run / "run.json").read_text()) | {"latency": None})
     path = runs[1] / "seed1" / "baseline" / "result.json"
     write(path, json.loads(path.read_text()) | {"recipe_hash": "0" * 12})
     assert len(results.load_runs(runs)) == 2

@@ -246,6 +246,16 @@ def test_a_damaged_finished_stage_is_reported_and_runs_again(train, whole, tmp_p
         train(tmp_path)
 
 
+def test_what_a_newer_kesi_left_is_neither_damaged_nor_made_anew(train, whole, tmp_path):
+    folder = shutil.copytree(whole.parent, tmp_path / "stage")
+    content = torch.load(whole, weights_only=True) | {"version": 2}
+    torch.save(content, folder / whole.name)
+    before = (folder / whole.name).read_bytes()
+    with pytest.raises(UsageError, match="is of a newer KESI"):
+        train(folder)
+    assert (folder / whole.name).read_bytes() == before
+
+
 def test_a_checkpoint_of_another_result_is_not_taken(train, whole, tmp_path):
     train(tmp_path).write_bytes(train(tmp_path / "other", seed=1).read_bytes())
     with pytest.warns(UserWarning, match="is not the checkpoint that .*result.json describes"):

@@ -256,6 +256,19 @@ SCHEDULES["typo"] = lambda optimizer, training, steps: training.epoch
     assert not (tmp_path / "runs").exists()
 
 
+def test_runs_and_studies_have_folders_of_their_own(tmp_path):
+    file = tmp_path / "own.py"
+    file.write_text(FILE)
+    for name, command in (
+            ("study", ["kesi", "run", "--arch", "resnet20", "--dataset", "few", "--save",
+                       tmp_path / "study", "--device", "cpu"]),
+            ("run", words(file, tmp_path / "run"))):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.json").write_text("{}")
+        fails(*command, code=2, says=f"{tmp_path / name} holds a {name}, and no ")
+        assert [path.name for path in (tmp_path / name).iterdir()] == [f"{name}.json"]
+
+
 def test_a_variant_that_fails_stops_no_other(tmp_path):
     file, folder = tmp_path / "wild.py", tmp_path / "runs"
     file.write_text(FILE + """

@@ -215,7 +215,8 @@ def forged(path, **fields):
     ({"training": {"epoch": "1"}}, "training.epoch is '1'"),
     ({"state_dict": {}}, "no state_dict"), ({"state_dict": {"a": torch.ones(1)}}, "does not fit"),
     ({"state_dict": {**network().state_dict(), "fc.bias": torch.tensor(1.0)}}, "fc.bias has shape"),
-    ({"version": 2}, "has checkpoint version 2"), ({"version": "1"}, "has checkpoint version '1'"),
+    ({"version": 2}, "is of a newer KESI"), ({"version": 0}, "has checkpoint version 0"),
+    ({"version": "1"}, "has checkpoint version '1'"),
 ])
 def test_fields_of_wrong_types_are_named_in_one_line(tmp_path, fields, says):
     refused(forged(tmp_path / "x.pth.tar", **fields), says)

@@ -308,7 +308,10 @@ def test_images_that_no_name_leads_to_are_told_from_wrong_ones(copy):
     data = json.loads((copy / "run.json").read_text())["data"]
     edit(copy / "run.json", data=data | {"name": "images"})
     fails("kesi", "verify", copy, code=2,
-          says="were handed over in Python ('images') and cannot be loaded anew")
+          says="were handed over in Python ('images'), or by a file for --with")
+    said = json.loads((copy / "run.json").read_text())
+    edit(copy / "run.json", arch="mine", recipe=said["recipe"] | {"arch": "mine"})
+    fails("kesi", "verify", copy, "--no-accuracy", code=2, says="kesi --with MODULE COMMAND")
 
 
 def test_images_with_other_digests_are_refused(copy, images, monkeypatch):

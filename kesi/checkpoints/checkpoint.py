@@ -203,6 +203,9 @@ def read(path: Path) -> dict:
     safety.check_content(path, content)
     if content.get("format") == FORMAT:
         if content.get("version") != VERSION:
+            if fields.whole(VERSION + 1)(content.get("version")):  # whole, and not to be made anew
+                raise UsageError(f"{path} is of a newer KESI (checkpoint version "
+                                 f"{content['version']}; this one reads {VERSION}): use that one")
             raise KesiError(f"{path} has checkpoint version {content.get('version')!r}; this KESI "
                             f"reads version {VERSION}")
         digest = content.get("digest")

@@ -25,6 +25,7 @@ from kesi.system.files import make_folder, read_json, read_text, write_json, wri
 
 PUBLISHED, WEIGHTS = "published.json", "model.safetensors"
 
+LEADING = "/", "../../../../"  # away from the run; a stage is two folders down in it
 NOISE = 2  # images of the fixed batch
 
 
@@ -35,13 +36,14 @@ def shown_stages(record: RunRecord) -> list[str]:
 
 
 def without_places(value: object) -> object:
-    """A JSON value in which absolute paths, also those within commands, are their last names."""
+    """A JSON value in which absolute paths, also those within commands, and paths that lead further
+    from a stage than to what lies beside its run are their last names."""
     if isinstance(value, dict):
         return {name: _command(one) if name == "command" else without_places(one)
                 for name, one in value.items()}
     if isinstance(value, list):
         return [without_places(one) for one in value]
-    return Path(value).name if isinstance(value, str) and value.startswith("/") else value
+    return Path(value).name if isinstance(value, str) and value.startswith(LEADING) else value
 
 
 def _command(said: str | None) -> str | None:

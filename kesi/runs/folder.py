@@ -52,6 +52,8 @@ def finished(folder: Path, settings: dict) -> Result | None:
     try:
         if checkpoints.read(path).get("digest") != result.digest:
             raise KesiError(f"{path} is not the checkpoint that {done} describes")
+    except UsageError:
+        raise
     except KesiError as error:
         return _not_finished(error)
     return result
@@ -147,7 +149,7 @@ def note_images(folder: Path, dataset: str, root: str | Path) -> None:
 
     In a file of its own, which is no setting: images may move, and a run goes on.
     """
-    if dataset != SHIPPED:
+    if dataset != SHIPPED and Path(root).is_dir():  # what is registered may need no folder
         write_json(folder / IMAGES, {"dataset": dataset, "data": str(Path(root).resolve())})
 
 

@@ -25,7 +25,7 @@ from kesi.method.training import Options
 from kesi.runs import steps
 from kesi.runs.clock import Clock
 from kesi.runs.folder import move_aside, note_images, refuse_changes
-from kesi.runs.record import RUN, Faster, Fitted, RunRecord, read_run
+from kesi.runs.record import RUN, STUDY, Faster, Fitted, RunRecord, read_run
 from kesi.runs.results import handed_over, load_run
 from kesi.runs.stage import Context, Watch, warn_of_another_device
 from kesi.runs.trial import try_out
@@ -208,6 +208,8 @@ def _open(settings: Settings) -> None:
     remove_leftovers(folder / "report")
     seeds, latency, budget = set(settings.seeds), settings.latency, settings.budget
     chosen: dict[str, str] = {}
+    if (folder / STUDY).exists() and not (folder / RUN).exists():
+        raise UsageError(f"{folder} holds a study, and no run: use another --save")
     more = unlabelled.digest if (unlabelled := settings.dataset.unlabelled) else None
     baseline = _as_noted(settings.baseline, folder)
     if (folder / RUN).is_file():

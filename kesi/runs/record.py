@@ -29,6 +29,9 @@ IMAGES = "images.json"
 
 METRICS, RESULT, RUN = "metrics.jsonl", "result.json", "run.json"
 
+# what a study notes in its folder, where a run has RUN
+STUDY = "study.json"
+
 # what move_aside() calls a folder that is in the way of a fresh start
 ASIDE = re.compile(r"\.old-\d+$")
 

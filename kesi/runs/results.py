@@ -12,8 +12,10 @@ from kesi.data import INFO
 from kesi.method import paper
 from kesi.method.recipes import CODE, METHODS
 from kesi.method.snapshot import BASELINE, KESI, chain, ensemble_name
+from kesi.runs.folder import noted_images
 from kesi.runs.record import (
     ASIDE,
+    IMAGES,
     RESULT,
     RUN,
     Ensemble,
@@ -135,7 +137,7 @@ def load_runs(folders: Sequence[Path], data_name: str | None = None,
         raise UsageError("name at least one run folder")
     runs = [load_run(folder) for folder in unique.values()]
     for run in runs:
-        run.data_name = data_name or _folder_name(run.record)
+        run.data_name = data_name or _folder_name(run)
     first = runs[0]
     for run in runs[1:]:
         for name in ("arch", "dataset"):
@@ -143,6 +145,9 @@ def load_runs(folders: Sequence[Path], data_name: str | None = None,
             if old != new:
                 raise UsageError(f"one table is of one network and data set, but {name} is "
                                  f"{old} in {first.folder} and {new} in {run.folder}")
+        if other := other_images(first.record.data, run.record.data):
+            raise UsageError(f"one table is of one set of images, but {first.folder} and "
+                             f"{run.folder} have other {other}")
     if not any(results for run in runs for results in run.seeds.values()):
         raise KesiError(f"nothing is finished yet in {', '.join(str(run.folder) for run in runs)}")
     runs = _joined(runs, across_code)
@@ -152,6 +157,16 @@ def load_runs(folders: Sequence[Path], data_name: str | None = None,
         for run in runs:
             run.label += f" [{visible(os.path.relpath(run.folder.resolve(), common))}]"
     return runs
+
+
+def other_images(one: dict, other: dict) -> str:
+    """In what the images of two records differ, which they describe (Dataset.describe()): "classes"
+    or "test images", "" where in neither, as far as they say. At another size they are others."""
+    if one.get("classes") != other.get("classes") and one.get("classes") and other.get("classes"):
+        return "classes"
+    first, second = (said.get("digests", {}).get("test") for said in (one, other))
+    same_size = one.get("image_size") == other.get("image_size")
+    return "test images" if first and second and first != second and same_size else ""
 
 
 def _joined(runs: Sequence[Run], across_code: bool) -> list[Run]:
@@ -180,6 +195,8 @@ def _settings(run: Run, across_code: bool) -> tuple:
     and how its stages computed. Of a baseline that was taken over, its recipe, not its place."""
     made = {one.name for one in fields(Origin)} | {"seeds", "handed_over", "unlabelled_images"}
     said = {name: value for name, value in asdict(run.record).items() if name not in made}
+    said["latency"] = said["latency"] and said["latency"] | {"seconds": None}  # as measured then
+    said["budget"] = None  # its epochs stand in the recipe
     if said.pop("baseline") is not None:
         said["baseline"] = across_code or {results[BASELINE].recipe_hash
                                            for results in run.seeds.values() if BASELINE in results}
@@ -197,18 +214,22 @@ def _without_code(value: object) -> object:
     return [_without_code(one) for one in value] if isinstance(value, list) else value
 
 
-def _folder_name(record: RunRecord) -> str:
-    """What titles call a folder of images: by its own name, as the command had it; else nothing."""
+def _folder_name(run: Run) -> str:
+    """What titles call a folder of images: by its own name, where the run found them or else as
+    the command had it; "" of other data sets, and where neither says."""
+    info = INFO.get(run.record.dataset)
+    if info is None or info.num_classes is not None:
+        return ""
+    noted = run.folder / IMAGES
+    if noted.is_file() and (found := noted_images(run.folder, run.record.dataset)) is not None:
+        return found.name
     try:
-        words = shlex.split(record.command or "")
+        words = shlex.split(run.record.command or "")
     except ValueError:  # quotes that do not close
         return ""
-    info = INFO.get(record.dataset)
     flag = next((one for one in ("--data", "compress") if one in words[:-1]), None)
-    if info is None or info.num_classes is not None or flag is None:
-        return ""
-    said = words[words.index(flag) + 1]
-    return "" if said.startswith("-") else Path(said).resolve().name
+    said = words[words.index(flag) + 1] if flag else ""
+    return "" if said.startswith("-") or Path(said).name == ".." else Path(said).name
 
 
 def common_folder(folders: Sequence[Path]) -> Path:

@@ -32,9 +32,9 @@ def images_of(run: Path, data: str, download: bool = False) -> Dataset:
     if not isinstance(said.get("name"), str):
         raise KesiError(f"{run / 'run.json'} does not say what images were used")
     if said["name"] not in DATASETS:
-        raise UsageError(f"the images of {run} were handed over in Python ({said['name']!r:.60}) "
-                         f"and cannot be loaded anew: use --no-accuracy, or "
-                         f"kesi.report.verify.verify(run, dataset) in Python")
+        raise UsageError(f"the images of {run} were handed over in Python ({said['name']!r:.60}), "
+                         f"or by a file for --with, and cannot be loaded anew: say --with FILE, "
+                         f"--no-accuracy, or kesi.report.verify.verify(run, dataset) in Python")
     return load_described(said, data, download)
 
 

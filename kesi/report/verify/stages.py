@@ -39,8 +39,10 @@ class Verifier(Checks):
     """The checks of a run folder, which has every checkpoint."""
 
     def __init__(self, run: Path, dataset: Dataset | None = None, device: str = "cpu"):
-        """Raises KesiError where ``dataset`` is not what the run was made with."""
+        """Raises KesiError where ``dataset`` is not what the run was made with, UsageError where
+        nobody said how its network is built."""
         super().__init__(run, dataset, device)
+        checkpoints.require(self.record.arch, self.run)
         self._loaded: dict[Path, Checkpoint | None] = {}
 
     def checkpoint(self, where: str, path: Path) -> Checkpoint | None:

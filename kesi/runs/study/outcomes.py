@@ -7,13 +7,11 @@ from pathlib import Path
 
 from kesi.checkpoints import fields
 from kesi.method.snapshot import ENSEMBLE, digest_of
-from kesi.runs.record import RESULT, Ensemble, Result, read_result
+from kesi.runs.record import RESULT, STUDY, Ensemble, Result, read_result
 from kesi.runs.results import clearly_above
 from kesi.runs.study.variants import Variant
 from kesi.system.errors import KesiError
 from kesi.system.files import read_json
-
-NOTE = "study.json"
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,7 @@ def said_of(variants: Mapping[str, Variant]) -> dict[str, tuple[dict, int]]:
 
 def made_of(root: Path, said: Mapping[str, tuple[dict, int]]) -> dict[str, list[str]]:
     """The stages of those variants, as said_of() says them, that a seed has finished."""
-    before = notes(root / NOTE)
+    before = notes(root / STUDY)
     stages = {name: before[key]["stages"] for name, (now, _) in said.items()
               if (key := digest_of(now)[:12]) in before}
     return {name: made for name, made in stages.items() if len(made) == said[name][1]
@@ -79,9 +77,12 @@ def made_of(root: Path, said: Mapping[str, tuple[dict, int]]) -> dict[str, list[
 def noted(folder: Path) -> dict:
     """What a study's folder says of its images, and of how they are computed with; {} where there
     is none yet. Raises KesiError where that is damaged."""
-    path = folder / NOTE
-    return (fields.checked(path, read_json(path), {"data": fields.described}, ("data",))
-            if path.exists() else {})
+    path = folder / STUDY
+    try:
+        return (fields.checked(path, read_json(path), {"data": fields.described}, ("data",))
+                if path.exists() else {})
+    except KesiError as error:
+        raise KesiError(f"{error}: remove it, and the same command writes it anew") from error
 
 
 def notes(path: Path) -> dict[str, dict]:

@@ -24,10 +24,9 @@ from kesi.method.training import Options
 from kesi.runs import stage, steps
 from kesi.runs.clock import Clock
 from kesi.runs.folder import note_images, refuse_changes
-from kesi.runs.record import RESULT
+from kesi.runs.record import RESULT, RUN, STUDY
 from kesi.runs.stage import Context
 from kesi.runs.study.outcomes import (
-    NOTE,
     ensemble_folder,
     made_of,
     noted,
@@ -137,7 +136,7 @@ def _begin(study: Study, keys: Mapping[str, Sequence[str]], clock: Clock) -> Non
         with held_by_one(study.folder):
             before, whole = refuse_others(study.folder, study.dataset, study.options)
             if whole != before:
-                write_json(study.folder / NOTE, whole)
+                write_json(study.folder / STUDY, whole)
             if study.root is not None:
                 note_images(study.folder, study.dataset.name, study.root)
 
@@ -149,6 +148,8 @@ def refuse_others(folder: Path, dataset: Dataset,
     Raises UsageError where it is of other images, or is computed with otherwise than ``options``
     say.
     """
+    if (Path(folder) / RUN).exists():
+        raise UsageError(f"{folder} holds a run, and no study: use another --save")
     now = {"data": dataset.describe()}
     if options is not None:
         now |= {"precision": execution.resolved(options.device, options.precision),
@@ -165,7 +166,7 @@ def _note(study: Study, root: Path, name: str, stages: list[str]) -> None:
     """Note what came out of a variant."""
     said = study.variants[name].describe()
     now = {"is": said, "stages": stages}
-    write_json(root / NOTE, {**notes(root / NOTE), digest_of(said)[:12]: now})
+    write_json(root / STUDY, {**notes(root / STUDY), digest_of(said)[:12]: now})
 
 
 def _attempt(root: Path, key: str, context: Context, recipe: Recipe, step: Step,
