@@ -246,6 +246,12 @@ def test_several_seeds_stand_in_the_card(filter_run, tmp_path):
     export([str(run / "seed0/kesi"), "--out", str(tmp_path / "net"), "--no-latency"])
     text = (tmp_path / "net/README.md").read_text()
     assert f"with 2 seeds: {(first + 30) / 2:.2f} % on average" in text
+    export([str(run / "seed0/kesi"), "--out", str(tmp_path / "large"), "--no-latency",
+            "--image-size", "32"])  # of which no accuracy is known
+    text = (tmp_path / "large/README.md").read_text()
+    assert "does not say how accurate it is on pictures of this size." in text
+    assert "Accuracy" not in text and "seeds:" not in text and "model-index" not in text
+    assert json.loads((tmp_path / "large/config.json").read_text())["accuracy"] is None
 
 
 @pytest.mark.parametrize(("share", "count", "expected"),

@@ -75,12 +75,13 @@ class Exported:
 
 def about_of(checkpoint: Checkpoint, inputs: Inputs, raw: bool) -> dict[str, Any]:
     """What an exported file says of itself: plain values, the accuracy with the images that it is
-    of.
+    of; none where those had another size than these inputs.
     """
     dataset = checkpoint.info.data
     tested = (dataset.get("images") or {}).get("test")
     right = checkpoint.info.metrics.get("test_accuracy")
-    known = tested and fields.number(right) and 0 <= right <= 100
+    known = (tested and fields.number(right) and 0 <= right <= 100
+             and dataset.get("image_size") == plain(inputs.image_size))
     size, colour = inputs.image_size, {1: "grey", 3: "RGB"}.get(inputs.channels, "all channels")
     steps = " px, then to ".join(map(spoken_size, inputs.resize))
     code = models.ARCHITECTURES[checkpoint.network.arch].code

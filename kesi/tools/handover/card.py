@@ -147,7 +147,10 @@ def _results(checkpoint: Checkpoint, about: dict[str, Any],
              baseline: Checkpoint | None) -> list[str]:
     """The accuracy of this network with its interval, and that of the one it was made from."""
     if about["accuracy"] is None:
-        return ["Its checkpoint does not say how accurate it is."]
+        said = checkpoint.info.data.get("image_size")
+        other = said is not None and said != about["image_size"]
+        return ["Its checkpoint does not say how accurate it is"
+                + " on pictures of this size" * other + "."]
     right, count = about["accuracy"]["percent"], checkpoint.info.data["images"]["test"]
     low, high = wilson(right / 100, count)
     lines = [f"Accuracy {right:.2f} % on {_shown(about['accuracy']['images'])}; 95 % interval for "
