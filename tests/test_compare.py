@@ -62,6 +62,20 @@ def test_checkpoints_of_other_classes_are_refused(filter_run, tmp_path):
               says="knows other classes than digits: 'ten' where '0' is")
 
 
+def test_other_images_of_the_same_name_are_not_taken_for_the_same(filter_run, tmp_path):
+    known = checkpoints.load(filter_run / "seed0/kesi")
+    data = known.info.data | {"digests": known.info.data["digests"] | {"test": "of other images"},
+                              "mean": [0.5] * 3}
+    checkpoints.save(tmp_path / "other.pth.tar", known, replace(known.info, data=data))
+    words = ["kesi", "compare", known.path, tmp_path / "other.pth.tar", "--no-latency"]
+    for more in ([], ["--dataset", "digits"]):
+        said = fails(*words, *more, code=2, says="other.pth.tar were tested on different images, "
+                                                 "both named digits: say with --data")
+        assert str(known.path) in said
+    assert "the same prediction" in works(*words, "--data", tmp_path)
+    works(*words, "--no-accuracy")
+
+
 def test_without_images_and_times(filter_run, tmp_path, capsys):
     torch.manual_seed(0)
     torch.save({"state_dict": models.create("resnet20", 10).state_dict()},

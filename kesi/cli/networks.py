@@ -100,7 +100,8 @@ def compare(argv: Sequence[str] | None = None) -> None:
     root = (args.data or ROOT) if args.no_accuracy else images_folder(args, paths[0])
     found = compare_networks(paths, args.arch, args.dataset, root, args.image_size,
                              accuracy=not args.no_accuracy, clock=not args.no_latency,
-                             download=not args.no_download, device=device)
+                             download=not args.no_download, device=device,
+                             chosen=args.data is not None)
     print(found.text())
     if not args.no_latency:
         print(f"latency: {MEDIAN}, in torch, {device_name(device)}")

@@ -2,13 +2,14 @@
 
 import os
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 from kesi import checkpoints, models
 from kesi.checkpoints.checkpoint import Checkpoint
 from kesi.checkpoints.records import Reference
 from kesi.data import Dataset
-from kesi.data.datasets import plain
+from kesi.data.datasets import family_of, plain
 from kesi.method.pruning.filters import pruned_widths
 from kesi.method.recipes import Recipe
 from kesi.method.sizes import channels_of, check_image_size
@@ -59,6 +60,24 @@ def check_classes(checkpoint: Checkpoint, dataset: Dataset) -> None:
                    if old != new)
         raise UsageError(f"{checkpoint.path} knows other classes than {dataset.name}: {one[0]!r} "
                          f"where {one[1]!r} is")
+
+
+def check_same_test(loaded: Sequence[Checkpoint]) -> None:
+    """Raises UsageError where checkpoints name one data set, prepared alike, and were tested on
+    different images of that name, such as those of two folders."""
+    known: dict[tuple, tuple[Checkpoint, object]] = {}
+    for one in loaded:
+        said = one.info.data
+        digests = said.get("digests")
+        if not isinstance(digests, dict) or "test" not in digests:
+            continue
+        alike = (said.get("name"), str(said.get("image_size")), len(said.get("mean") or ""),
+                 family_of(said))
+        first, before = known.setdefault(alike, (one, digests["test"]))
+        if before != digests["test"]:
+            raise UsageError(f"{first.path} and {one.path} were tested on different images, both "
+                             f"named {said['name']}: say with --data where the images are on "
+                             "which to compare them")
 
 
 def warn_of_other_images(checkpoint: Checkpoint, dataset: Dataset) -> None:

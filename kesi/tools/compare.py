@@ -21,7 +21,7 @@ from kesi.data.split import Size
 from kesi.method.distillation import agreement
 from kesi.method.sizes import macs, parameters
 from kesi.method.training import predict, score
-from kesi.runs.lineage import check_classes, snapshots_of
+from kesi.runs.lineage import check_classes, check_same_test, snapshots_of
 from kesi.system.errors import UsageError
 from kesi.system.files import csv_text
 from kesi.tools import latency
@@ -97,10 +97,12 @@ class Comparison:
 
 def compare(paths: Sequence[Path], arch: str | None = None, dataset: str | None = None,
             root: str | Path = "data", image_size: Size | None = None, *, accuracy: bool = True,
-            clock: bool = True, download: bool = False, device: str = "cpu") -> Comparison:
+            clock: bool = True, download: bool = False, device: str = "cpu",
+            chosen: bool = True) -> Comparison:
     """Measure checkpoints (files or folders of stages) against each other.
 
     ``dataset``: the images for all of them (default: what each says, which has to be the same).
+    ``chosen``: somebody named ``root``; if not, the checkpoints have to be of the same images.
     Raises UsageError for paths that are no checkpoints or do not know the same classes, KesiError
     for missing images.
     """
@@ -108,6 +110,8 @@ def compare(paths: Sequence[Path], arch: str | None = None, dataset: str | None 
     inputs = [inputs_of(checkpoint, dataset, image_size, root) for checkpoint in loaded]
     same, images, accuracies = None, "", [None] * len(loaded)
     if accuracy:
+        if not chosen and dataset in (None, loaded[0].info.data.get("name")):
+            check_same_test(loaded)
         accuracies, same, images = _predictions(loaded, inputs, root, download, device)
     times = _latencies(loaded, inputs, device) if clock else [(None, None)] * len(loaded)
     entries = []
