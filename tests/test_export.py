@@ -151,7 +151,29 @@ def test_released_code_checkpoint_and_missing_images(tmp_path, monkeypatch, quic
     assert (tmp_path / "a").stat().st_size < 4 * live * 1.3 + 12_000
     with pytest.raises(UsageError, match="--dataset, or --raw"):
         command([*words, "onnx"])
+    assert "batches of 1, 2, 7 and 100 ran" in text
+    monkeypatch.setattr(export, "IMAGES", 2)
     command([*words, "onnx", "--raw", "--no-latency"])
+    assert "; batches of 1 and 2 ran" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("arch", "classes", "names", "says"), [
+    ("resnet20", 4, None, "knows 4 classes, and "),
+    ("resnet20", 10, [*"987", *"0123456"], "knows other classes than "),
+    ("one-channel", 10, None, "takes images of 1 channel(s), and "),
+    ("resnet18", 10, None, "needs images of 32 px or more, and these have 16: name the network")])
+def test_a_baseline_of_another_kind_is_refused(filter_run, tmp_path, registry, arch, classes, names,
+                                               says):
+    kesi.register("one-channel", lambda: torch.nn.Sequential(
+        torch.nn.Conv2d(1, 6, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(),
+        torch.nn.Linear(6, 10)), image_size=16, channels=1)
+    other = tmp_path / "other.pth.tar"
+    keep(other, models.create(arch, classes), stage="baseline",
+         data={"classes": names} if names else {})
+    for out in ("a.safetensors", "net"):
+        fails("kesi", "export", filter_run / "seed0/kesi", "--out", tmp_path / out, "--baseline",
+              other, code=2, says=f"the baseline {other} {says}")
+    assert list(tmp_path.iterdir()) == [other]
 
 
 def test_a_file_that_differs_is_not_written(filter_run, tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from kesi.checkpoints.checkpoint import EXPORTED, Checkpoint
 from kesi.cli import entry
 from kesi.cli.flags import add_inputs, chosen_device, images_folder
 from kesi.data.split import height_width
-from kesi.method.sizes import parameters
+from kesi.method.sizes import channels_of, parameters
 from kesi.runs import lineage
 from kesi.runs.results import stage_of
 from kesi.system.errors import UsageError
@@ -62,6 +62,8 @@ def export(argv: Sequence[str] | None = None) -> None:
     args.data = images_folder(args, args.checkpoint)
     inputs = inputs_of(checkpoint, args.dataset, args.image_size, args.data)
     baseline = baseline_of(checkpoint, args.baseline, args.arch)
+    if baseline is not None:
+        _check_baseline(baseline, checkpoint, inputs)
     clock = not args.no_latency
     if kind is None:
         done = hand_over(checkpoint, inputs, args.out, baseline=baseline, int8=args.int8, web=web,
@@ -131,6 +133,27 @@ def _check(args: argparse.Namespace, kind: str | None) -> None:
         raise UsageError(f"--int8 goes with a folder or an onnx file, not with {kind}")
 
 
+def _check_baseline(baseline: Checkpoint, checkpoint: Checkpoint, inputs: Inputs) -> None:
+    """Raises UsageError for a baseline that cannot take the place of the network that is exported:
+    it answers with other classes, or does not take the same images."""
+    theirs, ours = baseline.network, checkpoint.network
+    classes = [list(one.info.data.get("classes") or ()) for one in (baseline, checkpoint)]
+    side = min(height_width(inputs.image_size))
+    if theirs.num_classes != ours.num_classes:
+        other = f"knows {theirs.num_classes} classes, and {checkpoint.path} {ours.num_classes}"
+    elif all(classes) and classes[0] != classes[1]:
+        other = f"knows other classes than {checkpoint.path}"
+    elif channels_of(theirs) != channels_of(ours):
+        other = (f"takes images of {channels_of(theirs)} channel(s), and {checkpoint.path} of "
+                 f"{channels_of(ours)}")
+    elif theirs.min_image_size > side:
+        other = f"needs images of {theirs.min_image_size} px or more, and these have {side}"
+    else:
+        return
+    raise UsageError(f"the baseline {baseline.path} {other}: name the network that it was made "
+                     "from with --baseline")
+
+
 def described(checkpoint: Checkpoint, inputs: Inputs, made: Sequence[Exported], kind: str,
               args: argparse.Namespace) -> list[str]:
     """What was exported, and how it did."""
@@ -143,6 +166,7 @@ def described(checkpoint: Checkpoint, inputs: Inputs, made: Sequence[Exported], 
     shape = ", ".join(map(str, (inputs.channels, *height_width(inputs.image_size))))
     colours = {1: "grey ", 3: "RGB "}.get(inputs.channels, "")
     zeros = checkpoint.masks.pruned() if checkpoint.masks else 0
+    *ran, largest = sorted({min(batch, check.images) for batch in (*BATCHES, check.images)})
     lines = [f"{checkpoint.network.arch}, {checkpoint.network.num_classes} classes, "
              f"{total - zeros:,} non-zero of {total:,} parameters; {form}",
              f"input: float32 (batch, {shape}), {colours}scaled to {scaled}; output: logits "
@@ -150,7 +174,7 @@ def described(checkpoint: Checkpoint, inputs: Inputs, made: Sequence[Exported], 
              f"checked on {check.images} {check.source}",
              f"max abs difference to the checkpoint {check.difference:.2g} in logits up to "
              f"{check.largest:.3g}, the same class on {check.equal} of {check.images}; batches of "
-             f"{', '.join(map(str, BATCHES))} and {check.images} ran"]
+             f"{', '.join(map(str, ran))}{' and ' * bool(ran)}{largest} ran"]
     if len(made) > 1:
         lines.append(f"int8: the same class on {made[1].check.equal} of {made[1].check.images}")
     return lines
