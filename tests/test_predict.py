@@ -10,7 +10,7 @@ from PIL import Image
 import kesi
 import models
 from datagen import write_imagefolder
-from doors import fails, script
+from doors import fails, script, works
 from kesi import checkpoints
 from kesi.cli import networks
 from kesi.data import load
@@ -81,6 +81,18 @@ def test_command_prints_text_and_csv(filter_run, tmp_path, capsys, monkeypatch):
     said = script("kesi", "predict", filter_run / "seed0/kesi", ".", "--csv")
     assert said.out.splitlines()[1].startswith("'=1+?[2J.png,1,") and "\x1b" not in said.out
     assert said.code == 1 and said.err.count("\n") == 1
+
+
+def test_linked_folders_are_looked_into_once(filter_run, tmp_path):
+    for name in ("photos/own", "elsewhere/deep"):
+        (tmp_path / name).mkdir(parents=True)
+        Image.new("L", (16, 16)).save(tmp_path / name / "black.png")
+    (tmp_path / "photos/linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere/deep/circle").symlink_to(tmp_path / "photos")
+    (tmp_path / "photos/nothing.png").symlink_to(tmp_path / "gone.png")
+    said = works("kesi", "predict", filter_run / "seed0/kesi", tmp_path / "photos")
+    assert [line.partition(":")[0] for line in said.splitlines()] == [
+        str(tmp_path / "photos" / name) for name in ("linked/deep/black.png", "own/black.png")]
 
 
 def test_released_code_needs_the_name_of_its_data(tmp_path):

@@ -4,7 +4,8 @@ Images are cut, resized and scaled as test images were in training. A checkpoint
 code does not say how: name its data set with --dataset.
 """
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,15 +35,14 @@ class Prediction:
 
 
 def image_files(paths: Iterable[str | Path]) -> list[Path]:
-    """The paths themselves, and of folders all images below them, by name.
+    """The paths themselves, and of folders all images below them, also in linked folders, by name.
 
     Raises UsageError for what is not there, and for a folder without images.
     """
     found: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            inside = sorted(file for file in path.rglob("*") if is_image(file.name)
-                            and file.is_file())
+            inside = sorted(_images_below(path))
             if not inside:
                 raise UsageError(f"no images in the folder {path}")
             found += inside
@@ -51,6 +51,20 @@ def image_files(paths: Iterable[str | Path]) -> list[Path]:
         else:
             raise UsageError(f"no such image or folder: {path}")
     return found
+
+
+def _images_below(folder: Path) -> Iterator[Path]:
+    been = set()
+    for here, folders, names in os.walk(folder, followlinks=True):
+        there = os.path.realpath(here)
+        if there in been:  # a link that leads back
+            folders.clear()
+            continue
+        been.add(there)
+        folders.sort()
+        for path in (Path(here) / name for name in names if is_image(name)):
+            if path.is_file():
+                yield path
 
 
 def predict_images(checkpoint: Checkpoint,
