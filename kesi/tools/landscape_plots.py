@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, BinaryIO
 
+import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -15,9 +16,13 @@ if TYPE_CHECKING:
 # Okabe and Ito's, told apart with any colour vision
 COLOURS = {"loss": "#D55E00", "accuracy": "#0072B2"}
 
+# names of folders stand in the plots, and a $ in them is no formula
+AS_WRITTEN = matplotlib.rc_context({"text.parse_math": False})
+
 LABELS = {"loss": "cross-entropy", "accuracy": "accuracy (%)"}
 
 
+@AS_WRITTEN
 def line_figure(rows: Sequence[dict], names: Sequence[str], images: str) -> Figure:
     """Loss above accuracy along the line; ``rows`` have from, position, loss and accuracy,
     segment by segment."""
@@ -38,6 +43,7 @@ def line_figure(rows: Sequence[dict], names: Sequence[str], images: str) -> Figu
     return figure
 
 
+@AS_WRITTEN
 def plane_figure(points: Sequence["PlanePoint"], name: str, images: str) -> Figure:
     """Loss and accuracy as contours around a network, which is marked."""
     figure = Figure(figsize=(10.4, 4.6), dpi=130, layout="constrained")
