@@ -2,12 +2,15 @@
 and the way between is straight."""
 
 import csv
+import shutil
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 from torch.nn import functional
 
+from doors import fails, works
 from kesi import checkpoints
 from kesi.cli import networks
 from kesi.data import load
@@ -144,6 +147,38 @@ def test_command_writes_csv_and_plots(weight_run, tmp_path, capsys):
     for name in ("line.png", "plane.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     assert "barrier" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("words", "says"), [
+    (["A", "B", "--grid", "3"], "--grid does nothing here: it goes with --plane"),
+    (["A", "B", "--radius", "1"], "--radius does nothing here"),
+    (["A", "B", "--seed", "0"], "--seed does nothing here"),
+    (["--plane", "A", "--points", "3"], "--points does nothing here: it goes with two"),
+    (["A", "B", "--points", "1"], "at least 2 points"),
+    (["A", "B", "--plane", "A", "--radius", "0"], "a radius above 0"),
+    (["A", "B", "--plane", "A", "--grid", "1"], "a grid of at least 2"),
+    (["A", "B", "--plane", "nowhere"], "no such checkpoint: nowhere"),
+    (["A", "B", "--plane", "other"], "knows other classes than digits")])
+def test_what_is_wrong_is_said_before_anything_is_computed(weight_run, tmp_path, monkeypatch, words,
+                                                           says):
+    monkeypatch.chdir(tmp_path)
+    known = checkpoints.load(weight_run / "seed0/kesi")
+    data = known.info.data | {"classes": [*"987", *"0123456"]}
+    checkpoints.save(tmp_path / "other", known, replace(known.info, data=data))
+    stages = {"A": weight_run / "seed0/baseline", "B": weight_run / "seed0/onecycle-1"}
+    fails("kesi", "landscape", *(stages.get(word, word) for word in words), "--out", "made",
+          code=2, says=says)
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
+
+
+def test_names_of_folders_are_no_formulas(weight_run, tmp_path):
+    pytest.importorskip("matplotlib")
+    for name in ("$a_{\\frac$", "$b_{\\frac$"):
+        shutil.copytree(weight_run / "seed0/kesi", tmp_path / name)
+    stages = sorted(tmp_path.iterdir())
+    works("kesi", "landscape", *stages, "--points", "2", "--images", "10", "--plane", stages[0],
+          "--grid", "2", "--out", tmp_path / "made")
+    assert {"line.png", "plane.png"} < {path.name for path in (tmp_path / "made").iterdir()}
 
 
 def test_without_matplotlib_there_is_the_csv(weight_run, tmp_path, capsys, monkeypatch):

@@ -8,6 +8,7 @@ from kesi import checkpoints
 from kesi.checkpoints.checkpoint import Checkpoint
 from kesi.cli import entry
 from kesi.cli.flags import ROOT, add_inputs, chosen_device, images_folder
+from kesi.data import Dataset
 from kesi.runs.lineage import check_classes
 from kesi.runs.results import stage_of
 from kesi.system import seeds
@@ -16,8 +17,8 @@ from kesi.system.files import csv_text, make_folder, write_atomic, write_text
 from kesi.system.provenance import device_name
 from kesi.tools.compare import compare as compare_networks
 from kesi.tools.compare import names as names_of
-from kesi.tools.inputs import dataset_of, inputs_of
-from kesi.tools.landscape import line, plane, same_shape
+from kesi.tools.inputs import Inputs, dataset_of, inputs_of
+from kesi.tools.landscape import check_points, check_square, line, plane, same_shape
 from kesi.tools.latency import MEDIAN
 from kesi.tools.predict import Prediction, predict_images
 
@@ -110,15 +111,13 @@ def compare(argv: Sequence[str] | None = None) -> None:
 
 
 
-def _lines(loaded: Sequence[Checkpoint], args, device: str) -> None:
+LINE = {"points": 11}  # what only a line, and only a plane, has; and what it has unless said
+
+PLANE = {"radius": 1.0, "grid": 9, "seed": 0}
+
+
+def _lines(loaded: Sequence[Checkpoint], dataset: Dataset, args, device: str) -> None:
     """The lines between checkpoints, to line.csv and line.png."""
-    for one, other in zip(loaded, loaded[1:], strict=False):  # before anything is computed
-        same_shape(one.network.state_dict(), other.network.state_dict())
-    inputs = inputs_of(loaded[0], args.dataset, args.image_size, args.data)
-    dataset = dataset_of(loaded[0], inputs, args.data, not args.no_download)
-    for one in loaded:
-        check_classes(one, dataset)
-    make_folder(args.out)  # now, and not after all that is computed
     split, names, rows = dataset.test.spread(args.images), names_of(loaded), []
     for place, (one, other) in enumerate(zip(loaded, loaded[1:], strict=False)):
         for point in line(one.network, other.network, dataset, split, args.points,
@@ -137,11 +136,8 @@ def _lines(loaded: Sequence[Checkpoint], args, device: str) -> None:
           f"{len(split):,} test images of {dataset.name}")
 
 
-def _plane(checkpoint: Checkpoint, args, device: str) -> None:
+def _plane(checkpoint: Checkpoint, dataset: Dataset, args, device: str) -> None:
     """The plane around a checkpoint, to plane.csv and plane.png."""
-    inputs = inputs_of(checkpoint, args.dataset, args.image_size, args.data)
-    dataset = dataset_of(checkpoint, inputs, args.data, not args.no_download)
-    make_folder(args.out)
     split = dataset.test.spread(args.images)
     found = plane(checkpoint.network, dataset, split, args.radius, args.grid, seed=args.seed,
                   recompute_bn=args.recompute_bn, device=device)
@@ -174,16 +170,16 @@ def landscape(argv: Sequence[str] | None = None) -> None:
     parser = entry.parser(landscape.__doc__, "kesi landscape")
     parser.add_argument("checkpoints", nargs="*", type=Path, metavar="CHECKPOINT",
                         help="two or more, of one shape: the line goes from each to the next")
-    parser.add_argument("--points", type=int, default=11, metavar="N",
-                        help="points of a line (default: %(default)s)")
+    parser.add_argument("--points", type=int, metavar="N",
+                        help=f"points of a line (default: {LINE['points']})")
     parser.add_argument("--plane", type=Path, metavar="CHECKPOINT",
                         help="also look around this one")
-    parser.add_argument("--radius", type=float, default=1.0, metavar="R",
-                        help="how far, in norms of the filters (default: %(default)s)")
-    parser.add_argument("--grid", type=int, default=9, metavar="N",
-                        help="N x N points (default: %(default)s)")
-    parser.add_argument("--seed", type=seeds.seed, default=0,
-                        help="of the directions (default: %(default)s)")
+    parser.add_argument("--radius", type=float, metavar="R",
+                        help=f"how far, in norms of the filters (default: {PLANE['radius']})")
+    parser.add_argument("--grid", type=int, metavar="N",
+                        help=f"N x N points (default: {PLANE['grid']})")
+    parser.add_argument("--seed", type=seeds.seed,
+                        help=f"of the directions (default: {PLANE['seed']})")
     parser.add_argument("--images", type=int, metavar="N",
                         help="test images to look at (default: all)")
     parser.add_argument("--recompute-bn", action="store_true", help="estimate batch norm's "
@@ -198,12 +194,40 @@ def landscape(argv: Sequence[str] | None = None) -> None:
         raise UsageError("a line needs two checkpoints or more, a plane --plane CHECKPOINT")
     if args.images is not None and args.images < 1:
         raise UsageError(f"--images must be at least 1, not {args.images}")
+    for defaults, there, needed in ((LINE, args.checkpoints, "two checkpoints or more"),
+                                    (PLANE, args.plane, "--plane")):
+        for name, default in defaults.items():
+            if getattr(args, name) is None:
+                setattr(args, name, default)
+            elif not there:
+                raise UsageError(f"--{name} does nothing here: it goes with {needed}")
+    check_points(args.points)
+    check_square(args.radius, args.grid)
     device = chosen_device(args)
     args.data = images_folder(args, (args.checkpoints or [args.plane])[0])
-    if args.checkpoints:
-        _lines([checkpoints.load(path, args.arch) for path in args.checkpoints], args, device)
-    if args.plane is not None:
-        _plane(checkpoints.load(args.plane, args.arch), args, device)
+    loaded = [checkpoints.load(path, args.arch) for path in args.checkpoints]
+    around = [checkpoints.load(path, args.arch) for path in (args.plane,) if path is not None]
+    for one, other in zip(loaded, loaded[1:], strict=False):
+        same_shape(one.network.state_dict(), other.network.state_dict())
+    images = _images([*loaded[:1], *around], args)
+    for one in loaded:
+        check_classes(one, images[0])
+    make_folder(args.out)  # when nothing is wrong, and before anything is computed
+    if loaded:
+        _lines(loaded, images[0], args, device)
+    if around:
+        _plane(around[0], images[-1], args, device)
+
+
+def _images(looking: Sequence[Checkpoint], args) -> list[Dataset]:
+    """What each of the checkpoints looks at; equal images are in memory once."""
+    known: dict[Inputs, Dataset] = {}
+    wanted = [inputs_of(one, args.dataset, args.image_size, args.data) for one in looking]
+    for one, inputs in zip(looking, wanted, strict=True):
+        if inputs not in known:
+            known[inputs] = dataset_of(one, inputs, args.data, not args.no_download)
+        check_classes(one, known[inputs])
+    return [known[inputs] for inputs in wanted]
 
 
 def _draw(path: Path, draw: Callable, *arguments: object) -> None:

@@ -60,8 +60,7 @@ def line(a: nn.Module, b: nn.Module, dataset: Dataset, split: Split, points: int
     point, the ends too, from training images of ``dataset``. Raises UsageError for networks of
     different shapes, fewer than two points, or more than MOST.
     """
-    if not 2 <= points <= MOST:
-        raise UsageError(f"a line has at least 2 points and at most {MOST}, not {points}")
+    check_points(points)
     first, last = ({name: value.detach().cpu() for name, value in model.state_dict().items()}
                    for model in (a, b))
     same_shape(first, last)
@@ -84,9 +83,7 @@ def plane(model: nn.Module, dataset: Dataset, split: Split, radius: float = 1.0,
     directions(). Raises UsageError for a radius that is not above 0, a grid below 2, or either
     above MOST.
     """
-    if not 0 < radius <= MOST or not 2 <= grid <= MOST:
-        raise UsageError(f"a plane has a radius above 0 and a grid of at least 2, both at most "
-                         f"{MOST}, not {radius} and {grid}")
+    check_square(radius, grid)
     centre = {name: value.detach().cpu() for name, value in model.state_dict().items()}
     across, up = directions(model, seed)
     model, found = copy.deepcopy(model), []
@@ -154,6 +151,17 @@ def _measure(model: nn.Module, dataset: Dataset, split: Split, recompute_bn: boo
     if recompute_bn:
         recompute_statistics(model, dataset, device)
     return evaluate(model, dataset, split, device)
+
+
+def check_points(points: int) -> None:
+    if not 2 <= points <= MOST:
+        raise UsageError(f"a line has at least 2 points and at most {MOST}, not {points}")
+
+
+def check_square(radius: float, grid: int) -> None:
+    if not 0 < radius <= MOST or not 2 <= grid <= MOST:
+        raise UsageError(f"a plane has a radius above 0 and a grid of at least 2, both at most "
+                         f"{MOST}, not {radius} and {grid}")
 
 
 def same_shape(first: dict[str, torch.Tensor], last: dict[str, torch.Tensor]) -> None:
