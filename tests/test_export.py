@@ -234,6 +234,11 @@ def test_damaged_safetensors(weight_run, tmp_path):
     checkpoint = checkpoints.load(weight_run / "seed0/kesi")
     content = formats.save_bytes(checkpoint.network, {}, sparse=True)
     path = tmp_path / "a.safetensors"
+    path.write_bytes(content)
+    assert formats.DIGEST not in formats.load_with_metadata(path)[1]
+    path.write_bytes(content[:-4] + bytes([content[-4] ^ 1]) + content[-3:])
+    with pytest.raises(KesiError, match="damaged"):
+        formats.load_safetensors(path)
     path.write_bytes(content[:-5])
     with pytest.raises(KesiError, match="damaged"):
         formats.load_safetensors(path)

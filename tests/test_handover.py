@@ -195,6 +195,15 @@ def test_from_pretrained_says_what_is_wrong(tmp_path, handed):
     with pytest.raises(UsageError, match="has no model.safetensors"):
         kesi.from_pretrained(tmp_path)
     shutil.copy(handed / "model.safetensors", tmp_path)
+    content = (tmp_path / "model.safetensors").read_bytes()
+    for tail, says in ((b"\x00\x00\xc0\x7f", "values that are not finite"),
+                       (bytes(4), "do not match their checksum")):
+        (tmp_path / "model.safetensors").write_bytes(content[:-4] + tail)
+        with pytest.raises(KesiError, match=f"is damaged: .*{says}"):
+            kesi.from_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(  # as files of before, which have no checksum
+        content.replace(b'"weights":', b'"unknown":', 1))
+    assert kesi.from_pretrained(tmp_path).arch == "resnet20"
     os.truncate(tmp_path / "model.safetensors", 5000)
     with pytest.raises(KesiError, match="damaged"):
         kesi.from_pretrained(tmp_path)

@@ -16,9 +16,11 @@ import torch
 from torch import nn
 
 from kesi import checkpoints, models
+from kesi.checkpoints import safety
 from kesi.data.split import Size
 from kesi.method.pruning.weights import conv_weights
 from kesi.method.sizes import channels_of
+from kesi.method.snapshot import digest_of
 from kesi.models import Network
 from kesi.system.errors import KesiError, UsageError, first_line
 from kesi.tools import latency
@@ -170,6 +172,8 @@ FORMAT, VERSION = "kesi-safetensors", "1"
 
 PLAIN = ("format", "version", "arch")  # of the metadata; the rest is JSON
 
+DIGEST = "weights"  # of the tensors, as in a checkpoint; files of before have none
+
 LONG = 255  # in gaps: so many zeros, and no weight after them
 
 
@@ -182,14 +186,17 @@ def save_bytes(model: Network, about: dict[str, Any], sparse: bool = False) -> b
     # copies, since safetensors takes no memory twice: of a module with two names
     tensors = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
                for name, value in model.state_dict().items()}
-    packed = []
+    whole, packed = dict(tensors), []
     for name in conv_weights(model) if sparse else ():
         if bool((tensors[name] == 0).any()):
             weight = tensors.pop(name)
             packed.append(name)
-            tensors |= {f"{name}.{part}": value for part, value in pack(weight).items()}
+            parts = pack(weight)
+            tensors |= {f"{name}.{part}": value for part, value in parts.items()}
+            whole[name] = unpack(parts, weight.shape)  # in which no zero has a sign
     metadata = {"format": FORMAT, "version": VERSION, "arch": model.arch,
-                "num_classes": model.num_classes, "cfg": model.cfg, "sparse": packed, **about}
+                "num_classes": model.num_classes, "cfg": model.cfg, "sparse": packed,
+                **about, DIGEST: digest_of(whole)}
     text = {key: value if key in PLAIN else json.dumps(value) for key, value in metadata.items()}
     return _safetensors().torch.save(tensors, text)
 
@@ -228,6 +235,9 @@ def load_with_metadata(path: str | Path) -> tuple[Network, dict[str, Any]]:
             parts = {part: tensors.pop(f"{name}.{part}") for part in ("values", "bits", "gaps")
                      if f"{name}.{part}" in tensors}
             tensors[name] = unpack(parts, shapes[name])
+        safety.check_weights(Path(path), tensors)
+        if about.pop(DIGEST, None) not in (None, digest_of(tensors)):
+            raise KesiError(f"{path} is damaged: its weights do not match their checksum")
         model.load_state_dict(tensors)
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
         raise KesiError(f"{path} is damaged: {first_line(error)}") from error
