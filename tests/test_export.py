@@ -20,7 +20,7 @@ from kesi.data import load
 from kesi.method.pruning import prune_weights
 from kesi.own import registry
 from kesi.system.errors import KesiError, UsageError
-from kesi.tools import export, formats
+from kesi.tools import export, formats, sparse
 from kesi.tools.inputs import Inputs, inputs_of
 from saving import keep
 
@@ -118,8 +118,8 @@ def test_pack_takes_the_smaller_form_and_loses_nothing(share):
     generator = torch.Generator().manual_seed(1)
     weight = torch.randn((64, 33, 3, 3), generator=generator)
     weight *= torch.rand(weight.shape, generator=generator) < share
-    parts = formats.pack(weight)
-    assert torch.equal(formats.unpack(parts, weight.shape), weight)
+    parts = sparse.pack(weight)
+    assert torch.equal(sparse.unpack(parts, weight.shape), weight)
     assert len(parts["values"]) == int((weight != 0).sum())
     where = parts.get("gaps", parts.get("bits"))
     assert len(where) <= -(-weight.numel() // 8) and ("gaps" in parts) == (share < 0.1)
@@ -129,8 +129,8 @@ def test_pack_takes_the_smaller_form_and_loses_nothing(share):
 def test_pack_knows_gaps_around_the_escape(gap):
     weight = torch.zeros(40_000)
     weight[[gap, 2 * gap + 1, 2 * gap + 2]] = torch.tensor([1.0, -2.0, 3.0])
-    parts = formats.pack(weight)
-    assert "gaps" in parts and torch.equal(formats.unpack(parts, [40_000]), weight)
+    parts = sparse.pack(weight)
+    assert "gaps" in parts and torch.equal(sparse.unpack(parts, [40_000]), weight)
 
 
 def test_released_code_checkpoint_and_missing_images(tmp_path, monkeypatch, quick_clock, capsys):
@@ -243,7 +243,7 @@ def test_damaged_safetensors(weight_run, tmp_path):
     with pytest.raises(KesiError, match="damaged"):
         formats.load_safetensors(path)
     with pytest.raises(ValueError, match="places"):
-        formats.unpack({"values": torch.zeros(3),
+        sparse.unpack({"values": torch.zeros(3),
                         "bits": torch.from_numpy(np.array([255], dtype=np.uint8))}, [8])
     with pytest.raises(UsageError, match="no such file"):
         formats.load_safetensors(tmp_path / "nothing")

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -25,6 +24,7 @@ from kesi.models import Network
 from kesi.system.errors import KesiError, UsageError, first_line
 from kesi.tools import latency
 from kesi.tools.inputs import Inputs
+from kesi.tools.sparse import pack, unpack
 
 FORMATS = ("onnx", "pt2", "safetensors")
 
@@ -174,8 +174,6 @@ PLAIN = ("format", "version", "arch")  # of the metadata; the rest is JSON
 
 DIGEST = "weights"  # of the tensors, as in a checkpoint; files of before have none
 
-LONG = 255  # in gaps: so many zeros, and no weight after them
-
 
 def save_bytes(model: Network, about: dict[str, Any], sparse: bool = False) -> bytes:
     """A network as the content of a safetensors file; ``about`` goes to its metadata beside the
@@ -243,44 +241,6 @@ def load_with_metadata(path: str | Path) -> tuple[Network, dict[str, Any]]:
         raise KesiError(f"{path} is damaged: {first_line(error)}") from error
     checkpoints.warn_of_other_code(path, arch, about.get("code"))
     return model.eval(), about
-
-
-def pack(weight: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The non-zero weights of a tensor of any shape and where they are: "values", and "bits" or
-    "gaps".
-    """
-    flat = weight.flatten().numpy()
-    places = np.flatnonzero(flat)
-    bits = np.packbits(flat != 0)
-    zeros = np.diff(places, prepend=-1) - 1
-    # every gap g as g // 255 times 255, then the rest: at most 254, so that no weight is mistaken
-    longs = zeros // LONG
-    gaps = np.full(len(places) + int(longs.sum()), LONG, dtype=np.uint8)
-    gaps[np.cumsum(longs + 1) - 1] = zeros % LONG
-    where = {"gaps": gaps} if len(gaps) < len(bits) else {"bits": bits}
-    return {name: torch.from_numpy(value)
-            for name, value in ({"values": flat[places]} | where).items()}
-
-
-def unpack(parts: dict[str, torch.Tensor], shape: Sequence[int]) -> torch.Tensor:
-    """The tensor that pack() took apart. Raises ValueError where the parts do not fit each
-    other.
-    """
-    values, size = parts["values"].numpy(), int(np.prod(shape))
-    if "bits" in parts:
-        packed = parts["bits"].numpy()
-        if len(packed) != -(-size // 8):
-            raise ValueError(f"{len(packed)} bytes of places for {size} weights")
-        places = np.flatnonzero(np.unpackbits(packed, count=size))
-    else:
-        gaps = parts["gaps"].numpy().astype(np.int64)
-        weights = gaps < LONG
-        places = (np.cumsum(gaps + weights) - 1)[weights]
-    if len(places) != len(values) or (len(places) and places[-1] >= size):
-        raise ValueError(f"{len(values)} values for {len(places)} places among {size} weights")
-    flat = np.zeros(size, dtype=np.float32)
-    flat[places] = values
-    return torch.from_numpy(flat).view(*shape)
 
 
 def _safetensors():
