@@ -72,6 +72,9 @@ def test_other_images_of_the_same_name_are_not_taken_for_the_same(filter_run, tm
         said = fails(*words, *more, code=2, says="other.pth.tar were tested on different images, "
                                                  "both named digits: say with --data")
         assert str(known.path) in said
+    fails("kesi", "landscape", *words[2:4], "--out", tmp_path / "line", code=2,
+          says="different images")
+    assert not (tmp_path / "line").exists()
     assert "the same prediction" in works(*words, "--data", tmp_path)
     works(*words, "--no-accuracy")
 

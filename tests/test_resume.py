@@ -489,7 +489,7 @@ def test_a_script_in_a_run_and_a_pipeline_keep_apart(train, weight_run, tmp_path
 
 # -- real kills
 
-@pytest.mark.parametrize("method", ["filter", "weight"])
+@pytest.mark.parametrize("method", ["filter", pytest.param("weight", marks=pytest.mark.slow)])
 def test_a_pipeline_that_is_killed_again_and_again_gives_the_same_bit_for_bit(method):
     """The short form of make chaos: twenty kills, in every kind of stage."""
     words = ["--kills", "20", "--method", method, "--epochs", "2", "2", "2", "--no-report"]

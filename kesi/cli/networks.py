@@ -9,7 +9,7 @@ from kesi.checkpoints.checkpoint import Checkpoint
 from kesi.cli import entry
 from kesi.cli.flags import ROOT, add_inputs, chosen_device, images_folder
 from kesi.data import Dataset
-from kesi.runs.lineage import check_classes
+from kesi.runs.lineage import check_classes, check_same_test
 from kesi.runs.results import stage_of
 from kesi.system import seeds
 from kesi.system.errors import KesiError, UsageError, visible
@@ -204,9 +204,11 @@ def landscape(argv: Sequence[str] | None = None) -> None:
     check_points(args.points)
     check_square(args.radius, args.grid)
     device = chosen_device(args)
-    args.data = images_folder(args, (args.checkpoints or [args.plane])[0])
     loaded = [checkpoints.load(path, args.arch) for path in args.checkpoints]
     around = [checkpoints.load(path, args.arch) for path in (args.plane,) if path is not None]
+    if args.data is None:
+        check_same_test([*loaded, *around])
+    args.data = images_folder(args, (args.checkpoints or [args.plane])[0])
     for one, other in zip(loaded, loaded[1:], strict=False):
         same_shape(one.network.state_dict(), other.network.state_dict())
     images = _images([*loaded[:1], *around], args)
