@@ -1,12 +1,13 @@
 """Event files hold the numbers of metrics.jsonl, once, also when a run goes on."""
 
 import json
+import os
 import shutil
 import sys
 
 import pytest
 
-from doors import script, works
+from doors import fails, script, works
 from kesi.cli import runs
 from kesi.system.errors import KesiError, UsageError
 from kesi.tools import tensorboard
@@ -67,6 +68,39 @@ def test_a_run_that_goes_on_is_brought_up_to_date(filter_run, tmp_path):
     tensorboard.write_events(run, logs)
     found = scalars(folder)
     assert [step for step, _ in found["loss/train"]] == [1] and found["learning rate"] == [(1, 0.5)]
+
+
+def test_a_log_folder_has_the_curves_of_one_run(filter_run, tmp_path):
+    pytest.importorskip("tensorboard")
+    run, other, logs = tmp_path / "run", tmp_path / "other", tmp_path / "logs"
+    for one in (run, other):
+        (one / "seed0" / "baseline").mkdir(parents=True)
+        shutil.copy(filter_run / "run.json", one)
+        shutil.copy(filter_run / "seed0/baseline/metrics.jsonl", one / "seed0/baseline")
+    runs.tensorboard([str(run), "--logdir", str(logs)])
+    before = written(logs / "seed0/baseline")
+    fails("kesi", "tensorboard", other, "--logdir", logs, code=2,
+          says=f"{logs} has the curves of another run, {run}: use another --logdir")
+    works("kesi", "tensorboard", run, "--logdir", logs)
+    assert written(logs / "seed0/baseline") == before
+    for _ in range(2):  # the folder within the run moves with it
+        works("kesi", "tensorboard", run)
+        run = run.rename(tmp_path / "moved")
+    fails("kesi", "tensorboard", other, "--logdir", run / "tensorboard", code=2, says="another run")
+
+
+def test_only_the_newest_file_says_that_a_stage_is_up_to_date(filter_run, tmp_path):
+    pytest.importorskip("tensorboard")
+    run, logs = tmp_path / "run", tmp_path / "logs"
+    (run / "seed0" / "baseline").mkdir(parents=True)
+    shutil.copy(filter_run / "run.json", run)
+    metrics = run / "seed0/baseline/metrics.jsonl"
+    row = json.loads((filter_run / "seed0/baseline/metrics.jsonl").read_text().splitlines()[0])
+    for lr, changed in ((0.5, 10**9), (0.25, 2 * 10**9), (0.5, 10**9)):  # back, as of a backup
+        metrics.write_text(json.dumps(row | {"lr": lr}) + "\n")
+        os.utime(metrics, ns=(changed, changed))
+        folder, = tensorboard.write_events(run, logs)
+        assert scalars(folder)["learning rate"] == [(1, lr)]
 
 
 def test_an_open_tensorboard_sees_a_run_grow_and_start_over(filter_run, tmp_path):

@@ -4,7 +4,7 @@ A run may be finished or not; the same command again brings the files up to date
 TensorBoard shows it. There is one folder for each seed and stage, so that TensorBoard shows stages
 side by side. What changed is written anew into another file that begins by taking back what the
 files before it say (SummaryWriter's purge_step): an open TensorBoard would not notice that a file
-is gone.
+is gone. One folder has the curves of one run, whose stages are called as those of any other.
 """
 
 import os
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from kesi.runs.record import ASIDE, METRICS, RUN, read_epochs
 from kesi.system.errors import KesiError, UsageError
-from kesi.system.files import make_folder
+from kesi.system.files import make_folder, read_text, write_text
 
 SCALARS = {"train_loss": "loss/train", "test_loss": "loss/test", "train_accuracy": "accuracy/train",
            "val_accuracy": "accuracy/val", "test_accuracy": "accuracy/test", "lr": "learning rate",
@@ -21,12 +21,15 @@ SCALARS = {"train_loss": "loss/train", "test_loss": "loss/test", "train_accuracy
 
 EVENTS = "events.out.tfevents.*.kesi"  # ours, in a folder where others may lie
 
+OF = ".kesi-run"  # in the log folder: the run whose curves it has
+
 
 def write_events(run: Path, logdir: Path) -> list[Path]:
     """Write the metrics of all stages of a run folder below ``logdir``; returns their folders.
 
     A stage that has not changed since is left alone. Raises UsageError where ``run`` is no run
-    folder or tensorboard is missing, KesiError for damaged metrics or where nothing can be written.
+    folder, ``logdir`` has the curves of another, or tensorboard is missing, KesiError for damaged
+    metrics or where nothing can be written.
     """
     run, logdir = Path(run), Path(logdir)
     if not (run / RUN).is_file():
@@ -35,11 +38,27 @@ def write_events(run: Path, logdir: Path) -> list[Path]:
               if not ASIDE.search(metrics.parent.name)]
     if not stages:
         raise KesiError(f"no stage of {run} has finished an epoch yet")
+    _claim(logdir, run)
     for stage in stages:
         if not stage.is_up_to_date():
             stage.update()
             stage.close()
     return [stage.folder for stage in stages]
+
+
+def _claim(logdir: Path, run: Path) -> None:
+    """Note whose curves ``logdir`` has. Raises UsageError where they are those of another run."""
+    here, note = run.resolve(), logdir / OF
+    if note.is_file():
+        other = (logdir / read_text(note).strip()).resolve()
+        if other != here:
+            raise UsageError(f"{logdir} has the curves of another run, {other}: use another "
+                             "--logdir")
+        return
+    # within a run from there, so that both may move
+    inside = logdir.resolve().is_relative_to(here)
+    make_folder(logdir)
+    write_text(note, f"{os.path.relpath(here, logdir.resolve()) if inside else here}\n")
 
 
 class Live:
@@ -74,8 +93,12 @@ class _Stage:
         self._make, self._writer, self._epochs, self._read = _writer(), None, 0, 0
 
     def is_up_to_date(self) -> bool:
-        changed = self.metrics.stat().st_mtime_ns
-        return any(path.stat().st_mtime_ns == changed for path in self.folder.glob(EVENTS))
+        newest = self._newest()
+        return newest is not None and newest.stat().st_mtime_ns == self.metrics.stat().st_mtime_ns
+
+    def _newest(self) -> Path | None:
+        """The last of our files, in the order in which TensorBoard reads them: what it shows."""
+        return max(self.folder.glob(EVENTS), default=None)
 
     def update(self) -> None:
         """Write the epochs that this writer has not written yet: in a new file, all of them."""
@@ -101,8 +124,7 @@ class _Stage:
     def close(self) -> None:
         """End the file; its time says what state of the metrics it has."""
         self._writer.close()
-        newest = max(self.folder.glob(EVENTS), key=lambda path: path.stat().st_mtime_ns)
-        os.utime(newest, ns=(self._read, self._read))
+        os.utime(self._newest(), ns=(self._read, self._read))
 
 
 def _writer():
