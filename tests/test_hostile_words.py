@@ -48,6 +48,10 @@ def test_a_pipe_in_a_run_is_not_waited_for(filter_run, tmp_path):
     (("--device", "meta"), 2, "--device meta: "), (("--save", "loop/x"), 1, "cannot write loop/x"),
     (("--save", "\udcff"), 2, "--save holds a control character"),
     (("--seeds", 0, 1, 0), 2, "--seeds names one of 0 1 0 twice"),
+    (("--pretrained",), 2, "no ImageNet weights for resnet20"),
+    (("--pretrained", "--dry-run"), 2, "no ImageNet weights for resnet20"),
+    (("--baseline-folder", "exits.py/x"), 2, "--baseline-folder: exits.py is a file"),
+    (("--baseline-folder", "exits.py", "--dry-run"), 2, "--baseline-folder: exits.py is a file"),
     (("--with", "exits.py"), 2, "exits.py: it ends the program")])
 def test_words_of_a_run(tmp_path, monkeypatch, words, code, says):
     monkeypatch.chdir(tmp_path)

@@ -121,3 +121,7 @@ def test_pretrained_weights_that_do_not_fit_are_one_line(tmp_path):
             ("resnet56", "resnet34.pth", 2, "no ImageNet weights for resnet56")):
         fails("tinyimagenet/train.py", "--arch", arch, *common, "--pretrained", tmp_path / path,
               code=code, says=says)
+        # nothing is written that would refuse the corrected command
+        fails("tinyimagenet/pipeline.py", "--arch", arch, *common[:-1], tmp_path / "run",
+              "--epochs", 1, 1, 1, "--pretrained", tmp_path / path, code=code, says=says)
+    assert not (tmp_path / "run" / "run.json").exists()

@@ -21,10 +21,7 @@ def load_pretrained(model: Network, source: str) -> Network:
     is left as drawn. Raises UsageError for a network that torchvision has no weights for or a
     missing file, KesiError for a file that is not such weights and for a failed download.
     """
-    if not models.ARCHITECTURES[model.arch].pretrained:
-        offered = [arch for arch, network in models.ARCHITECTURES.items() if network.pretrained]
-        raise UsageError(f"--pretrained: torchvision has no ImageNet weights for {model.arch}; "
-                         f"choose one of: {', '.join(offered)}")
+    check_source(model.arch, source)
     state = _download(model.arch) if source == DOWNLOAD else _read(Path(source))
     own = model.state_dict()
     missing = own.keys() - state.keys()
@@ -42,9 +39,18 @@ def load_pretrained(model: Network, source: str) -> Network:
     return model
 
 
+def check_source(arch: str, source: str) -> None:
+    """Raises UsageError for a network that torchvision has no weights for or a missing file,
+    without opening anything."""
+    if not models.ARCHITECTURES[arch].pretrained:
+        offered = [name for name, network in models.ARCHITECTURES.items() if network.pretrained]
+        raise UsageError(f"--pretrained: torchvision has no ImageNet weights for {arch}; "
+                         f"choose one of: {', '.join(offered)}")
+    if source != DOWNLOAD and not Path(source).is_file():
+        raise UsageError(f"--pretrained: no such file: {source}")
+
+
 def _read(path: Path) -> dict[str, torch.Tensor]:
-    if not path.is_file():
-        raise UsageError(f"--pretrained: no such file: {path}")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises a dozen types for damaged files

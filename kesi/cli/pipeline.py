@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+from kesi.checkpoints import pretrained
 from kesi.cli import entry, flags, targets
 from kesi.data.registry import FOLDER, INFO
 from kesi.data.sources.imagefolder import shorter_side, without_train
@@ -156,6 +157,10 @@ def run_pipeline(doc: str, family: str, argv: Sequence[str] | None = None, prog:
         warnings.warn(f"{named[0].baseline.epochs:,} epochs of the baseline are for a network that "
                       "learns from nothing: weights that are trained already take fewer at a "
                       "lower rate, such as --epochs 30 10 10 --lr 0.01", stacklevel=2)
+    if args.pretrained is not None:
+        pretrained.check_source(args.arch, args.pretrained)
+    if args.baseline_folder is not None:
+        _check_folder(Path(args.baseline_folder))
     if args.dry_run:
         dataset, images = targets.stand_in(args, family, *flags.classes_and_size(args, family,
                                                                                  args.data))
@@ -206,6 +211,13 @@ def run_pipeline(doc: str, family: str, argv: Sequence[str] | None = None, prog:
             command = ["kesi", *entry.added(args), "export", str(out), "--out",
                        f"{out.name}-network"]
             print(f"the network: {stage_of(out)}; to hand it over:\n    {shlex.join(command)}")
+
+
+def _check_folder(folder: Path) -> None:
+    """Raises UsageError where a baseline cannot be trained in ``folder``: a file is in the way."""
+    for path in (folder, *folder.parents):
+        if path.exists() and not path.is_dir():
+            raise UsageError(f"--baseline-folder: {path} is a file: name a folder")
 
 
 def _warn_of_small(folder: Path, size: int) -> None:

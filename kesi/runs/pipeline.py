@@ -13,6 +13,7 @@ from pathlib import Path
 
 from kesi import checkpoints
 from kesi.checkpoints.checkpoint import Checkpoint
+from kesi.checkpoints.pretrained import load_pretrained
 from kesi.checkpoints.records import encode
 from kesi.data import Dataset
 from kesi.method import algorithm, plan
@@ -88,6 +89,10 @@ def run(settings: Settings) -> Path:
     for training in (recipe.baseline, *recipe.retrainings.values()):
         check_labels(recipe.objective, False, training.mixup)
     try_out(settings.recipe, settings.dataset)
+    if settings.pretrained is not None:  # all of it: run.json would refuse another one afterwards
+        start = algorithm.draw(recipe.arch, settings.dataset.num_classes, 0)
+        with distributed.main_first():
+            load_pretrained(start.network, settings.pretrained)
     if settings.fresh and (aside := move_aside(settings.folder)):
         print(f"the run before was moved to {aside}")
     distributed.barrier()
