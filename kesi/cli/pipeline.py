@@ -44,8 +44,9 @@ def compress(argv: Sequence[str] | None = None) -> None:
 
     FOLDER holds train/<class>/ and test/<class>/. It is the run of all five steps with a target
     instead of rates, half of the MACs where none is given; --photos for photographs at 224 px. The
-    result is <save>/seed0/kesi; with --val-fraction it is the best on held-out images of that and
-    the last snapshot. kesi export <save> hands it over. A network in Python: kesi.compress.
+    result is <save>/seed0/kesi; with --val-fraction it is the last snapshot where that is better on
+    held-out images by more than the standard error of the difference. kesi export <save> hands it
+    over. A network in Python: kesi.compress.
     """
     words = list(sys.argv[2:] if argv is None else argv)
     photos = "--photos" in words
