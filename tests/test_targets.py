@@ -101,6 +101,18 @@ def test_a_folder_of_images_in_and_a_smaller_network_out(tmp_path):
     fails("kesi", "compress", tmp_path / "none", "--dry-run", code=1, says="none is not a folder")
 
 
+@pytest.mark.parametrize("words", [("--dry-run",), ("--dry-run", "--budget", "1h"),
+                                   ("--budget", "1h")])
+def test_what_takes_time_here_is_asked_of_images_that_fit(tmp_path, words):
+    photos = write_imagefolder(tmp_path / "photos")
+    for notes in photos.rglob("*.txt"):  # which would be a line of its own
+        notes.unlink()
+    fails("kesi", "compress", photos, "--arch", "resnet20", "--channels", 1, "--image-size", 16,
+          "--save", tmp_path / "run", *words, code=2,
+          says="resnet20 takes images of 3 channel(s), but imagefolder has 1: choose")
+    assert not (tmp_path / "run").exists()
+
+
 def test_photographs_that_are_seen_very_small_are_warned_of(tmp_path):
     photos = write_imagefolder(tmp_path / "photos")
     for path in photos.glob("train/*/000*"):

@@ -134,7 +134,8 @@ def stand_in(args: argparse.Namespace, family: str, num_classes: int,
     noise = torch.randint(256, shape, dtype=torch.uint8,
                           generator=torch.Generator().manual_seed(0))
     labels = torch.arange(len(noise)) % num_classes
-    dataset = from_arrays((noise, labels), (noise[:2], labels[:2]), num_classes, flip=info.flip)
+    dataset = from_arrays((noise, labels), (noise[:2], labels[:2]), num_classes, flip=info.flip,
+                          name=args.dataset)
     if family == "tinyimagenet":
         dataset = replace(dataset, image_size=image_size,
                           augmentation=RandomResizedCrop(image_size, info.flip))

@@ -21,15 +21,20 @@ from kesi.system.errors import KesiError, UsageError
 def check_images(model: Network, dataset: Dataset) -> None:
     """Raises UsageError where images are too small for the network, have other channels, or are
     fewer than the processes that test it."""
-    if len(dataset.mean) != channels_of(model):
-        raise UsageError(f"{model.arch} takes images of {channels_of(model)} channel(s), but "
-                         f"{dataset.name} has {len(dataset.mean)}: choose another --arch, or the "
-                         f"--channels of a folder of images")
+    check_channels(model, dataset)
     check_image_size(model, dataset.image_size, dataset.name)
     for name, split in (("test", dataset.test), ("held-out", dataset.val)):
         if split is not None and len(split) < distributed.world():
             raise UsageError(f"there are fewer {name} images ({len(split)}) than processes "
                              f"({distributed.world()}): start fewer of them")
+
+
+def check_channels(model: Network, dataset: Dataset) -> None:
+    """Raises UsageError where images have other channels than the network takes."""
+    if len(dataset.mean) != channels_of(model):
+        raise UsageError(f"{model.arch} takes images of {channels_of(model)} channel(s), but "
+                         f"{dataset.name} has {len(dataset.mean)}: choose another --arch, or the "
+                         f"--channels of a folder of images")
 
 
 def reference(checkpoint: Checkpoint, folder: Path) -> Reference:

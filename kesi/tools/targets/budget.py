@@ -26,6 +26,7 @@ from kesi.method.training import Options
 from kesi.models import Network
 from kesi.runs.clock import spoken
 from kesi.runs.folder import chosen
+from kesi.runs.lineage import check_channels
 from kesi.runs.record import Fitted
 from kesi.system import distributed, execution
 from kesi.system.errors import UsageError
@@ -106,10 +107,12 @@ def expected(recipes: Sequence[Recipe], dataset: Dataset, seeds: int, options: O
 
 
 def speed(recipe: Recipe, dataset: Dataset, options: Options) -> Speed:
-    """How fast this machine trains the recipe's first network and its last one."""
+    """How fast this machine trains the recipe's first network and its last one. Raises UsageError
+    where they take images of other channels."""
     widths = tuple(recipe.widths(0)), tuple(recipe.widths())
     networks = [draw(recipe.arch, dataset.num_classes, 0, cfg).network
                 for cfg in dict.fromkeys(widths)]
+    check_channels(networks[0], dataset)
     costs = [macs(network, dataset.image_size) for network in networks]
     batch = recipe.baseline.batch_size
     if torch.device(options.device).type != "cuda":
