@@ -158,11 +158,11 @@ def run_pipeline(doc: str, family: str, argv: Sequence[str] | None = None, prog:
         warnings.warn(f"{named[0].baseline.epochs:,} epochs of the baseline are for a network that "
                       "learns from nothing: weights that are trained already take fewer at a "
                       "lower rate, such as --epochs 30 10 10 --lr 0.01", stacklevel=2)
-    if args.pretrained is not None:
-        pretrained.check_source(args.arch, args.pretrained)
     if args.baseline_folder is not None:
         _check_folder(Path(args.baseline_folder))
     if args.dry_run:
+        if args.pretrained is not None:
+            pretrained.check_source(args.arch, args.pretrained)
         dataset, images = targets.stand_in(args, family, *flags.classes_and_size(args, family,
                                                                                  args.data))
         scale, hours = targets.dry(args, named, dataset, images, options,

@@ -89,7 +89,8 @@ def run(settings: Settings) -> Path:
     for training in (recipe.baseline, *recipe.retrainings.values()):
         check_labels(recipe.objective, False, training.mixup)
     try_out(settings.recipe, settings.dataset)
-    if settings.pretrained is not None:  # all of it: run.json would refuse another one afterwards
+    begun = not settings.fresh and (settings.folder / RUN).exists()
+    if settings.pretrained is not None and not begun:  # run.json would refuse another one later
         start = algorithm.draw(recipe.arch, settings.dataset.num_classes, 0)
         with distributed.main_first():
             load_pretrained(start.network, settings.pretrained)
