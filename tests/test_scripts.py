@@ -297,6 +297,8 @@ def test_evaluate_tells_accuracies_and_writes_nothing(runs, tmp_path):
     assert f"test accuracy {accuracy:.2f} % before, {before_retraining:.2f} % after pruning" in out
     out = works("cifar/train.py", "--dataset", "digits", "--evaluate", pipeline / "baseline")
     assert f"test accuracy {accuracy:.2f} %" in out
+    fails("cifar/train.py", "--arch", "vgg16", "--dataset", "digits", "--evaluate",
+          pipeline / "baseline", code=2, says="is a resnet20, not a vgg16")
 
 
 def test_a_trained_baseline_can_be_given(runs, tmp_path):
@@ -532,6 +534,11 @@ def test_what_does_not_fit_is_said_in_one_line(runs, tmp_path):
           says="--gamma would do nothing")
     fails(PRUNE, "--model", pipeline / "baseline", "--percent", 1.5, "--save", tmp_path, code=2,
           says="not 1.5")
+    for words, says in ((("--device", "nosuch"), "--device nosuch"), (("--threads", -5), "-5"),
+                        (("--save-every", 2), "unrecognized arguments: --save-every"),
+                        (("--compile", "on"), "unrecognized arguments: --compile")):
+        fails(PRUNE, "--model", pipeline / "baseline", "--save", tmp_path, *words, code=2,
+              says=says)
     fails(PRUNE, "--model", pipeline / "baseline", "--percent", 0.1, 0.2, "--save", tmp_path,
           code=2, says="9 widths to prune, but 2 rates")
     fails(PRUNE, "--model", weight / "onecycle-1", "--save", tmp_path, code=2,

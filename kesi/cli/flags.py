@@ -178,11 +178,18 @@ def check_unlabelled(args: argparse.Namespace) -> None:
         raise UsageError(f"--unlabelled {args.unlabelled}: there is no such folder")
 
 
+def add_look(group: argparse.ArgumentParser) -> None:
+    """--device, --threads and --deterministic, of what only tells accuracies: options_for() finds
+    the rest of add_run() as it is where nobody asks."""
+    _add_device(group)
+    _add_deterministic(group)
+    group.set_defaults(eval_every=None, precision="auto", compile="off", sync_bn=False,
+                       save_every=1)
+
+
 def add_run(group: argparse.ArgumentParser) -> None:
     """--device, --threads, --eval-every, --save-every, --precision, --compile, --deterministic."""
-    group.add_argument("--device", default="auto", metavar="NAME",
-                       help="cpu, cuda, cuda:1 ... (default: a GPU if any)")
-    group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
+    _add_device(group)
     group.add_argument("--eval-every", type=int, metavar="N", help="test accuracy every N epochs, "
                        "0: after the last only (default: 1; digits: 0)")
     group.add_argument("--precision", choices=execution.PRECISIONS, default="auto", help="auto: "
@@ -191,12 +198,22 @@ def add_run(group: argparse.ArgumentParser) -> None:
     group.add_argument("--compile", choices=execution.COMPILE, default="auto",
                        help="on: fuse kernels with torch.compile; auto: on a GPU, where it earns "
                             "its minute back; capture: CUDA graphs alone; off: not even those")
-    group.add_argument("--deterministic", action="store_true", help="only algorithms that give the "
-                       "same bits in every run, also on a GPU (slower, and never compiled)")
+    _add_deterministic(group)
     group.add_argument("--sync-bn", action="store_true",
                        help="under torchrun: batch norm over the batch of all processes")
     group.add_argument("--save-every", type=int, default=1, metavar="N",
                        help="save the state to continue from every N epochs (default: %(default)s)")
+
+
+def _add_device(group: argparse.ArgumentParser) -> None:
+    group.add_argument("--device", default="auto", metavar="NAME",
+                       help="cpu, cuda, cuda:1 ... (default: a GPU if any)")
+    group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
+
+
+def _add_deterministic(group: argparse.ArgumentParser) -> None:
+    group.add_argument("--deterministic", action="store_true", help="only algorithms that give the "
+                       "same bits in every run, also on a GPU (slower, and never compiled)")
 
 
 def add_stage(group: argparse.ArgumentParser) -> None:

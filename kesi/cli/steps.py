@@ -1,6 +1,7 @@
 """What the scripts of single steps do: each reads its flags,
 and calls one stage with the recipe they give."""
 
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,7 +27,8 @@ from kesi.system.errors import UsageError
 def train(doc: str, family: str) -> None:
     """Step 1 from the command line."""
     parser = entry.parser(doc)
-    flags.add_network(parser, "resnet18" if family == "tinyimagenet" else "resnet56")
+    default = "resnet18" if family == "tinyimagenet" else "resnet56"
+    flags.add_network(parser, default)
     flags.add_data(parser, "tinyimagenet" if family == "tinyimagenet" else "cifar10", family)
     flags.add_pretrained(parser)
     flags.add_seed_and_save(parser, "runs/<dataset>-<arch>-<method>/seed<seed>/baseline")
@@ -34,13 +36,14 @@ def train(doc: str, family: str) -> None:
     flags.add_run(parser)
     parser.add_argument("--evaluate", type=Path, metavar="FILE",
                         help="only tell the test accuracy of this checkpoint")
-    args = parser.parse_args()
+    args = parser.parse_args(namespace=Namespace(arch=None))  # so that it is seen if one is given
+    given, args.arch = args.arch, args.arch or default
     recipe = recipes.recipe(args.arch, args.dataset, args.method, family)
     training, options = flags.training_for(args, recipe.baseline), flags.options_for(args)
     if args.evaluate is not None:
         path = checkpoints.find(args.evaluate)
-        said = checkpoints.load(path).info.data
-        _tell(path, flags.dataset_for(args, family, said), options.device)
+        said = checkpoints.load(path, given).info.data
+        _tell(path, flags.dataset_for(args, family, said), options.device, given)
         return
     folder = (args.save or Path("runs", f"{args.dataset}-{args.arch}-{args.method}",
                                 f"seed{args.seed}", "baseline"))
@@ -70,10 +73,11 @@ def prune(doc: str, family: str, method: str) -> None:
     parser.add_argument("--evaluate", action="store_true",
                         help="tell the test accuracy before and after")
     flags.add_data(parser, None, family)
-    flags.add_run(parser)
+    flags.add_look(parser)
     args = parser.parse_args()
     parent = checkpoints.load(args.model, args.arch)
     args.dataset = args.dataset or _dataset_of(parent)
+    options = flags.options_for(args)
     recipe = recipes.recipe(parent.network.arch, args.dataset or "", method, family).changed(
         criterion=args.criterion)
     number = lineage.round_of(parent, recipe) + 1
@@ -88,7 +92,7 @@ def prune(doc: str, family: str, method: str) -> None:
 
     evidence = Evidence(images, parent.info.seed or 0)
     if args.evaluate:
-        dataset, options = images(), flags.options_for(args)
+        dataset = images()
         before = evaluate(lineage.fitting(parent.path, dataset, args.arch).network, dataset,
                           dataset.test, options.device)
     known = _pruned_already(folder / PRUNED, parent)
