@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import kesi
-from doors import ROOT, fails, works
+from doors import ROOT, fails, script, works
 from kesi import checkpoints
 from kesi.report import published
 from kesi.report.report import report
@@ -177,10 +177,26 @@ def test_an_unfinished_run_says_so_and_a_folder_is_never_written_over(filter_run
     run = shutil.copytree(filter_run, tmp_path / "run")
     shutil.rmtree(run / "seed0" / "kesi")
     out = tmp_path / "out"
-    works("kesi", "publish", run, "--out", out)
+    done = script("kesi", "publish", run, "--out", out)
+    assert done.code == 0 and done.out.splitlines()[-1].startswith("2 networks")
+    assert (f"no seed of {run} has finished all of baseline, onecycle-2, kesi: its networks here "
+            "are baseline, onecycle-2") in done.err
     assert json.loads((out / "published.json").read_text())["unfinished"] == ["filter/seed0/kesi"]
     works("kesi", "verify", out, "--no-accuracy")
     fails("kesi", "publish", run, "--out", out, code=2, says="is there already")
+
+
+def test_the_networks_are_those_of_the_first_seed_that_is_finished(filter_run, tmp_path):
+    run = shutil.copytree(filter_run, tmp_path / "run")
+    shutil.move(run / "seed0", run / "seed1")
+    edit(run / "run.json", seeds=[0, 1])
+    out = works("kesi", "publish", run, "--out", tmp_path / "out")
+    assert "3 networks and all records" in out
+    assert sorted(json.loads((tmp_path / "out" / "published.json").read_text())["networks"]) == [
+        "filter/seed1/baseline", "filter/seed1/kesi", "filter/seed1/onecycle-2"]
+    assert kesi.from_pretrained(tmp_path / "out" / "filter" / "seed1" / "kesi").arch == "resnet20"
+    again = works("kesi", "publish", tmp_path / "out" / "filter", "--out", tmp_path / "again")
+    assert "3 networks" in again
 
 
 def test_seeds_that_were_run_apart_are_published_as_one_run(shared, filter_run, tmp_path):

@@ -1,6 +1,7 @@
 """kesi publish: finished runs as a folder for other people to look at, load and check."""
 
 import shutil
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,10 +30,11 @@ def publish(argv: Sequence[str] | None = None) -> None:
         kesi publish results/digits/filter runs/more-seeds --out results/digits-more
 
     Runs that differ in nothing but their seeds are published as one, also with those that have been
-    published before. Of the first seed, baseline, last snapshot and the network of KESI are written
-    as safetensors with a model card each; kesi.from_pretrained reads them. Of every stage the
-    record and the epochs are kept, without where files lay on this machine. kesi verify checks such
-    a folder and, for whoever has the images, computes the accuracies of its networks anew.
+    published before. Of the first seed that has finished them all, baseline, last snapshot and the
+    network of KESI are written as safetensors with a model card each; kesi.from_pretrained reads
+    them. Of every stage the record and the epochs are kept, without where files lay on this
+    machine. kesi verify checks such a folder and, for whoever has the images, computes the
+    accuracies of its networks anew.
     """
     parser = entry.parser(publish.__doc__, "kesi publish")
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN",
@@ -51,10 +53,10 @@ def publish(argv: Sequence[str] | None = None) -> None:
         networks: dict[str, list] = {}
         for name, run in zip(names, runs, strict=True):
             published.copy_records(run, folder / name)
-            for stage in published.shown_stages(run.record):
-                here = Path(name) / f"seed{min(run.seeds)}" / stage
-                if stage in run.seeds[min(run.seeds)]:
-                    networks[here.as_posix()] = _network(run, stage, folder / here, data)
+            seed, stages = _shown(run)
+            for stage in stages:
+                here = Path(name) / f"seed{seed}" / stage
+                networks[here.as_posix()] = _network(run, seed, stage, folder / here, data)
         write_json(folder / published.PUBLISHED,
                    published.describe(dict(zip(names, runs, strict=True)), networks))
         copies = [folder / name for name in names]
@@ -73,9 +75,22 @@ def _names(runs: Sequence[Run]) -> list[str]:
     raise UsageError("two of these run folders have one name: rename one of them")
 
 
-def _network(run: Run, stage: str, out: Path, data: str) -> list[list[float]]:
-    """Write the network of a stage of the first seed, and return what it answers to noise."""
-    seed = min(run.seeds)
+def _shown(run: Run) -> tuple[int, list[str]]:
+    """The seed whose networks are shown, and their stages: the first that has finished all of
+    them. Warns where none has; it is the first of those that have most of them then."""
+    wanted = published.shown_stages(run.record)
+    finished = {seed: [stage for stage in wanted if stage in results]
+                for seed, results in sorted(run.seeds.items())}
+    seed = max(finished, key=lambda one: len(finished[one]), default=0)
+    found = finished.get(seed, [])
+    if len(found) < len(wanted):
+        warnings.warn(f"no seed of {run.folder} has finished all of {', '.join(wanted)}: its "
+                      f"networks here are {', '.join(found) or 'none'}", stacklevel=2)
+    return seed, found
+
+
+def _network(run: Run, seed: int, stage: str, out: Path, data: str) -> list[list[float]]:
+    """Write the network of a stage of a seed, and return what it answers to noise."""
     beside = run.place(seed)
     if (beside / stage / published.WEIGHTS).is_file():  # published before
         shutil.copytree(beside / stage, out, dirs_exist_ok=True,
