@@ -32,7 +32,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 test: $(VENV)/.ready ## Run the tests of the method, about ten minutes on two cores
 	$(PYTEST) -m 'not slow'
 
-slow: $(VENV)/.ready ## Run the tests of notebook, documents, own networks, benchmarks, Ray and several processes
+slow: $(VENV)/.ready ## Run the tests of notebook, documents, studies, own networks, benchmarks, Ray and several processes
 	$(PYTEST) -m slow
 
 chaos: $(VENV)/.ready ## Kill pipelines 100 times and compare with runs left alone, then tamper with runs 100 times

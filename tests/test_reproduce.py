@@ -312,6 +312,7 @@ VARIANTS = {"paper": paper, "labels": paper.changed(teachers="labels")}
 """
 
 
+@pytest.mark.slow
 def test_a_study_is_a_job_a_seed_and_ends_in_its_own_table(tmp_path, monkeypatch):
     """One seed here, one as a worker of a cluster runs it, one still missing; then as an array."""
     monkeypatch.chdir(tmp_path)

@@ -504,6 +504,7 @@ def test_rounds_are_said_with_their_target():
             wrong()
 
 
+@pytest.mark.slow
 def test_a_ranking_over_all_layers_decides_the_widths_of_every_round(tmp_path):
     """What is left is the target, of widths that the trained networks choose; as in memory."""
     file, folder = tmp_path / "ranked.py", tmp_path / "runs"
@@ -661,6 +662,7 @@ VARIANTS = {"snapshots": paper, "independent": paper.changed(teachers=3)}
     assert checkpoints.load(folder / second).digest == alone.digest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", sorted((ROOT / "studies").glob("*.py")), ids=lambda one: one.stem)
 def test_our_own_studies_compare_equal_work_and_macs(file, tmp_path):
     more = ["--val-fraction", "0.1"] * ("--val-fraction" in file.read_text())
