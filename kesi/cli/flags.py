@@ -179,12 +179,9 @@ def check_unlabelled(args: argparse.Namespace) -> None:
 
 
 def add_look(group: argparse.ArgumentParser) -> None:
-    """--device, --threads and --deterministic, of what only tells accuracies: options_for() finds
-    the rest of add_run() as it is where nobody asks."""
+    """--device, --threads and --deterministic, of what trains nothing: see machine_for()."""
     _add_device(group)
     _add_deterministic(group)
-    group.set_defaults(eval_every=None, precision="auto", compile="off", sync_bn=False,
-                       save_every=1)
 
 
 def add_run(group: argparse.ArgumentParser) -> None:
@@ -317,14 +314,20 @@ def classes_and_size(args: argparse.Namespace, family: str,
 
 def options_for(args: argparse.Namespace) -> Options:
     """The machine's side of a run. Raises UsageError for a device that is not there."""
-    execution.set_threads(args.threads)
-    name = device_for(args.device)
     eval_every = args.eval_every if args.eval_every is not None else (
         INFO[args.dataset].eval_every if args.dataset in INFO else 1)
-    options = Options(name, eval_every, args.save_every, args.precision, args.compile,
+    options = Options(args.device, eval_every, args.save_every, args.precision, args.compile,
                       args.deterministic, args.sync_bn)
-    execution.set_up(name, args.precision, args.deterministic)
-    return replace(options, device=distributed.start(name))
+    return replace(options, device=machine_for(args, args.precision))
+
+
+def machine_for(args: argparse.Namespace, precision: str = "auto") -> str:
+    """The device of this process, with torch set up as --threads and --deterministic say.
+    Raises UsageError for a device that is not there."""
+    execution.set_threads(args.threads)
+    name = device_for(args.device)
+    execution.set_up(name, precision, args.deterministic)
+    return distributed.start(name)
 
 
 def dataset_for(args: argparse.Namespace, family: str, said: dict | None = None) -> Dataset:

@@ -17,7 +17,7 @@ from kesi.system.files import csv_text, make_folder, write_atomic, write_text
 from kesi.system.provenance import device_name
 from kesi.tools.compare import compare as compare_networks
 from kesi.tools.compare import names as names_of
-from kesi.tools.inputs import Inputs, dataset_of, inputs_of
+from kesi.tools.inputs import datasets_of, inputs_of
 from kesi.tools.landscape import check_points, check_square, line, plane, same_shape
 from kesi.tools.latency import MEDIAN
 from kesi.tools.predict import Prediction, predict_images
@@ -211,25 +211,16 @@ def landscape(argv: Sequence[str] | None = None) -> None:
     args.data = images_folder(args, (args.checkpoints or [args.plane])[0])
     for one, other in zip(loaded, loaded[1:], strict=False):
         same_shape(one.network.state_dict(), other.network.state_dict())
-    images = _images([*loaded[:1], *around], args)
-    for one in loaded:
+    looking = [*loaded[:1], *around]
+    images = datasets_of(looking, [inputs_of(one, args.dataset, args.image_size, args.data)
+                                   for one in looking], args.data, not args.no_download)
+    for one in loaded[1:]:
         check_classes(one, images[0])
     make_folder(args.out)  # when nothing is wrong, and before anything is computed
     if loaded:
         _lines(loaded, images[0], args, device)
     if around:
         _plane(around[0], images[-1], args, device)
-
-
-def _images(looking: Sequence[Checkpoint], args) -> list[Dataset]:
-    """What each of the checkpoints looks at; equal images are in memory once."""
-    known: dict[Inputs, Dataset] = {}
-    wanted = [inputs_of(one, args.dataset, args.image_size, args.data) for one in looking]
-    for one, inputs in zip(looking, wanted, strict=True):
-        if inputs not in known:
-            known[inputs] = dataset_of(one, inputs, args.data, not args.no_download)
-        check_classes(one, known[inputs])
-    return [known[inputs] for inputs in wanted]
 
 
 def _draw(path: Path, draw: Callable, *arguments: object) -> None:

@@ -77,7 +77,7 @@ def prune(doc: str, family: str, method: str) -> None:
     args = parser.parse_args()
     parent = checkpoints.load(args.model, args.arch)
     args.dataset = args.dataset or _dataset_of(parent)
-    options = flags.options_for(args)
+    device = flags.machine_for(args)
     recipe = recipes.recipe(parent.network.arch, args.dataset or "", method, family).changed(
         criterion=args.criterion)
     number = lineage.round_of(parent, recipe) + 1
@@ -94,13 +94,13 @@ def prune(doc: str, family: str, method: str) -> None:
     if args.evaluate:
         dataset = images()
         before = evaluate(lineage.fitting(parent.path, dataset, args.arch).network, dataset,
-                          dataset.test, options.device)
+                          dataset.test, device)
     known = _pruned_already(folder / PRUNED, parent)
     pruned = steps.prune(parent, recipe, amount, folder, number, evidence)
     print(f"round {pruned.round}: {_size(parent)} -> {_size(pruned)}, "
           f"{'there already:' if known else 'written to'} {pruned.path}")
     if args.evaluate:
-        after = evaluate(pruned.network, dataset, dataset.test, options.device)
+        after = evaluate(pruned.network, dataset, dataset.test, device)
         print(f"test accuracy {before[1]:.2f} % before, {after[1]:.2f} % after pruning")
 
 

@@ -172,6 +172,20 @@ def csv_text(lines: Sequence[dict]) -> str:
     return text.getvalue()
 
 
+def walk(folder: Path, onerror: Callable[[OSError], None] | None = None,
+         ) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """os.walk() that goes into linked folders too, and into each once: a link may lead back."""
+    been = set()
+    for here, folders, names in os.walk(folder, onerror=onerror, followlinks=True):
+        there = os.path.realpath(here)
+        if there in been:
+            folders.clear()
+            continue
+        been.add(there)
+        folders.sort()
+        yield Path(here), folders, names
+
+
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how what a spreadsheet computes begins
 
 

@@ -21,13 +21,13 @@ from kesi.data.split import Size
 from kesi.method.distillation import agreement
 from kesi.method.sizes import macs, parameters
 from kesi.method.training import predict, score
-from kesi.runs.lineage import check_classes, check_same_test, snapshots_of
+from kesi.runs.lineage import check_same_test, snapshots_of
 from kesi.system.errors import UsageError
 from kesi.system.files import csv_text
 from kesi.tools import latency
 from kesi.tools.export import Exported, about_of, network_for, scaled
 from kesi.tools.formats import Runner, encode, runner
-from kesi.tools.inputs import Inputs, dataset_of, inputs_of
+from kesi.tools.inputs import Inputs, dataset_of, datasets_of, inputs_of
 
 ACCURACY = 5000  # test images, at most, for the accuracies of exported files
 
@@ -146,14 +146,10 @@ def _predictions(loaded: Sequence[Checkpoint], inputs: Sequence[Inputs], root: s
         raise UsageError("the checkpoints know "
                          f"different data sets ({', '.join(map(str, named))}): name one with "
                          "--dataset, or leave accuracies out with --no-accuracy")
-    logits, labels, known = [], None, {}
-    for checkpoint, one in zip(loaded, inputs, strict=True):
-        if one not in known:  # equal inputs share the images in memory
-            known[one] = dataset_of(checkpoint, one, root, download)
-        check_classes(checkpoint, known[one])
-        split = known[one].test
-        labels = split.labels
-        logits.append(predict(checkpoint.network, known[one], split, device))
+    looked_at = datasets_of(loaded, inputs, root, download)
+    labels = looked_at[0].test.labels
+    logits = [predict(checkpoint.network, one, one.test, device)
+              for checkpoint, one in zip(loaded, looked_at, strict=True)]
     together = torch.stack(logits)
     found = agreement(together, labels)
     return ([score(one, labels)[1] for one in together],

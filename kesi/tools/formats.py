@@ -189,9 +189,8 @@ def save_bytes(model: Network, about: dict[str, Any], sparse: bool = False) -> b
         if bool((tensors[name] == 0).any()):
             weight = tensors.pop(name)
             packed.append(name)
-            parts = pack(weight)
-            tensors |= {f"{name}.{part}": value for part, value in parts.items()}
-            whole[name] = unpack(parts, weight.shape)  # in which no zero has a sign
+            tensors |= {f"{name}.{part}": value for part, value in pack(weight).items()}
+            whole[name] = weight + 0.0  # what is packed has no zero with a sign
     metadata = {"format": FORMAT, "version": VERSION, "arch": model.arch,
                 "num_classes": model.num_classes, "cfg": model.cfg, "sparse": packed,
                 **about, DIGEST: digest_of(whole)}

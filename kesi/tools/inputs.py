@@ -5,6 +5,7 @@ Checkpoints of ours say so themselves; those of the released code do not, and ta
 set's name.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -195,3 +196,15 @@ def dataset_of(checkpoint: Checkpoint, inputs: Inputs, root: str | Path,
     check_classes(checkpoint, dataset)
     mean, std = inputs.statistics()
     return replace(dataset, mean=mean, std=std)
+
+
+def datasets_of(loaded: Sequence[Checkpoint], inputs: Sequence[Inputs], root: str | Path,
+                download: bool = False) -> list[Dataset]:
+    """What each checkpoint looks at, as dataset_of() gives it and with its errors; equal inputs
+    share the images in memory."""
+    known: dict[Inputs, Dataset] = {}
+    for checkpoint, one in zip(loaded, inputs, strict=True):
+        if one not in known:
+            known[one] = dataset_of(checkpoint, one, root, download)
+        check_classes(checkpoint, known[one])
+    return [known[one] for one in inputs]

@@ -4,8 +4,7 @@ Images are cut, resized and scaled as test images were in training. A checkpoint
 code does not say how: name its data set with --dataset.
 """
 
-import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from kesi.data.augment import Normalise
 from kesi.data.decode import Storage, decode, is_image
 from kesi.system.errors import KesiError, UsageError
 from kesi.system.execution import full_precision
+from kesi.system.files import walk
 from kesi.tools.inputs import Inputs, inputs_of, pictures_only
 
 BATCH = 64
@@ -42,7 +42,8 @@ def image_files(paths: Iterable[str | Path]) -> list[Path]:
     found: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            inside = sorted(_images_below(path))
+            inside = sorted(here / name for here, _, names in walk(path) for name in names
+                            if is_image(name) and (here / name).is_file())
             if not inside:
                 raise UsageError(f"no images in the folder {path}")
             found += inside
@@ -51,20 +52,6 @@ def image_files(paths: Iterable[str | Path]) -> list[Path]:
         else:
             raise UsageError(f"no such image or folder: {path}")
     return found
-
-
-def _images_below(folder: Path) -> Iterator[Path]:
-    been = set()
-    for here, folders, names in os.walk(folder, followlinks=True):
-        there = os.path.realpath(here)
-        if there in been:  # a link that leads back
-            folders.clear()
-            continue
-        been.add(there)
-        folders.sort()
-        for path in (Path(here) / name for name in names if is_image(name)):
-            if path.is_file():
-                yield path
 
 
 def predict_images(checkpoint: Checkpoint,

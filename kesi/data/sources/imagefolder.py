@@ -14,6 +14,7 @@ from kesi.data.cache import Cached, cached
 from kesi.data.decode import SUFFIXES, Storage, is_image
 from kesi.data.split import UNKNOWN, Images, Split
 from kesi.system.errors import KesiError, controls
+from kesi.system.files import walk
 
 
 def load_imagefolder(root: Path, storage: Storage, download: bool) -> Images:
@@ -118,15 +119,10 @@ def _images_below(root: Path) -> tuple[list[str], list[Path]]:
 
     if not root.is_dir():
         raise KesiError(f"{root} is not a folder: --unlabelled takes one with images")
-    files, others, been = [], [], set()
-    for here, folders, names in os.walk(root, onerror=unreadable, followlinks=True):
-        there = os.path.realpath(here)
-        folders[:] = [] if there in been else sorted(
-            name for name in folders if not name.startswith("."))
-        if there in been:  # a link that leads back
-            continue
-        been.add(there)
-        for path in (Path(here) / name for name in sorted(names) if not name.startswith(".")):
+    files, others = [], []
+    for here, folders, names in walk(root, unreadable):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for path in (here / name for name in sorted(names) if not name.startswith(".")):
             if _is_one(path):
                 files.append(str(path.relative_to(root)))
             else:
